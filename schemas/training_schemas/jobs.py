@@ -1,0 +1,93 @@
+"""The job: the one message that a backend publishes."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from msgspec import Meta, field
+
+from training_schemas.base import JobId, StrictWire, Text
+
+JOB_TYPE = "training.job.submit.v1"
+
+
+class ModelFamily(StrEnum):
+    """Base models that share their queues."""
+
+    FLUX = "flux"
+    SDXL = "sdxl"
+
+
+class TrainingType(StrEnum):
+    """What is trained, and on which family of base models."""
+
+    FLUX_LORA = "FLUX_LORA"
+    SDXL_LORA = "SDXL_LORA"
+    SDXL_TEXTUAL_INVERSION = "SDXL_TEXTUAL_INVERSION"
+    SDXL_FINETUNE = "SDXL_FINETUNE"
+
+    @property
+    def family(self) -> ModelFamily:
+        """The family of base models that this type trains."""
+        return ModelFamily(self.value.partition("_")[0].lower())
+
+
+class MemoryTier(StrEnum):
+    """A class of GPU memory: what a job needs at least, and what a card offers."""
+
+    GB8 = "8gb"
+    GB16 = "16gb"
+    GB24 = "24gb"
+    GB40 = "40gb"
+    GB80 = "80gb"
+
+    @property
+    def gigabytes(self) -> int:
+        """The tier's nominal size in GiB, as on the card's box."""
+        return int(self.value.removesuffix("gb"))
+
+
+class CostOptimization(StrEnum):
+    """Which preset a job that names none gets: the cheapest, the usual, or the best result."""
+
+    AGGRESSIVE = "aggressive"
+    BALANCED = "balanced"
+    QUALITY = "quality"
+
+
+class EngineName(StrEnum):
+    """Which trainer runs the job; ``auto`` leaves the choice to the worker."""
+
+    AUTO = "auto"
+    DIFFUSERS = "diffusers"
+    INVOKE = "invoke"
+
+
+class TrainingJob(StrictWire, frozen=True, kw_only=True):
+    """A request to train once.
+
+    Only the first four fields are required. What else is left out comes from the preset. Paths are absolute and
+    as the GPU hosts see them; memory is a tier's name, money is US dollars.
+    """
+
+    job_id: JobId
+    training_type: TrainingType
+    dataset_path: Text
+    output_path: Text
+    preset: Text | None = None
+    model: Text | None = None
+    resolution: Annotated[int, Meta(ge=64, le=2048, multiple_of=16)] | None = None
+    batch_size: Annotated[int, Meta(ge=1, le=64)] | None = None
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
+    max_train_steps: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
+    gpu_memory_tier: MemoryTier | None = None
+    cost_optimization: CostOptimization | None = None
+    config_overrides: dict[str, Any] = {}
+    priority: Annotated[int, Meta(ge=0, le=9)] = 0
+    max_cost_usd: Annotated[float, Meta(gt=0)] | None = field(default=None, name="maxCostUSD")
+    max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
+    engine: EngineName = EngineName.AUTO
+    labels: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=63)], Annotated[str, Meta(max_length=256)]],
+        Meta(max_length=32),
+    ] = {}

@@ -1,0 +1,151 @@
+"""The run's progress: what a trainer tells, one JSON record a line, in ``progress.jsonl`` of its run folder.
+
+The file is append-only and each record is written whole, so that a daemon can stop reading at any byte and go on later.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from training_schemas.base import Wire
+
+
+class Phase(StrEnum):
+    """What a trainer is doing; the first five are preparation."""
+
+    STARTING = "starting"
+    CHECKING_DATASET = "checkingDataset"
+    CACHING_TEXT = "cachingText"
+    CACHING_LATENTS = "cachingLatents"
+    LOADING_MODEL = "loadingModel"
+    TRAINING = "training"
+    CHECKPOINTING = "checkpointing"
+    SAMPLING = "sampling"
+    EXPORTING = "exporting"
+
+
+class FailureReason(StrEnum):
+    """Why an attempt failed. A closed list: each reason has one policy (see docs/states.md)."""
+
+    DATASET_MISSING = "datasetMissing"
+    DATASET_INVALID = "datasetInvalid"
+    MODEL_MISSING = "modelMissing"
+    MODEL_INVALID = "modelInvalid"
+    CONFIG_INVALID = "configInvalid"
+    OUTPUT_INVALID = "outputInvalid"
+    OUT_OF_MEMORY = "outOfMemory"
+    LOSS_NOT_FINITE = "lossNotFinite"
+    DISK_FULL = "diskFull"
+    TRAINER_CRASHED = "trainerCrashed"
+
+
+class Fault(Wire, frozen=True, kw_only=True):
+    """One thing that is wrong: where (a field's path or a file's), and what."""
+
+    path: str
+    reason: str
+
+
+class ProgressRecord(Wire, frozen=True, kw_only=True, tag_field="record"):
+    """Common to all records: a count from 1 without holes, and when (unix seconds)."""
+
+    sequence: Annotated[int, Meta(ge=1)]
+    time: float
+
+
+class PhaseRecord(ProgressRecord, frozen=True, kw_only=True, tag="phase"):
+    """A phase began; ``total`` items lie ahead in it where that can be counted."""
+
+    phase: Phase
+    total: int | None = None
+
+
+class StepRecord(ProgressRecord, frozen=True, kw_only=True, tag="step"):
+    """An optimizer step was taken: its number from 1, the mean loss of its samples, and the rate that it used."""
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+
+
+class CheckpointRecord(ProgressRecord, frozen=True, kw_only=True, tag="checkpoint"):
+    """A checkpoint folder is complete on disk; a later attempt may resume from it after ``step`` steps."""
+
+    step: int
+    path: str
+
+
+class SampleRecord(ProgressRecord, frozen=True, kw_only=True, tag="sample"):
+    """A picture was drawn with the adapter as it was after ``step`` steps."""
+
+    step: int
+    path: str
+    prompt: str
+
+
+class WarningRecord(ProgressRecord, frozen=True, kw_only=True, tag="warning"):
+    """Something the user should know and that does not stop the run."""
+
+    message: str
+
+
+class Artifact(Wire, frozen=True, kw_only=True):
+    """A file of the result: its path below the attempt's folder, what it is, its bytes and their SHA-256."""
+
+    path: str
+    kind: str
+    size_bytes: int
+    sha256: str
+
+
+class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
+    """The run ended well. The last record of its file.
+
+    ``first_loss`` and ``last_loss`` are those of the first and the last optimizer step of the whole job, whose noise
+    levels differ; ``fixed_loss_before`` and ``fixed_loss_after`` are taken on one fixed set of images, noise and
+    noise levels, and can be compared.
+    """
+
+    steps: int
+    first_loss: float
+    last_loss: float
+    fixed_loss_before: float
+    fixed_loss_after: float
+    artifacts: list[Artifact]
+
+
+class StoppedRecord(ProgressRecord, frozen=True, kw_only=True, tag="stopped"):
+    """The run stopped before its end because it was told to, or found itself an orphan. The last record."""
+
+    step: int
+    why: str
+
+
+class FailedRecord(ProgressRecord, frozen=True, kw_only=True, tag="failed"):
+    """The run failed, and knows why. The last record."""
+
+    reason: FailureReason
+    message: str
+    faults: list[Fault] = []
+
+
+AnyRecord = (
+    PhaseRecord
+    | StepRecord
+    | CheckpointRecord
+    | SampleRecord
+    | WarningRecord
+    | DoneRecord
+    | StoppedRecord
+    | FailedRecord
+)
+
+_decoder = msgspec.json.Decoder(AnyRecord)
+
+
+def decode_record(line: bytes) -> AnyRecord:
+    """Read one line of a progress file. Raises `msgspec.ValidationError` or `msgspec.DecodeError`."""
+    return _decoder.decode(line)
