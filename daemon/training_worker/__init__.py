@@ -1,1 +1,10 @@
-"""A daemon that trains LoRAs on GPU hosts from a RabbitMQ queue, and the client that talks to it."""
+"""A daemon that trains LoRAs on GPU hosts from a RabbitMQ queue, and the client that talks to it.
+
+Importing this is cheap: neither AMQP, NVML nor torch is loaded before it is needed.
+"""
+
+from training_worker.client import AsyncTrainingWorkerAPI, Receipt, TrainingWorkerAPI
+from training_worker.jobs import flux_lora_job, sdxl_lora_job
+from training_worker.version import __version__
+
+__all__ = ["AsyncTrainingWorkerAPI", "Receipt", "TrainingWorkerAPI", "__version__", "flux_lora_job", "sdxl_lora_job"]

@@ -143,7 +143,7 @@ AnyRecord = (
     | FailedRecord
 )
 
-_decoder = msgspec.json.Decoder(AnyRecord)
+_decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 
 def decode_record(line: bytes) -> AnyRecord:

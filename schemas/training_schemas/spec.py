@@ -35,10 +35,10 @@ class WeightDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-class FluxLoraParameters(StrictWire, frozen=True, kw_only=True):
-    """Every setting of a FLUX LoRA run. Sizes are pixels, lengths are tokens, intervals are optimizer steps.
+class TrainingParameters(StrictWire, frozen=True, kw_only=True):
+    """The settings that every type of training has. Sizes are pixels, intervals are optimizer steps, 0 for never.
 
-    One optimizer step sees ``batch_size * gradient_accumulation_steps`` images. An interval of 0 means never.
+    One optimizer step sees ``batch_size * gradient_accumulation_steps`` images.
     """
 
     resolution: Annotated[int, Meta(ge=64, le=2048, multiple_of=16)]
@@ -46,13 +46,7 @@ class FluxLoraParameters(StrictWire, frozen=True, kw_only=True):
     gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=256)]
     max_train_steps: Annotated[int, Meta(ge=1, le=1_000_000)]
     learning_rate: Annotated[float, Meta(gt=0, le=1)]
-    lora_rank: Annotated[int, Meta(ge=1, le=256)]
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)]
-    timestep_sampler: TimestepSampler
-    discrete_flow_shift: Annotated[float, Meta(ge=1, le=5)]
-    guidance_scale: Annotated[float, Meta(ge=0.5, le=2)]
-    clip_tokenizer_max_length: Annotated[int, Meta(ge=1, le=77)]
-    t5_tokenizer_max_length: Annotated[int, Meta(ge=1, le=512)]
     gradient_checkpointing: bool
     weight_dtype: WeightDtype
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
@@ -60,6 +54,23 @@ class FluxLoraParameters(StrictWire, frozen=True, kw_only=True):
     checkpoint_every: Annotated[int, Meta(ge=0)]
     validation_prompts: Annotated[list[Text], Meta(max_length=16)]
     validation_inference_steps: Annotated[int, Meta(ge=1, le=200)]
+
+
+class FluxLoraParameters(TrainingParameters, frozen=True, kw_only=True):
+    """Every setting of a FLUX LoRA run. Lengths are tokens."""
+
+    lora_rank: Annotated[int, Meta(ge=1, le=256)]
+    timestep_sampler: TimestepSampler
+    discrete_flow_shift: Annotated[float, Meta(ge=1, le=5)]
+    guidance_scale: Annotated[float, Meta(ge=0.5, le=2)]
+    clip_tokenizer_max_length: Annotated[int, Meta(ge=1, le=77)]
+    t5_tokenizer_max_length: Annotated[int, Meta(ge=1, le=512)]
+
+
+class SdxlParameters(TrainingParameters, frozen=True, kw_only=True):
+    """The settings of an SDXL run; a full finetune and a textual inversion have no use for the rank."""
+
+    lora_rank: Annotated[int, Meta(ge=1, le=256)]
 
 
 class RunSpec(StrictWire, frozen=True, kw_only=True):

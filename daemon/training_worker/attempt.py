@@ -1,0 +1,125 @@
+"""An attempt: one owned job on one card, from its settings to a spec that a trainer can run, and to its result."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from training_schemas.jobs import EngineName, TrainingJob, TrainingType
+from training_schemas.progress import DoneRecord, FailureReason
+from training_schemas.spec import RunSpec
+from training_worker.cards import Card
+from training_worker.errors import AttemptError
+from training_worker.history import JobHistory
+from training_worker.paths import path_faults
+from training_worker.queued_job import QueuedJob
+from training_worker.run_folder import fsync_folder
+from training_worker.settings import EngineSettings, Settings
+from training_worker.version import __version__
+
+MANIFEST_FILE = "manifest.json"
+
+DEFAULT_MODELS = {
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+
+
+def choose_engine(job: TrainingJob, settings: Settings) -> tuple[EngineName, EngineSettings]:
+    """The engine that trains a job on this worker. Raises `AttemptError`."""
+    wanted = None if job.engine is EngineName.AUTO else job.engine
+    for name, engine in settings.engines.items():
+        if wanted in (None, name) and job.training_type in engine.training_types:
+            return name, engine
+    raise AttemptError(
+        FailureReason.CONFIG_INVALID, f"cannot train {job.training_type}: this worker has no engine {job.engine} for it"
+    )
+
+
+def served_types(settings: Settings) -> set[TrainingType]:
+    """The training types that this worker has an engine for."""
+    return {kind for engine in settings.engines.values() for kind in engine.training_types}
+
+
+def attempt_folder(job: TrainingJob, attempt: int) -> Path:
+    """Where an attempt writes: beside the output, so that a rename promotes it."""
+    output = Path(job.output_path)
+    return output.parent / f".{output.name}.{job.job_id}.{attempt}"
+
+
+def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, card: Card, settings: Settings) -> RunSpec:
+    """Settle everything that a trainer must know. Raises `AttemptError`, naming what is missing and where."""
+    job = queued.job
+    if faults := path_faults(job, settings):
+        raise AttemptError(FailureReason.CONFIG_INVALID, "cannot train: a path is not allowed on this host", faults)
+    if not Path(job.dataset_path).exists():
+        raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
+    return RunSpec(
+        job_id=job.job_id,
+        attempt=attempt,
+        training_type=job.training_type,
+        engine=choose_engine(job, settings)[0],
+        model_path=str(_model_folder(job, settings)),
+        dataset_path=job.dataset_path,
+        attempt_path=str(_make_attempt_folder(job, attempt)),
+        resume_from=_resume_point(before),
+        device="cpu" if card.simulated else "cuda",
+        parameters=msgspec.to_builtins(queued.plan.parameters),
+    )
+
+
+def _model_folder(job: TrainingJob, settings: Settings) -> Path:
+    name = job.model or DEFAULT_MODELS[job.training_type.family]
+    if name not in settings.models:
+        known = ", ".join(settings.models) or "none"
+        raise AttemptError(
+            FailureReason.MODEL_MISSING, f"cannot train: model {name!r} is not allowed on this worker; allowed: {known}"
+        )
+    if not settings.models[name].is_dir():
+        raise AttemptError(FailureReason.MODEL_MISSING, f"cannot train: no model folder at {settings.models[name]}")
+    return settings.models[name]
+
+
+def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
+    output, folder = Path(job.output_path), attempt_folder(job, attempt)
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {output} exists and is not empty")
+        # Left by an attempt of the same number whose claim was never confirmed: nobody will ask for it.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {error}") from None
+    return folder
+
+
+def _resume_point(before: JobHistory) -> str | None:
+    if before.checkpoint is None or not Path(before.checkpoint.path).is_dir():
+        return None
+    return before.checkpoint.path
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the output says about itself, in ``manifest.json``."""
+
+    job: TrainingJob
+    worker_version: str
+    spec: RunSpec
+    result: DoneRecord
+
+
+def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord) -> None:
+    """Make a finished attempt the job's output, by one rename, and drop what earlier ones left.
+
+    Raises `AttemptError` if the output cannot be written any more.
+    """
+    manifest = Manifest(job=job, worker_version=__version__, spec=spec, result=result)
+    folder, output = Path(spec.attempt_path), Path(job.output_path)
+    try:
+        (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        folder.rename(output)
+        fsync_folder(output.parent)
+    except OSError as error:
+        raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {error}") from None
+    for earlier in range(1, spec.attempt):
+        shutil.rmtree(attempt_folder(job, earlier), ignore_errors=True)

@@ -1,0 +1,75 @@
+"""The link: sessions one after the other, each opened when the last one was lost."""
+
+import asyncio
+import random
+
+import structlog
+from aio_pika import Message
+
+from training_worker.broker.names import Names
+from training_worker.broker.session import Session
+from training_worker.errors import BrokerError, BrokerLostError
+
+FIRST_DELAY = 0.2
+LONGEST_DELAY = 15.0
+
+log = structlog.get_logger()
+
+
+class Link:
+    """Keeps a session open for as long as `run` runs."""
+
+    def __init__(self, url: str, names: Names, *, client: str) -> None:
+        self._url = url
+        self._client = client
+        self._session: Session | None = None
+        self._changed = asyncio.Condition()
+        self.names = names
+
+    async def run(self) -> None:
+        """Connect, wait for the loss, connect again; for ever, with back-off."""
+        try:
+            while True:
+                session = await self._connect()
+                await self._show(session)
+                await session.lost.wait()
+                await self._show(None)
+                log.warning("broker_lost")
+                await session.close()
+        finally:
+            if self._session is not None:
+                await self._session.close()
+
+    async def _connect(self) -> Session:
+        delay = FIRST_DELAY
+        while True:
+            try:
+                session = await Session.open(self._url, self.names, client=self._client)
+            except BrokerError as error:
+                log.warning("broker_unreachable", error=str(error), retry_seconds=round(delay, 1))
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - spreads a fleet, hides nothing
+                delay = min(delay * 2, LONGEST_DELAY)
+            else:
+                log.info("broker_connected")
+                return session
+
+    async def _show(self, session: Session | None) -> None:
+        async with self._changed:
+            self._session = session
+            self._changed.notify_all()
+
+    async def session(self) -> Session:
+        """The session, once there is one that is not known to be lost."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._session is not None and not self._session.lost.is_set())
+            assert self._session is not None  # noqa: S101 - what was waited for
+            return self._session
+
+    async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:
+        """Publish, again on the next session if this one is lost; at least once. Raises `UnroutableError`."""
+        while True:
+            session = await self.session()
+            try:
+                return await session.publish(exchange, key, message, mandatory=mandatory)
+            except BrokerLostError:
+                session.lost.set()

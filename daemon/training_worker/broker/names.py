@@ -1,0 +1,75 @@
+"""The names of everything on the broker. Several fleets share one under different prefixes."""
+
+import msgspec
+
+from training_schemas.jobs import MemoryTier, ModelFamily
+
+SUBMIT_KEY = "submit"
+
+
+class Names(msgspec.Struct, frozen=True):
+    """All names, from one prefix."""
+
+    prefix: str = "training"
+
+    @property
+    def jobs(self) -> str:
+        """Topic exchange: jobs on their way to the intake and to the tier queues."""
+        return f"{self.prefix}.jobs"
+
+    @property
+    def control(self) -> str:
+        """Topic exchange: commands to jobs and workers."""
+        return f"{self.prefix}.control"
+
+    @property
+    def events(self) -> str:
+        """Topic exchange: what is said about jobs and workers."""
+        return f"{self.prefix}.events"
+
+    @property
+    def events_log(self) -> str:
+        """Stream: all events of the last days."""
+        return f"{self.prefix}.events.log"
+
+    @property
+    def ledger(self) -> str:
+        """Stream: the turning points of all jobs."""
+        return f"{self.prefix}.ledger"
+
+    @property
+    def intake(self) -> str:
+        """Queue: where backends publish."""
+        return f"{self.prefix}.intake"
+
+    @property
+    def dead(self) -> str:
+        """Queue: what gave up."""
+        return f"{self.prefix}.dead"
+
+    def tier_queue(self, family: ModelFamily, tier: MemoryTier) -> str:
+        """Queue: jobs that wait for a card of this tier or higher."""
+        return f"{self.prefix}.tier.{tier_key(family, tier)}"
+
+    def owner(self, job_id: str) -> str:
+        """Exclusive queue: the job's lock and its owner's inbox."""
+        return f"{self.prefix}.owner.{job_id}"
+
+    def lease(self, job_id: str) -> str:
+        """Queue: the copies of the job that come back if its owner is gone."""
+        return f"{self.prefix}.lease.{job_id}"
+
+
+def tier_key(family: ModelFamily, tier: MemoryTier) -> str:
+    """The routing key of a tier queue, as ``flux.24gb``."""
+    return f"{family}.{tier}"
+
+
+def job_key(job_id: str) -> str:
+    """The routing key of commands to a job's owner."""
+    return f"job.{job_id}"
+
+
+def worker_key(worker_id: str) -> str:
+    """The routing key of commands to one worker, or to ``all``."""
+    return f"worker.{worker_id}"

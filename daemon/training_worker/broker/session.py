@@ -1,0 +1,115 @@
+"""A session: one connection to the broker, from its opening to its loss. Nothing outlives it but what is on the broker.
+
+The connection is a plain one: after a loss nothing is restored behind our back, since whether a job is still ours is a
+question that has to be asked anew.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import aio_pika
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+
+from training_worker.broker.names import Names
+from training_worker.broker.topology import declare_topology
+from training_worker.errors import BrokerError, BrokerLostError, UnroutableError
+
+CONNECT_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 5.0
+
+T = TypeVar("T")
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn the AMQP libraries' errors into ours."""
+    try:
+        yield
+    except DeliveryError as error:
+        raise UnroutableError(f"message was returned: {error}") from error
+    except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
+        raise BrokerLostError(f"{type(error).__name__}: {error}") from error
+
+
+def persistent(body: bytes, **properties: Any) -> Message:
+    """A JSON message that survives the broker's restart."""
+    properties.setdefault("content_type", "application/json")
+    return Message(body, delivery_mode=DeliveryMode.PERSISTENT, **properties)
+
+
+class Session:
+    """A connection with a channel for publishing; ``locked`` are the jobs whose locks it holds."""
+
+    def __init__(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._exchanges: dict[str, AbstractExchange] = {"": channel.default_exchange}
+        self.locked: set[str] = set()
+        self.lost = asyncio.Event()
+        connection.close_callbacks.add(self._on_close)
+        channel.close_callbacks.add(self._on_close)
+
+    @classmethod
+    async def open(cls, url: str, names: Names, *, client: str) -> "Session":
+        """Connect and declare the topology, within a bounded time. Raises `BrokerError`."""
+        with broker_errors():
+            connection = await aio_pika.connect(
+                url, timeout=CONNECT_TIMEOUT, client_properties={"connection_name": client}
+            )
+            try:
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                session = cls(connection, channel)
+                await asyncio.wait_for(session._prepare(names), CONNECT_TIMEOUT)
+            except BaseException:
+                await connection.close()
+                raise
+        return session
+
+    async def _prepare(self, names: Names) -> None:
+        await declare_topology(self._channel, names)
+        for name in (names.jobs, names.control, names.events):
+            self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
+
+    def _on_close(self, *_: object) -> None:
+        self.lost.set()
+
+    async def channel(self, *, prefetch: int) -> AbstractChannel:
+        """A channel of its own for a consumer or a lock. Raises `BrokerLostError`."""
+        with broker_errors():
+            channel = await self._connection.channel(publisher_confirms=False)
+            await channel.set_qos(prefetch_count=prefetch)
+            return channel
+
+    async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:
+        """Publish and wait for the broker's confirm. Raises `BrokerLostError`, `UnroutableError`."""
+        with broker_errors():
+            await self._exchanges[exchange].publish(message, key, mandatory=mandatory)
+
+    async def wait_for(self, awaitable: Awaitable[T], *, timeout: float | None = None) -> T:  # noqa: ASYNC109
+        """Wait for something that a lost connection would keep from ever happening, at most ``timeout`` seconds.
+
+        Raises `BrokerLostError` on either.
+        """
+        work = asyncio.ensure_future(awaitable)
+        lost = asyncio.create_task(self.lost.wait(), name="session-lost")
+        try:
+            await asyncio.wait({work, lost}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise BrokerLostError("connection lost" if lost.done() else f"no answer within {timeout:.0f} s")
+        finally:
+            work.cancel()
+            lost.cancel()
+
+    async def close(self) -> None:
+        """Close the connection: locks are freed, deliveries return. Bounded, and never fails."""
+        self.lost.set()
+        try:
+            with broker_errors():
+                await asyncio.wait_for(self._connection.close(), CLOSE_TIMEOUT)
+        except BrokerError:
+            pass

@@ -1,0 +1,163 @@
+"""Showing a job: one live view on a terminal, plain lines elsewhere."""
+
+import sys
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from training_schemas.events import (
+    TERMINAL_EVENTS,
+    JobCheckpoint,
+    JobClaimed,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobPhase,
+    JobProgress,
+    JobQueued,
+    JobRejected,
+    JobReleased,
+    JobSample,
+    JobWarning,
+    Usage,
+)
+
+BAR_WIDTH = 40
+
+
+class View(Protocol):
+    """Something that shows events; a context manager."""
+
+    def show(self, event: JobEvent) -> None:
+        """Show one more event."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def make_view(job_id: str) -> View:
+    """The view that fits standard output."""
+    return LiveView(job_id) if sys.stdout.isatty() else PlainView(job_id)
+
+
+def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911 - one line for each event
+    """An event in a line."""
+    match event:
+        case JobQueued():
+            return f"queued for a card of {event.tier}, preset {event.preset}"
+        case JobClaimed():
+            after = f", going on after step {event.resume_step}" if event.resume_step else ""
+            return f"attempt {event.attempt} on {event.worker}: {event.gpu.name}, engine {event.engine}{after}"
+        case JobPhase():
+            return f"phase {event.phase}" + (f" ({event.total})" if event.total is not None else "")
+        case JobProgress():
+            return f"step {event.step}/{event.total_steps}  loss {event.loss:.4f}  {_pace(event)}  {money(event.usage)}"
+        case JobCheckpoint():
+            return f"checkpoint at step {event.step}: {event.path}"
+        case JobSample():
+            return f"sample at step {event.step}: {event.path}"
+        case JobWarning():
+            return f"warning: {event.message}"
+        case JobReleased():
+            return f"released after step {event.step} ({event.why}); back in the queue"
+        case JobCompleted():
+            return f"completed: {event.output_path}  {money(event.usage)}"
+        case JobFailed():
+            return "\n  ".join([f"failed: {event.reason}: {event.message}", *_faults(event), *event.output_tail[-5:]])
+        case JobRejected():
+            return "\n  ".join(["rejected:", *_faults(event)])
+        case _:
+            return event.TYPE.split(".")[2]
+
+
+def money(usage: Usage) -> str:
+    """GPU-seconds and dollars."""
+    cost = "price unknown" if usage.cost_usd is None else f"{usage.cost_usd:.4f} USD"
+    return f"{usage.gpu_seconds:.1f} GPU-s  {cost}"
+
+
+def _pace(event: JobProgress) -> str:
+    if event.steps_per_minute is None or event.seconds_left is None:
+        return "- steps/min"
+    return f"{event.steps_per_minute:.1f} steps/min  {_duration(event.seconds_left)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _faults(event: JobFailed | JobRejected) -> list[str]:
+    return [f"{fault.path or 'message'}: {fault.reason}" for fault in event.faults]
+
+
+class PlainView:
+    """A line for each event."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+
+    def show(self, event: JobEvent) -> None:
+        """Print the event."""
+        print(f"{self._job_id}: {describe(event)}", flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+
+class LiveView:
+    """What passed as lines, and below them the present state, redrawn in place."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._console = Console()
+        self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+        self._phase = "queued"
+        self._progress: JobProgress | None = None
+
+    def show(self, event: JobEvent) -> None:
+        """Take in one more event."""
+        match event:
+            case JobPhase():
+                self._phase = event.phase
+            case JobProgress():
+                self._progress = event
+            case _:
+                style = "bold" if isinstance(event, TERMINAL_EVENTS) else "dim"
+                self._live.console.print(Text(f"{self._job_id}: {describe(event)}", style=style))
+        self._live.update(self._render())
+
+    def _render(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        table.add_row(Text(self._job_id, style="bold cyan"), Text(str(self._phase), style="yellow"))
+        event = self._progress
+        if event is None:
+            return Group(table)
+        table.add_row("step", Text(f"{event.step} of {event.total_steps}"))
+        table.add_row("loss", Text(f"{event.loss:.4f}"))
+        table.add_row("pace", Text(_pace(event)))
+        table.add_row("cost so far", Text(money(event.usage)))
+        return Group(table, ProgressBar(total=event.total_steps, completed=event.step, width=BAR_WIDTH))
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()

@@ -1,0 +1,51 @@
+"""The errors of training-worker. A type exists only where somebody reacts to it.
+
+TrainingWorkerError
+    SettingsError           the operator must change something; exit 78
+    BrokerError             the broker cannot be reached, or refuses
+        BrokerLostError     the connection or channel went away; the step is tried again on a new one
+    UnroutableError         a message had no queue to go to
+    JobLockedError          another worker owns the job
+    NoGpuError              there is no card and none is configured; exit 78
+    AttemptError            an attempt cannot go on, for a reason of the closed list
+"""
+
+from training_schemas.progress import FailureReason, Fault
+
+
+class TrainingWorkerError(Exception):
+    """The root of all errors that this package raises on purpose."""
+
+
+class SettingsError(TrainingWorkerError):
+    """The settings are wrong; the message names each setting and what is wrong with it."""
+
+
+class NoGpuError(TrainingWorkerError):
+    """NVML shows no card, and the settings list none."""
+
+
+class BrokerError(TrainingWorkerError):
+    """The broker could not be reached in time, or refused."""
+
+
+class BrokerLostError(BrokerError):
+    """The connection or the channel went away in the middle of something."""
+
+
+class UnroutableError(BrokerError):
+    """A message was returned because no queue is bound for it."""
+
+
+class JobLockedError(TrainingWorkerError):
+    """Another worker holds the lock of the job."""
+
+
+class AttemptError(TrainingWorkerError):
+    """An attempt cannot go on, for a reason of the closed list."""
+
+    def __init__(self, reason: FailureReason, message: str, faults: list[Fault] | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.faults = faults or []

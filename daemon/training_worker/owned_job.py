@@ -1,0 +1,236 @@
+"""An owned job: from the claim to the settlement, with a trainer in between."""
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+import structlog
+
+from training_schemas.commands import CancelJob, CheckpointJob, SampleJob, decode_job_command
+from training_schemas.events import (
+    JobCancelled,
+    JobClaimed,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobReleased,
+    Usage,
+)
+from training_schemas.ledger import Cancelled, Completed, Failed, TerminalEntry
+from training_schemas.progress import FailureReason
+from training_schemas.spec import RunLease, RunSpec
+from training_worker.attempt import choose_engine, promote, resolve_spec
+from training_worker.broker.link import Link
+from training_worker.cards import Card
+from training_worker.dead import bury
+from training_worker.errors import AttemptError
+from training_worker.history import JobHistory
+from training_worker.meter import Meter
+from training_worker.ownership import Owner, Ownership
+from training_worker.queued_job import QueuedJob
+from training_worker.reporter import Reporter, Speaker
+from training_worker.run_folder import RunFolder
+from training_worker.runner import Broken, Done, Outcome, Runner, Stopped, trainer_environment
+from training_worker.settings import Settings
+
+log = structlog.get_logger()
+
+NOTHING_USED = Usage(gpu_seconds=0.0)
+
+
+class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a slot works with, the same for all of its jobs."""
+
+    card: Card
+    settings: Settings
+    owner: Owner
+    speaker: Speaker
+
+
+class Wishes:
+    """What has been asked of a job that is being trained. ``stop`` is set once its trainer is to end."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.cancelled = False
+        self.why = "trainer stopped by itself"
+
+    def receive(self, body: bytes) -> None:
+        """Take a command from the job's inbox."""
+        try:
+            command = decode_job_command(body)
+        except msgspec.MsgspecError as error:
+            log.warning("command_unreadable", error=str(error))
+            return
+        match command:
+            case CancelJob():
+                self.cancel()
+            case CheckpointJob() | SampleJob():
+                log.warning("command_not_supported", command=type(command).__name__)
+
+    def cancel(self) -> None:
+        """The job is not wanted any more."""
+        self.cancelled = True
+        self.end("cancelled")
+
+    def end(self, why: str) -> None:
+        """The trainer is to save a checkpoint and end."""
+        self.why = why
+        self.stop.set()
+
+
+class OwnedJob:
+    """One job that is ours, on one card."""
+
+    def __init__(self, queued: QueuedJob, ownership: Ownership, wishes: Wishes, context: SlotContext) -> None:
+        self._queued = queued
+        self._ownership = ownership
+        self._wishes = wishes
+        self._card = context.card
+        self._settings = context.settings
+        self._owner = context.owner
+        self._reporter = Reporter(context.speaker, queued.job_id, ownership.attempt)
+        self._folder: RunFolder | None = None
+
+    async def run(self) -> None:
+        """Train and settle. Returns when nothing of the job is left with this worker."""
+        async with asyncio.TaskGroup() as group:
+            publishing = group.create_task(self._reporter.run(), name="reporter")
+            holding = group.create_task(self._hold(), name="hold")
+            outcome = await self._train()
+            self._ownership.let_go()
+            if await holding:
+                settlement = Settlement(self._queued, self._ownership, self._wishes, self._reporter)
+                await settlement.settle(outcome, self._owner.link)
+            publishing.cancel()
+        if self._folder is not None:
+            await asyncio.to_thread(self._folder.remove)
+
+    async def _hold(self) -> bool:
+        ours = await self._ownership.hold(self._renewed)
+        if not ours:
+            self._wishes.end("superseded")
+        return ours
+
+    def _renewed(self, deadline: float) -> None:
+        if self._folder is not None:
+            self._folder.write_lease(self._lease(deadline))
+
+    def _lease(self, deadline: float) -> RunLease:
+        return RunLease(deadline=deadline, max_isolation=self._settings.max_isolation)
+
+    async def _train(self) -> Outcome:
+        if self._ownership.before.cancel_requested:
+            self._wishes.cancel()
+            return Stopped(step=saved_step(self._ownership.before), usage=NOTHING_USED)
+        try:
+            spec, folder = await asyncio.to_thread(self._prepare)
+            self._folder = folder
+            outcome = await self._run_trainer(spec, folder)
+            if isinstance(outcome, Done):
+                await asyncio.to_thread(promote, self._queued.job, spec, outcome.record)
+        except AttemptError as error:
+            return Broken(reason=error.reason, message=error.message, faults=error.faults, usage=NOTHING_USED)
+        return outcome
+
+    def _prepare(self) -> tuple[RunSpec, RunFolder]:
+        before = self._ownership.before
+        spec = resolve_spec(self._queued, self._ownership.attempt, before, self._card, self._settings)
+        try:
+            return spec, RunFolder.create(self._settings.state_dir, spec, self._lease(self._ownership.deadline))
+        except OSError as error:
+            raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot make run folder: {error}") from None
+
+    async def _run_trainer(self, spec: RunSpec, folder: RunFolder) -> Outcome:
+        name, engine = choose_engine(self._queued.job, self._settings)
+        resumed = saved_step(self._ownership.before) if spec.resume_from is not None else 0
+        self._reporter.emit(
+            JobClaimed,
+            training_type=spec.training_type,
+            gpu=self._card.describe(),
+            engine=name,
+            resume_step=resumed,
+        )
+        runner = Runner(
+            folder,
+            Meter(self._card.usd_per_hour, clock=time.monotonic),
+            self._reporter,
+            stop=self._wishes.stop,
+            checkpoint_saved=self._ownership.checkpoint_saved,
+        )
+        return await runner.run(engine.command, trainer_environment(self._card), grace=self._settings.stop_grace)
+
+
+def saved_step(before: JobHistory) -> int:
+    """The step of the last checkpoint that the ledger knows; 0 where there is none."""
+    return 0 if before.checkpoint is None else before.checkpoint.step
+
+
+class Settlement:
+    """What is said and written once an attempt has ended, while the job is still ours."""
+
+    def __init__(self, queued: QueuedJob, ownership: Ownership, wishes: Wishes, reporter: Reporter) -> None:
+        self._queued = queued
+        self._ownership = ownership
+        self._wishes = wishes
+        self._reporter = reporter
+
+    async def settle(self, outcome: Outcome, link: Link) -> None:
+        """Say how the attempt ended, and give up the job: for good, or back to its queue."""
+        match outcome:
+            case Done():
+                await self._complete(outcome)
+            case Broken():
+                await self._fail(outcome, link)
+            case Stopped() if self._wishes.cancelled:
+                await self._end(self._ownership.entry(Cancelled), JobCancelled, step=outcome.step, usage=outcome.usage)
+            case Stopped():
+                await self._give_back(outcome)
+
+    async def _complete(self, outcome: Done) -> None:
+        record = outcome.record
+        await self._end(
+            self._ownership.entry(Completed),
+            JobCompleted,
+            output_path=self._queued.job.output_path,
+            steps=record.steps,
+            first_loss=record.first_loss,
+            last_loss=record.last_loss,
+            fixed_loss_before=record.fixed_loss_before,
+            fixed_loss_after=record.fixed_loss_after,
+            artifacts=record.artifacts,
+            usage=outcome.usage,
+        )
+
+    async def _fail(self, outcome: Broken, link: Link) -> None:
+        # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
+        await bury(
+            link,
+            self._queued.message().body,
+            job_id=self._queued.job_id,
+            reason=outcome.reason,
+            message=outcome.message,
+        )
+        await self._end(
+            self._ownership.entry(Failed, reason=outcome.reason),
+            JobFailed,
+            reason=outcome.reason,
+            message=outcome.message,
+            faults=outcome.faults,
+            output_tail=outcome.output_tail,
+            usage=outcome.usage,
+        )
+
+    async def _end(self, entry: TerminalEntry, event: type[JobEvent], **fields: Any) -> None:
+        if await self._ownership.report(entry):
+            self._reporter.emit(event, **fields)
+            await self._reporter.flush()
+            await self._ownership.leave()
+            log.info("job_ended", how=event.TYPE)
+
+    async def _give_back(self, outcome: Stopped) -> None:
+        self._reporter.emit(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
+        await self._reporter.flush()
+        await self._ownership.release()
+        log.info("job_released", why=self._wishes.why, step=outcome.step)

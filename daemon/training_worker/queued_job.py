@@ -1,0 +1,55 @@
+"""A job as it lies in a queue: the job, when it was submitted, and the queue that it goes back to."""
+
+import hashlib
+
+import msgspec
+from aio_pika import Message
+from aio_pika.abc import AbstractIncomingMessage
+
+from training_presets.planner import Plan, plan_job
+from training_schemas.jobs import JOB_TYPE, TrainingJob
+from training_schemas.validation import decode_strictly
+from training_worker.broker.names import tier_key
+from training_worker.broker.session import persistent
+
+SUBMITTED_HEADER = "x-training-submitted"
+
+
+class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid job with its plan; ``submitted_at`` in unix seconds, by the clock of the worker that let it in."""
+
+    job: TrainingJob
+    plan: Plan
+    submitted_at: float
+
+    @classmethod
+    def from_message(cls, message: AbstractIncomingMessage, *, now: float) -> "QueuedJob":
+        """Read a message of the intake (submitted now) or of a tier queue. Raises `InvalidMessageError`."""
+        job = decode_strictly(message.body, TrainingJob)
+        submitted_at = message.headers.get(SUBMITTED_HEADER)
+        return cls(job=job, plan=plan_job(job), submitted_at=submitted_at if isinstance(submitted_at, float) else now)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.job.job_id
+
+    @property
+    def tier_key(self) -> str:
+        """The routing key of the queue that the job waits in."""
+        return tier_key(self.plan.family, self.plan.tier)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the job's canonical JSON: the same id with another digest is another job."""
+        return hashlib.sha256(msgspec.json.encode(self.job, order="deterministic")).hexdigest()
+
+    def message(self) -> Message:
+        """A fresh copy for a tier or lease queue."""
+        return persistent(
+            msgspec.json.encode(self.job),
+            message_id=self.job_id,
+            type=JOB_TYPE,
+            priority=self.job.priority,
+            headers={SUBMITTED_HEADER: float(self.submitted_at)},
+        )

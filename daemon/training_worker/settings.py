@@ -1,0 +1,120 @@
+"""The settings of a worker: a TOML file, and over it the environment.
+
+Each setting ``name`` can be given as ``TRAINING_NAME`` in the environment: text as it is, everything else as a TOML
+value. Settings are read once, by the command line, and passed in.
+"""
+
+import re
+import socket
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, field
+
+from training_schemas.jobs import EngineName, TrainingType
+from training_worker.errors import SettingsError
+
+DEFAULT_FILE = Path("/etc/training-worker/worker.toml")
+DEFAULT_AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
+ENVIRONMENT_PREFIX = "TRAINING_"
+
+
+def default_worker_id() -> str:
+    """The host's name, made fit for a routing key."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()).strip("-_")[:128] or "worker"
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a trainer is started and what it can train. The run folder is added to ``command`` as its last argument."""
+
+    command: Annotated[list[str], Meta(min_length=1)]
+    training_types: Annotated[list[TrainingType], Meta(min_length=1)]
+
+
+def default_engines() -> dict[EngineName, EngineSettings]:
+    """The built-in trainer, in the daemon's own environment."""
+    command = [sys.executable, "-m", "training_worker.engines.diffusers"]
+    return {EngineName.DIFFUSERS: EngineSettings(command=command, training_types=[TrainingType.FLUX_LORA])}
+
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator can set. Times are seconds.
+
+    ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. ``models`` is the allow-list:
+    the name that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by words of a
+    card's name. ``lease`` is how long a job stays with a worker that is gone; ``max_isolation``, how long a trainer
+    goes on alone after that.
+    """
+
+    worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
+        default_factory=default_worker_id
+    )
+    amqp_url: Annotated[str, Meta(pattern="^amqps?://")] = DEFAULT_AMQP_URL
+    amqp_url_file: str | None = None
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")] = "training"
+    state_dir: Path = Path("/var/lib/training-worker")
+    dataset_roots: list[Path] = field(default_factory=lambda: [Path("/datasets")])
+    output_roots: list[Path] = field(default_factory=lambda: [Path("/models")])
+    models: dict[str, Path] = {}
+    gpus: list[str] = []
+    prices: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    engines: dict[EngineName, EngineSettings] = field(default_factory=default_engines)
+    lease: Annotated[float, Meta(ge=2)] = 120
+    max_isolation: Seconds = 1800
+    stop_grace: Seconds = 60
+    metrics_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+
+
+def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Read the settings. Without ``file``, the default one where it exists. Raises `SettingsError`."""
+    table = _read_file(file) | _read_environment(environ)
+    try:
+        settings = msgspec.convert(table, Settings, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"cannot read settings: {error}") from None
+    if settings.amqp_url_file is None:
+        return settings
+    try:
+        url = Path(settings.amqp_url_file).read_text("utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"cannot read amqp_url_file: {error}") from None
+    return msgspec.structs.replace(settings, amqp_url=url)
+
+
+def _path(kind: type, value: Any) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"expected a path, got {value!r}")
+    return Path(value)
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    path = file or DEFAULT_FILE
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise SettingsError(f"cannot read settings: no such file: {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"cannot read settings: {path}: {error}") from None
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    fields = {f"{ENVIRONMENT_PREFIX}{item.name.upper()}": item for item in msgspec.structs.fields(Settings)}
+    return {fields[key].name: _environment_value(key, value) for key, value in environ.items() if key in fields}
+
+
+def _environment_value(key: str, value: str) -> Any:
+    if not value.startswith(("[", "{")):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"cannot read settings: environment variable {key}: {error}") from None

@@ -1,0 +1,80 @@
+"""The slot: one card. It takes a job from its queues and makes it its own, has it trained; then the next."""
+
+import time
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from structlog.contextvars import bound_contextvars
+
+from training_schemas.jobs import MemoryTier, ModelFamily
+from training_schemas.validation import InvalidMessageError
+from training_worker.broker.session import Session
+from training_worker.errors import BrokerError
+from training_worker.gate import Gate
+from training_worker.intake import reject
+from training_worker.owned_job import OwnedJob, SlotContext, Wishes
+from training_worker.ownership import NotOurs, claim
+from training_worker.queued_job import QueuedJob
+from training_worker.take import Source
+
+log = structlog.get_logger()
+
+
+class Slot:
+    """One card's work."""
+
+    def __init__(self, context: SlotContext, tier: MemoryTier) -> None:
+        self._context = context
+        self._owner = context.owner
+        self._tier = tier
+        self._wishes: Wishes | None = None
+
+    def release(self, why: str) -> None:
+        """Give the running job back to its queue, with a checkpoint."""
+        if self._wishes is not None:
+            self._wishes.end(why)
+
+    async def run(self, gate: Gate, families: list[ModelFamily]) -> None:
+        """Take and train jobs, one at a time, until the gate is drained."""
+        while await gate.wait_open():
+            session = await gate.unless_closed(self._owner.link.session())
+            if session is None:
+                continue
+            try:
+                await self._serve(session, gate, families)
+            except BrokerError as error:
+                log.warning("taking_interrupted", error=str(error))
+                session.lost.set()
+
+    async def _serve(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
+        source = await Source.open(session, self._owner.link.names, self._tier, families)
+        try:
+            while not gate.closed and not session.lost.is_set():
+                delivery = await gate.unless_closed(source.take())
+                if delivery is not None:
+                    await self._handle(delivery, session)
+        finally:
+            await source.close()
+
+    async def _handle(self, delivery: AbstractIncomingMessage, session: Session) -> None:
+        try:
+            queued = QueuedJob.from_message(delivery, now=time.time())
+        except InvalidMessageError as error:
+            # Whatever is in a tier queue passed an intake; this one was put there past it, or by another version.
+            await reject(delivery, error.faults, self._owner.link, self._context.speaker)
+            return
+        with bound_contextvars(job=queued.job_id, gpu=self._context.card.uuid):
+            await self._own(queued, delivery, session)
+
+    async def _own(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
+        wishes = Wishes()
+        result = await claim(self._owner, queued, delivery, session, wishes.receive)
+        if isinstance(result, NotOurs):
+            log.info("not_ours", why=result.name)
+            return
+        self._wishes = wishes
+        try:
+            log.info("claimed", attempt=result.attempt)
+            await OwnedJob(queued, result, wishes, self._context).run()
+        finally:
+            self._wishes = None

@@ -1,0 +1,62 @@
+"""Taking a job from the tier queues: a sweep while there is work, consumers while there is none."""
+
+import asyncio
+
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+
+from training_presets.tiers import served_tiers
+from training_schemas.jobs import MemoryTier, ModelFamily
+from training_worker.broker.names import Names
+from training_worker.broker.session import Session, broker_errors
+
+# RabbitMQ serves the consumer of the highest priority first.
+HIGHEST_PRIORITY = 10
+
+
+class Source:
+    """The queues that one card can serve, on one session's channel. At most one job is held at a time."""
+
+    def __init__(self, session: Session, queues: list[tuple[AbstractQueue, int]]) -> None:
+        self._session = session
+        self._queues = queues
+
+    @classmethod
+    async def open(cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily]) -> "Source":
+        """Look up the queues, the most demanding tier first. Raises `BrokerLostError`."""
+        channel = await session.channel(prefetch=1)
+        with broker_errors():
+            # The further a queue's tier is below the card's, the later it is this card's turn: a big card is the
+            # overflow for small jobs.
+            queues = [
+                (await channel.get_queue(names.tier_queue(family, served), ensure=False), HIGHEST_PRIORITY - distance)
+                for distance, served in enumerate(served_tiers(tier))
+                for family in families
+            ]
+        return cls(session, queues)
+
+    async def take(self) -> AbstractIncomingMessage:
+        """The next job's delivery, for as long as it takes. Raises `BrokerLostError`."""
+        with broker_errors():
+            for queue, _ in self._queues:
+                if (message := await queue.get(fail=False)) is not None:
+                    return message
+            return await self._wait()
+
+    async def _wait(self) -> AbstractIncomingMessage:
+        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        consumers = [
+            (queue, await queue.consume(arrived.put, arguments={"x-priority": priority}))
+            for queue, priority in self._queues
+        ]
+        first = await self._session.wait_for(arrived.get())
+        for queue, tag in consumers:
+            await queue.cancel(tag)
+        # Each of the other consumers may have been given one in that instant.
+        while not arrived.empty():
+            await arrived.get_nowait().nack(requeue=True)
+        return first
+
+    async def close(self) -> None:
+        """Stop consuming; whatever was delivered goes back. Raises `BrokerLostError`."""
+        with broker_errors():
+            await self._queues[0][0].channel.close()

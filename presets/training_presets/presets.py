@@ -1,0 +1,43 @@
+"""The presets: named starting points for a job's settings."""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily
+
+
+class Preset(msgspec.Struct, frozen=True, kw_only=True):
+    """A starting point: settings by their names on the wire, and the tier that they are made for."""
+
+    name: str
+    tier: MemoryTier | None
+    parameters: dict[str, Any]
+
+    @property
+    def family(self) -> ModelFamily:
+        """The family of base models that the preset is for."""
+        return ModelFamily(self.name.partition("_")[0])
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """All presets by name, each with the defaults of its family filled in."""
+    text = Path(__file__).with_name("presets.toml").read_text("utf-8")
+    data = tomllib.loads(text)
+    return {name: _preset(name, table, data["defaults"]) for name, table in data["presets"].items()}
+
+
+def default_preset(family: ModelFamily, tier: MemoryTier, optimization: CostOptimization) -> Preset:
+    """The preset of a job that names none; balanced where the tier has none of the wanted kind."""
+    stem = f"flux_{tier}" if family is ModelFamily.FLUX else "sdxl"
+    return presets().get(f"{stem}_{optimization}") or presets()[f"{stem}_{CostOptimization.BALANCED}"]
+
+
+def _preset(name: str, table: dict[str, Any], defaults: dict[str, Any]) -> Preset:
+    family = name.partition("_")[0]
+    tier = MemoryTier(table["tier"]) if "tier" in table else None
+    return Preset(name=name, tier=tier, parameters=defaults[family] | table["parameters"])

@@ -1,0 +1,280 @@
+"""The events: what the daemons say about jobs and about themselves, as CloudEvents 1.0 in structured JSON mode.
+
+An event's type names its schema and version, ``training.job.progress.v1``. Its routing key on the exchange is
+``job.<job id>.<what>`` or ``worker.<worker id>.<what>``. Readers pass over fields that they do not know.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from training_schemas.base import Wire
+from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
+from training_schemas.progress import Artifact, FailureReason, Fault, Phase
+
+CONTENT_TYPE = "application/cloudevents+json"
+
+# Stands in a routing key for a job whose id could not be read; no valid id starts with it.
+NO_JOB = "_"
+
+
+class Gpu(Wire, frozen=True, kw_only=True):
+    """A card: its UUID and name as NVML gives them, memory in MiB, and the tier that this makes."""
+
+    uuid: str
+    name: str
+    memory_mib: int
+    tier: MemoryTier | None
+
+
+class Event(Wire, frozen=True, kw_only=True):
+    """What every event says: which worker speaks, and whether its cards are simulated."""
+
+    TYPE: ClassVar[str]
+
+    worker: str
+    simulated: bool
+
+    @property
+    def about(self) -> str:
+        """The job or worker that the event is about."""
+        return self.worker
+
+
+class JobEvent(Event, frozen=True, kw_only=True):
+    """An event of a job. ``sequence`` counts from 1 in each attempt; attempt 0 is the time before the first claim."""
+
+    job_id: str
+    attempt: Annotated[int, Meta(ge=0)]
+    sequence: Annotated[int, Meta(ge=1)]
+
+    @property
+    def about(self) -> str:
+        return self.job_id
+
+
+class JobQueued(JobEvent, frozen=True, kw_only=True):
+    """The job is valid and waits for a card of this tier."""
+
+    TYPE = "training.job.queued.v1"
+
+    training_type: TrainingType
+    tier: MemoryTier
+    preset: str
+
+
+class JobRejected(JobEvent, frozen=True, kw_only=True):
+    """The message is not a job that can be trained; it lies in the dead queue. Terminal."""
+
+    TYPE = "training.job.rejected.v1"
+
+    faults: list[Fault]
+
+
+class JobClaimed(JobEvent, frozen=True, kw_only=True):
+    """A worker owns the job and starts a trainer; it goes on after ``resume_step`` steps of earlier attempts."""
+
+    TYPE = "training.job.claimed.v1"
+
+    training_type: TrainingType
+    gpu: Gpu
+    engine: str
+    resume_step: int
+
+
+class JobPhase(JobEvent, frozen=True, kw_only=True):
+    """The trainer began a phase with ``total`` items ahead, where that can be counted."""
+
+    TYPE = "training.job.phase.v1"
+
+    phase: Phase
+    total: int | None = None
+
+
+class Usage(Wire, frozen=True, kw_only=True):
+    """What the attempt has used of the card so far: seconds, and US dollars where its price is known."""
+
+    gpu_seconds: float
+    cost_usd: float | None = field(default=None, name="costUSD")
+
+
+class JobProgress(JobEvent, frozen=True, kw_only=True):
+    """An optimizer step was taken. ``seconds_left`` is for training alone, from the rate of the last steps."""
+
+    TYPE = "training.job.progress.v1"
+
+    phase: Phase
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    usage: Usage
+    steps_per_minute: float | None = None
+    seconds_left: float | None = None
+
+
+class JobCheckpoint(JobEvent, frozen=True, kw_only=True):
+    """A checkpoint is complete; a later attempt resumes from it."""
+
+    TYPE = "training.job.checkpoint.v1"
+
+    step: int
+    path: str
+
+
+class JobSample(JobEvent, frozen=True, kw_only=True):
+    """A picture was drawn with the adapter as it was after ``step`` steps."""
+
+    TYPE = "training.job.sample.v1"
+
+    step: int
+    path: str
+    prompt: str
+
+
+class JobWarning(JobEvent, frozen=True, kw_only=True):
+    """Something the user should know and that does not stop the job."""
+
+    TYPE = "training.job.warning.v1"
+
+    message: str
+
+
+class JobReleased(JobEvent, frozen=True, kw_only=True):
+    """The worker gave the job back to its queue; ``step`` is the last checkpoint's, 0 where there is none."""
+
+    TYPE = "training.job.released.v1"
+
+    why: str
+    step: int
+    usage: Usage
+
+
+class JobCompleted(JobEvent, frozen=True, kw_only=True):
+    """The result lies in ``output_path``; artifacts' paths are relative to it. Terminal."""
+
+    TYPE = "training.job.completed.v1"
+
+    output_path: str
+    steps: int
+    first_loss: float
+    last_loss: float
+    fixed_loss_before: float
+    fixed_loss_after: float
+    artifacts: list[Artifact]
+    usage: Usage
+
+
+class JobFailed(JobEvent, frozen=True, kw_only=True):
+    """The job failed for good and lies in the dead queue. Terminal."""
+
+    TYPE = "training.job.failed.v1"
+
+    reason: FailureReason
+    message: str
+    faults: list[Fault] = []
+    output_tail: list[str] = []
+    usage: Usage
+
+
+class JobCancelled(JobEvent, frozen=True, kw_only=True):
+    """The job was cancelled on request after ``step`` steps. Terminal."""
+
+    TYPE = "training.job.cancelled.v1"
+
+    step: int
+    usage: Usage
+
+
+class WorkerOnline(Event, frozen=True, kw_only=True):
+    """A worker takes jobs from the queues of these families, up to its cards' tiers."""
+
+    TYPE = "training.worker.online.v1"
+
+    version: str
+    gpus: list[Gpu]
+    families: list[ModelFamily]
+
+
+class WorkerOffline(Event, frozen=True, kw_only=True):
+    """A worker takes no more jobs."""
+
+    TYPE = "training.worker.offline.v1"
+
+    why: str
+
+
+EVENTS: dict[str, type[Event]] = {
+    kind.TYPE: kind
+    for kind in (
+        JobQueued,
+        JobRejected,
+        JobClaimed,
+        JobPhase,
+        JobProgress,
+        JobCheckpoint,
+        JobSample,
+        JobWarning,
+        JobReleased,
+        JobCompleted,
+        JobFailed,
+        JobCancelled,
+        WorkerOnline,
+        WorkerOffline,
+    )
+}
+TERMINAL_EVENTS = (JobRejected, JobCompleted, JobFailed, JobCancelled)
+
+
+class UnknownEventError(ValueError):
+    """An event of a type or version that this reader does not know; a later daemon may send such."""
+
+
+class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope. Names and meanings are those of CloudEvents 1.0; ``subject`` is the job or the worker."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    data: msgspec.Raw
+    specversion: Literal["1.0"] = "1.0"
+    datacontenttype: str = "application/json"
+
+    def read(self) -> Event:
+        """The event inside. Raises `UnknownEventError` or `msgspec.ValidationError`."""
+        kind = EVENTS.get(self.type)
+        if kind is None:
+            raise UnknownEventError(f"cannot read event: unknown type {self.type!r}")
+        return msgspec.json.decode(self.data, type=kind)
+
+
+def wrap(event: Event, *, event_id: str, time: float) -> CloudEvent:
+    """Put an event into its envelope; ``time`` in unix seconds. The same id from the same source is the same event."""
+    return CloudEvent(
+        id=event_id,
+        source=f"/training-worker/{event.worker}",
+        type=event.TYPE,
+        subject=event.about,
+        time=datetime.fromtimestamp(time, UTC),
+        data=msgspec.Raw(msgspec.json.encode(event)),
+    )
+
+
+def routing_key(event: Event) -> str:
+    """The event's key on the exchange: ``job.<id>.<what>`` or ``worker.<id>.<what>``."""
+    _, subject, what, _ = event.TYPE.split(".")
+    return f"{subject}.{event.about}.{what}"
+
+
+def encode_event(envelope: CloudEvent) -> bytes:
+    """The message's body."""
+    return msgspec.json.encode(envelope)
+
+
+def decode_event(body: bytes) -> CloudEvent:
+    """Read a message's envelope; `CloudEvent.read` gives what is in it."""
+    return msgspec.json.decode(body, type=CloudEvent)
