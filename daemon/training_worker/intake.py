@@ -57,6 +57,7 @@ class Intake:
                 session.lost.set()
 
         channel = await session.channel(prefetch=PREFETCH)
+        await session.watch(channel)
         with broker_errors():
             queue = await channel.get_queue(self._link.names.intake, ensure=False)
             await queue.consume(on_message)

@@ -123,6 +123,7 @@ class OwnedJob:
     async def _train(self) -> Outcome:
         if self._ownership.before.cancel_requested:
             self._wishes.cancel()
+        if self._wishes.stop.is_set():
             return Stopped(step=saved_step(self._ownership.before), usage=NOTHING_USED)
         try:
             spec, folder = await asyncio.to_thread(self._prepare)
@@ -157,6 +158,7 @@ class OwnedJob:
             Meter(self._card.usd_per_hour, clock=time.monotonic),
             self._reporter,
             stop=self._wishes.stop,
+            saved_step=resumed,
             checkpoint_saved=self._ownership.checkpoint_saved,
         )
         return await runner.run(engine.command, trainer_environment(self._card), grace=self._settings.stop_grace)

@@ -85,8 +85,7 @@ async def _hand_over(owner: Owner, job: QueuedJob, session: Session) -> None:
     """Give a copy to whoever holds the lock. It is not simply dropped: should they die now, it is the last one."""
     queue = await declare_lease(session, owner.link.names, job.job_id, job.tier_key, owner.lease)
     await session.publish("", queue.name, job.message())
-    with broker_errors():
-        await queue.channel.close()
+    await session.close_channel(queue.channel)
 
 
 async def _announce(owner: Owner, job: QueuedJob, session: Session, attempt: int) -> None:

@@ -50,8 +50,8 @@ class Slot:
         source = await Source.open(session, self._owner.link.names, self._tier, families)
         try:
             while not gate.closed and not session.lost.is_set():
-                delivery = await gate.unless_closed(source.take())
-                if delivery is not None:
+                delivery = await source.take(gate)
+                if delivery is not None and not gate.closed:
                     await self._handle(delivery, session)
         finally:
             await source.close()
@@ -67,13 +67,12 @@ class Slot:
             await self._own(queued, delivery, session)
 
     async def _own(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
-        wishes = Wishes()
-        result = await claim(self._owner, queued, delivery, session, wishes.receive)
-        if isinstance(result, NotOurs):
-            log.info("not_ours", why=result.name)
-            return
-        self._wishes = wishes
+        self._wishes = wishes = Wishes()
         try:
+            result = await claim(self._owner, queued, delivery, session, wishes.receive)
+            if isinstance(result, NotOurs):
+                log.info("not_ours", why=result.name)
+                return
             log.info("claimed", attempt=result.attempt)
             await OwnedJob(queued, result, wishes, self._context).run()
         finally:

@@ -8,6 +8,7 @@ from training_presets.tiers import served_tiers
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session, broker_errors
+from training_worker.gate import Gate
 
 # RabbitMQ serves the consumer of the highest priority first.
 HIGHEST_PRIORITY = 10
@@ -24,6 +25,7 @@ class Source:
     async def open(cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily]) -> "Source":
         """Look up the queues, the most demanding tier first. Raises `BrokerLostError`."""
         channel = await session.channel(prefetch=1)
+        await session.watch(channel)
         with broker_errors():
             # The further a queue's tier is below the card's, the later it is this card's turn: a big card is the
             # overflow for small jobs.
@@ -34,21 +36,23 @@ class Source:
             ]
         return cls(session, queues)
 
-    async def take(self) -> AbstractIncomingMessage:
-        """The next job's delivery, for as long as it takes. Raises `BrokerLostError`."""
+    async def take(self, gate: Gate) -> AbstractIncomingMessage | None:
+        """The next job's delivery, for as long as it takes; None once the gate is closed. Raises `BrokerLostError`."""
         with broker_errors():
             for queue, _ in self._queues:
+                if gate.closed:
+                    return None
                 if (message := await queue.get(fail=False)) is not None:
                     return message
-            return await self._wait()
+            return await self._wait(gate)
 
-    async def _wait(self) -> AbstractIncomingMessage:
+    async def _wait(self, gate: Gate) -> AbstractIncomingMessage | None:
         arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         consumers = [
             (queue, await queue.consume(arrived.put, arguments={"x-priority": priority}))
             for queue, priority in self._queues
         ]
-        first = await self._session.wait_for(arrived.get())
+        first = await self._session.wait_for(gate.unless_closed(arrived.get()))
         for queue, tag in consumers:
             await queue.cancel(tag)
         # Each of the other consumers may have been given one in that instant.
@@ -58,5 +62,4 @@ class Source:
 
     async def close(self) -> None:
         """Stop consuming; whatever was delivered goes back. Raises `BrokerLostError`."""
-        with broker_errors():
-            await self._queues[0][0].channel.close()
+        await self._session.close_channel(self._queues[0][0].channel)

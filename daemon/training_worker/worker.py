@@ -141,6 +141,7 @@ class Worker:
             self._obey(message.body)
 
         channel = await session.channel(prefetch=0)
+        await session.watch(channel)
         with broker_errors():
             queue = await channel.declare_queue(exclusive=True)
             for name in (self._settings.worker_id, ALL_WORKERS):

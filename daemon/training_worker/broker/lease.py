@@ -33,6 +33,7 @@ class Lease:
     async def open(cls, session: Session, names: Names, job_id: str, tier_key: str, seconds: float) -> "Lease":
         """Declare the queue and consume it. Nothing is held yet. Raises `BrokerLostError`."""
         lease = cls(session, await declare_lease(session, names, job_id, tier_key, seconds))
+        await session.watch(lease._queue.channel)
         with broker_errors():
             await lease._queue.consume(lease._receive)
         return lease
@@ -68,14 +69,15 @@ class Lease:
                 for copy in self._held:
                     await copy.reject(requeue=False)
                 self._held = []
-            # The queue stays until its copies have left it; it expires by itself.
-            await self._queue.channel.close()
+        # The queue stays until its copies have left it; it expires by itself.
+        await self._session.close_channel(self._queue.channel)
 
     async def delete(self) -> None:
         """Drop all copies and the queue: the job is over. Raises `BrokerLostError`."""
+        await self._session.unwatch(self._queue.channel)
         with broker_errors():
             await self._queue.delete(if_unused=False, if_empty=False)
-            await self._queue.channel.close()
+        await self._session.close_channel(self._queue.channel)
 
 
 async def declare_lease(session: Session, names: Names, job_id: str, tier_key: str, seconds: float) -> AbstractQueue:

@@ -75,8 +75,7 @@ class Ledger:
         try:
             await self._pass_barrier(session, tail)
         finally:
-            with broker_errors():
-                await channel.close()
+            await session.close_channel(channel)
         return tail.history(job_id)
 
     async def _pass_barrier(self, session: Session, tail: "Tail") -> None:
@@ -94,6 +93,7 @@ class Ledger:
             await message.ack()
 
         channel = await session.channel(prefetch=PREFETCH)
+        await session.watch(channel)
         with broker_errors():
             queue = await channel.get_queue(self._link.names.ledger, ensure=False)
             await queue.consume(on_message, arguments=tail.start)

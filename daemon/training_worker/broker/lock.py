@@ -41,6 +41,7 @@ class Lock:
         async def on_message(message: AbstractIncomingMessage) -> None:
             receive(message.body)
 
+        await self._session.watch(self._queue.channel)
         with broker_errors():
             await self._queue.bind(names.control, job_key(self._job_id))
             await self._queue.consume(on_message, no_ack=True)
@@ -48,9 +49,10 @@ class Lock:
     async def release(self) -> None:
         """Free the lock. Raises `BrokerLostError`; then it is free as well."""
         try:
+            await self._session.unwatch(self._queue.channel)
             with broker_errors():
                 await self._queue.delete(if_unused=False, if_empty=False)
-                await self._queue.channel.close()
+            await self._session.close_channel(self._queue.channel)
         finally:
             self._session.locked.discard(self._job_id)
 

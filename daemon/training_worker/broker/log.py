@@ -18,6 +18,7 @@ async def read_log(session: Session, stream: str, since: float) -> AsyncIterator
     """
     arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     channel = await session.channel(prefetch=PREFETCH)
+    await session.watch(channel)
     with broker_errors():
         queue = await channel.get_queue(stream, ensure=False)
         start = datetime.fromtimestamp(since, UTC)

@@ -13,6 +13,7 @@ import aio_pika
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+from aiormq.abc import AbstractChannel as UnderlayChannel
 
 from training_worker.broker.names import Names
 from training_worker.broker.topology import declare_topology
@@ -78,11 +79,36 @@ class Session:
         self.lost.set()
 
     async def channel(self, *, prefetch: int) -> AbstractChannel:
-        """A channel of its own for a consumer or a lock. Raises `BrokerLostError`."""
+        """A channel of its own, for consumers or a lock. Raises `BrokerLostError`."""
         with broker_errors():
             channel = await self._connection.channel(publisher_confirms=False)
             await channel.set_qos(prefetch_count=prefetch)
             return channel
+
+    async def watch(self, channel: AbstractChannel) -> None:
+        """From now on this session counts as lost if the broker closes the channel or cancels one of its consumers.
+
+        Nobody would notice otherwise: a consumer that is gone looks like one that has nothing to do.
+        """
+        underlying = await self._underlying(channel)
+        underlying.on_consumer_cancel_callbacks.add(self._on_close)
+        channel.close_callbacks.add(self._on_close)
+
+    async def unwatch(self, channel: AbstractChannel) -> None:
+        """What happens to the channel from now on is our own doing. Raises `BrokerLostError`."""
+        underlying = await self._underlying(channel)
+        underlying.on_consumer_cancel_callbacks.discard(self._on_close)
+        channel.close_callbacks.discard(self._on_close)
+
+    async def _underlying(self, channel: AbstractChannel) -> UnderlayChannel:
+        with broker_errors():
+            return await channel.get_underlay_channel()
+
+    async def close_channel(self, channel: AbstractChannel) -> None:
+        """Close one of this session's channels; what it held goes back. Raises `BrokerLostError`."""
+        await self.unwatch(channel)
+        with broker_errors():
+            await channel.close()
 
     async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:
         """Publish and wait for the broker's confirm. Raises `BrokerLostError`, `UnroutableError`."""

@@ -1,0 +1,77 @@
+"""The trainer program: ``python -m training_worker.engines.diffusers RUN_FOLDER``.
+
+It reads ``spec.json`` and appends to ``progress.jsonl`` there. Its exit code repeats the last record in short.
+"""
+
+import argparse
+import sys
+import traceback
+from enum import IntEnum
+from pathlib import Path
+
+from training_schemas.progress import FailedRecord, Phase, StoppedRecord
+from training_schemas.spec import LEASE_FILE, PROGRESS_FILE
+from training_worker.engines.diffusers.control import Control
+from training_worker.engines.diffusers.data import find_images, read_dataset
+from training_worker.engines.diffusers.failures import TrainingStopped, failure_of
+from training_worker.engines.diffusers.model_folder import check_model_folder
+from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
+from training_worker.engines.diffusers.progress import ProgressWriter
+
+
+class ExitCode(IntEnum):
+    """How the program ends: with a result, a `FailedRecord`, or a `StoppedRecord`. 2 is argparse's."""
+
+    DONE = 0
+    FAILED = 1
+    STOPPED = 3
+
+
+def main() -> ExitCode:
+    """Train what the run folder named on the command line says."""
+    parser = argparse.ArgumentParser(description="Train a FLUX LoRA.")
+    parser.add_argument("run_folder", type=Path)
+    folder = parser.parse_args().run_folder
+    try:
+        progress = ProgressWriter(folder / PROGRESS_FILE)
+    except OSError as error:
+        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no record to say it in
+        return ExitCode.FAILED
+    control = Control(folder / LEASE_FILE)
+    control.listen()
+    with progress:
+        return run(folder, progress, control)
+
+
+def run(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
+    """Run to the last record, whatever happens."""
+    try:
+        _train(folder, progress, control)
+    except TrainingStopped as stop:
+        progress.write(StoppedRecord, step=stop.step, why=stop.why)
+        return ExitCode.STOPPED
+    except Exception as error:  # noqa: BLE001 # reported, as whatever it is
+        failure = failure_of(error)
+        if failure is not error:
+            traceback.print_exc()
+        progress.write(FailedRecord, reason=failure.reason, message=str(failure), faults=failure.faults)
+        return ExitCode.FAILED
+    return ExitCode.DONE
+
+
+def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
+    progress.phase(Phase.STARTING)
+    spec, parameters = read_spec(folder)
+    images = find_images(Path(spec.dataset_path))
+    progress.phase(Phase.CHECKING_DATASET, total=len(images))
+    dataset = read_dataset(Path(spec.dataset_path), images, control.check)
+    check_model_folder(Path(spec.model_path))
+    make_attempt_folder(Path(spec.attempt_path))
+    # This imports the training libraries, which takes seconds.
+    from training_worker.engines.diffusers.flux_lora import FluxLoraRun  # noqa: PLC0415
+
+    FluxLoraRun(spec, parameters, dataset, progress, control).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The writer of the run's progress."""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from training_schemas.progress import Phase, PhaseRecord, ProgressRecord
+
+
+class ProgressWriter:
+    """Appends records to a progress file, each as one whole line in a single write, numbered from 1."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Open the file.
+
+        Raises:
+            FileExistsError: The file has records already; a run folder serves one run.
+        """
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if os.fstat(self._file).st_size:
+            os.close(self._file)
+            raise FileExistsError(errno.EEXIST, "the run has been started before", str(path))
+        self._clock = clock
+        self._sequence = 0
+
+    def write(self, record: type[ProgressRecord], **fields: Any) -> None:
+        """Append a record of the given kind; its sequence and time are filled in here."""
+        line = msgspec.json.encode(record(sequence=self._sequence + 1, time=self._clock(), **fields)) + b"\n"
+        if os.write(self._file, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._sequence += 1
+
+    def phase(self, phase: Phase, total: int | None = None) -> None:
+        """Say that a phase begins."""
+        self.write(PhaseRecord, phase=phase, total=total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)

@@ -1,0 +1,148 @@
+"""What the trainer's tests share: a tiny model, a small data set, and runs over them."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from training_schemas.jobs import EngineName, TrainingType
+from training_schemas.progress import AnyRecord, decode_record
+from training_schemas.spec import (
+    LEASE_FILE,
+    PROGRESS_FILE,
+    SPEC_FILE,
+    FluxLoraParameters,
+    RunSpec,
+    TimestepSampler,
+    WeightDtype,
+)
+
+if TYPE_CHECKING:
+    from tests.engines.trainers import BuildTrainer
+
+# A developer may do without the trainer extra; CI may not.
+if find_spec("diffusers") is None and "CI" not in os.environ:
+    collect_ignore_glob = ["test_*.py"]
+
+PARAMETERS = FluxLoraParameters(
+    resolution=64,
+    batch_size=2,
+    gradient_accumulation_steps=1,
+    max_train_steps=6,
+    learning_rate=0.01,
+    lora_rank=4,
+    seed=7,
+    timestep_sampler=TimestepSampler.SHIFT,
+    discrete_flow_shift=3.0,
+    guidance_scale=1.0,
+    clip_tokenizer_max_length=77,
+    t5_tokenizer_max_length=64,
+    gradient_checkpointing=False,
+    weight_dtype=WeightDtype.FLOAT32,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    checkpoint_every=0,
+    validation_prompts=[],
+    validation_inference_steps=2,
+)
+
+WriteRun = Callable[..., Path]
+Train = Callable[..., tuple[int, list[AnyRecord]]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums come out the same in this process and in those it starts."""
+    import torch  # noqa: PLC0415 # not at collection, where it may be missing
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FLUX pipeline of random weights; not to be changed."""
+    from training_worker.engines.diffusers.tiny import write_pipeline  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("model")
+    write_pipeline(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def robots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of ten robots; not to be changed."""
+    from training_worker.engines.demo_dataset import write_dataset  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("robots")
+    write_dataset(folder)
+    return folder
+
+
+@pytest.fixture
+def parameters() -> FluxLoraParameters:
+    """Settings of a short run."""
+    return PARAMETERS
+
+
+@pytest.fixture
+def write_run(tmp_path: Path, tiny_model: Path, robots: Path) -> WriteRun:
+    """Write a run folder of the given name; what else is given replaces fields of its spec or its parameters."""
+
+    def write(name: str = "run", **changes: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        top = {field: changes.pop(field) for field in RunSpec.__struct_fields__ if field in changes}
+        parameters = msgspec.structs.replace(PARAMETERS, **changes)
+        spec = RunSpec(
+            job_id="job",
+            attempt=1,
+            training_type=TrainingType.FLUX_LORA,
+            engine=EngineName.DIFFUSERS,
+            model_path=str(tiny_model),
+            dataset_path=str(robots),
+            attempt_path=str(folder / "attempt"),
+            resume_from=None,
+            device="cpu",
+            parameters=msgspec.to_builtins(parameters),
+        )
+        (folder / SPEC_FILE).write_bytes(msgspec.json.encode(msgspec.structs.replace(spec, **top)))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def train() -> Train:
+    """Run a run folder in this process, by a clock of its own if one is given; gives exit code and records."""
+    from training_worker.engines.diffusers.__main__ import run  # noqa: PLC0415
+    from training_worker.engines.diffusers.control import Control  # noqa: PLC0415
+    from training_worker.engines.diffusers.progress import ProgressWriter  # noqa: PLC0415
+
+    def train_here(folder: Path, clock: Callable[[], float] = time.time) -> tuple[int, list[AnyRecord]]:
+        with ProgressWriter(folder / PROGRESS_FILE) as progress:
+            code = run(folder, progress, Control(folder / LEASE_FILE, clock))
+        return code, read_records(folder)
+
+    return train_here
+
+
+@pytest.fixture
+def build(tiny_model: Path) -> "BuildTrainer":
+    """Build trainers over the tiny model's transformer."""
+    from tests.engines.trainers import build_trainer  # noqa: PLC0415
+
+    return partial(build_trainer, tiny_model)
+
+
+def read_records(folder: Path) -> list[AnyRecord]:
+    """Decode all whole records of a run folder, none if its program has not got so far."""
+    path = folder / PROGRESS_FILE
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [decode_record(line) for line in lines if line.endswith(b"\n")]
