@@ -75,8 +75,10 @@ class Intake:
 
     def _read(self, message: AbstractIncomingMessage) -> QueuedJob:
         if message.type not in (None, "", JOB_TYPE):
-            raise InvalidMessageError([Fault(path="", reason=f"unknown message type {message.type!r}; {JOB_TYPE}")])
-        queued = QueuedJob.from_message(message, now=time.time())
+            raise InvalidMessageError(
+                [Fault(path="", reason=f"unknown message type {message.type!r}; {JOB_TYPE} is read")]
+            )
+        queued = QueuedJob.submitted(message.body, time.time())
         if faults := path_faults(queued.job, self._settings):
             raise InvalidMessageError(faults)
         return queued

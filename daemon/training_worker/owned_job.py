@@ -158,10 +158,14 @@ class OwnedJob:
             Meter(self._card.usd_per_hour, clock=time.monotonic),
             self._reporter,
             stop=self._wishes.stop,
-            saved_step=resumed,
             checkpoint_saved=self._ownership.checkpoint_saved,
         )
-        return await runner.run(engine.command, trainer_environment(self._card), grace=self._settings.stop_grace)
+        return await runner.run(
+            engine.command,
+            trainer_environment(self._card),
+            grace=self._settings.stop_grace,
+            saved_step=resumed,
+        )
 
 
 def saved_step(before: JobHistory) -> int:

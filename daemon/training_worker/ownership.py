@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from training_schemas.ledger import AttemptEntry, CheckpointSaved, Claimed, Released, TerminalEntry
 from training_worker.broker.lease import Lease, declare_lease
@@ -60,41 +60,54 @@ class Grip(msgspec.Struct, frozen=True, kw_only=True):
 async def claim(
     owner: Owner, job: QueuedJob, delivery: AbstractIncomingMessage, session: Session, inbox: Inbox
 ) -> "Ownership | NotOurs":
-    """Make a tier queue's delivery ours, or settle it. Raises `BrokerError`; then nothing is settled."""
-    try:
-        lock = await Lock.take(session, owner.link.names, job.job_id)
-    except JobLockedError:
-        await _hand_over(owner, job, session)
+    """Make a tier queue's delivery ours, or settle it. Raises `BrokerError`; then nothing is settled.
+
+    What does not depend on each other is done side by side: declaring the lease queue takes longest, and it is needed
+    whether the lock is won or lost.
+    """
+    queue, lock = await asyncio.gather(_declare_lease(owner, job, session), _take_lock(owner, job, session))
+    if lock is None:
+        await _hand_over(job, session, queue)
         await _settle(delivery)
         return NotOurs.HANDED_OVER
-    history = await owner.ledger.read(session, job.job_id, job.submitted_at)
+    history, lease = await asyncio.gather(_read_ledger(owner, job, session, lock, inbox), Lease.open(session, queue))
     if history.terminal is not None:
         await _settle(delivery)
+        await lease.delete()
         await lock.release()
         return NotOurs.FINISHED_BEFORE
-    # A cancellation is written into the ledger before it is sent: after this, one of the two reaches us.
-    await lock.open_inbox(owner.link.names, inbox)
-    await _announce(owner, job, session, history.attempt + 1)
-    lease = await _open_lease(owner, job, session)
-    await lease.renew(job.message())
+    await asyncio.gather(_announce(owner, job, session, history.attempt + 1), lease.renew(job.message()))
     await _settle(delivery)
     return Ownership(owner, job, history, inbox, Grip(session=session, lock=lock, lease=lease))
 
 
-async def _hand_over(owner: Owner, job: QueuedJob, session: Session) -> None:
+async def _declare_lease(owner: Owner, job: QueuedJob, session: Session) -> AbstractQueue:
+    return await declare_lease(session, owner.link.names, job.job_id, job.tier_key, owner.lease)
+
+
+async def _take_lock(owner: Owner, job: QueuedJob, session: Session) -> Lock | None:
+    try:
+        return await Lock.take(session, owner.link.names, job.job_id)
+    except JobLockedError:
+        return None
+
+
+async def _hand_over(job: QueuedJob, session: Session, queue: AbstractQueue) -> None:
     """Give a copy to whoever holds the lock. It is not simply dropped: should they die now, it is the last one."""
-    queue = await declare_lease(session, owner.link.names, job.job_id, job.tier_key, owner.lease)
     await session.publish("", queue.name, job.message())
     await session.close_channel(queue.channel)
+
+
+async def _read_ledger(owner: Owner, job: QueuedJob, session: Session, lock: Lock, inbox: Inbox) -> JobHistory:
+    # A cancellation is written into the ledger before it is sent. With the inbox open before the ledger is read, one
+    # of the two reaches us.
+    await lock.open_inbox(owner.link.names, inbox)
+    return await owner.ledger.read(session, job.job_id, job.submitted_at)
 
 
 async def _announce(owner: Owner, job: QueuedJob, session: Session, attempt: int) -> None:
     entry = Claimed(job_id=job.job_id, attempt=attempt, worker=owner.worker, time=owner.clock())
     await owner.ledger.append_once(session, entry)
-
-
-async def _open_lease(owner: Owner, job: QueuedJob, session: Session) -> Lease:
-    return await Lease.open(session, owner.link.names, job.job_id, job.tier_key, owner.lease)
 
 
 async def _settle(delivery: AbstractIncomingMessage) -> None:
@@ -166,13 +179,13 @@ class Ownership:
         lock = await self._lock_unless_superseded(session)
         if lock is None:
             return False
+        await lock.open_inbox(self._owner.link.names, self._inbox)
         # The lock alone proves nothing: somebody may have taken, finished and left the job meanwhile.
         if await self._superseded(session):
             await lock.release()
             return False
-        await lock.open_inbox(self._owner.link.names, self._inbox)
         now = self._owner.clock()
-        lease = await _open_lease(self._owner, self._job, session)
+        lease = await Lease.open(session, await _declare_lease(self._owner, self._job, session))
         await lease.renew(self._job.message())
         self.deadline = now + self._owner.lease
         self._grip = Grip(session=session, lock=lock, lease=lease)
@@ -181,12 +194,11 @@ class Ownership:
 
     async def _lock_unless_superseded(self, session: Session) -> Lock | None:
         while True:
-            try:
-                return await Lock.take(session, self._owner.link.names, self._job.job_id)
-            except JobLockedError:
-                if await self._superseded(session):
-                    return None
-                await asyncio.sleep(GHOST_DELAY)
+            if (lock := await _take_lock(self._owner, self._job, session)) is not None:
+                return lock
+            if await self._superseded(session):
+                return None
+            await asyncio.sleep(GHOST_DELAY)
 
     async def _superseded(self, session: Session) -> bool:
         history = await self._owner.ledger.read(session, self._job.job_id, self._job.submitted_at)

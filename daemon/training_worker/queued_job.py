@@ -14,6 +14,9 @@ from training_worker.broker.session import persistent
 
 SUBMITTED_HEADER = "x-training-submitted"
 
+# Unix seconds, in the year 2100.
+LATEST_TIME = 4_102_444_800.0
+
 
 class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
     """A valid job with its plan; ``submitted_at`` in unix seconds, by the clock of the worker that let it in."""
@@ -23,11 +26,18 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
     submitted_at: float
 
     @classmethod
-    def from_message(cls, message: AbstractIncomingMessage, *, now: float) -> "QueuedJob":
-        """Read a message of the intake (submitted now) or of a tier queue. Raises `InvalidMessageError`."""
-        job = decode_strictly(message.body, TrainingJob)
-        submitted_at = message.headers.get(SUBMITTED_HEADER)
-        return cls(job=job, plan=plan_job(job), submitted_at=submitted_at if isinstance(submitted_at, float) else now)
+    def submitted(cls, body: bytes, now: float) -> "QueuedJob":
+        """Read what a backend published. Raises `InvalidMessageError`."""
+        job = decode_strictly(body, TrainingJob)
+        return cls(job=job, plan=plan_job(job), submitted_at=now)
+
+    @classmethod
+    def waiting(cls, message: AbstractIncomingMessage) -> "QueuedJob":
+        """Read what an intake put into a tier queue. Raises `InvalidMessageError`."""
+        value = message.headers.get(SUBMITTED_HEADER)
+        # A job whose age nobody knows may be as old as the ledger.
+        submitted_at = value if isinstance(value, float) and 0 <= value < LATEST_TIME else 0.0
+        return cls.submitted(message.body, submitted_at)
 
     @property
     def job_id(self) -> str:

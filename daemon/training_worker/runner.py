@@ -81,8 +81,8 @@ def trainer_environment(card: Card) -> dict[str, str]:
 class Runner:
     """One attempt's trainer.
 
-    ``checkpoint_saved`` is awaited with the step and folder of each checkpoint; ``saved_step`` is that of the one it
-    starts from, or 0. When ``stop`` is set, the trainer is asked to save one and end.
+    ``checkpoint_saved`` is awaited with the step and folder of each checkpoint. When ``stop`` is set, the trainer is
+    asked to save one and end.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class Runner:
         reporter: Reporter,
         *,
         stop: asyncio.Event,
-        saved_step: int,
         checkpoint_saved: CheckpointSaved,
     ) -> None:
         self._folder = folder
@@ -101,11 +100,15 @@ class Runner:
         self._checkpoint_saved = checkpoint_saved
         self._stop = stop
         self._phase = Phase.STARTING
-        self._saved_step = saved_step
+        self._saved_step = 0
         self._last: AnyRecord | None = None
 
-    async def run(self, command: list[str], env: dict[str, str], *, grace: float) -> Outcome:
-        """Start the trainer, follow it, and judge how it ended. It gets ``grace`` seconds to stop when asked to."""
+    async def run(self, command: list[str], env: dict[str, str], *, grace: float, saved_step: int) -> Outcome:
+        """Start the trainer, follow it, and judge how it ended.
+
+        It gets ``grace`` seconds to stop when asked to; ``saved_step`` is that of the checkpoint it goes on from, or 0.
+        """
+        self._saved_step = saved_step
         try:
             child = Child.start(
                 [*command, str(self._folder.path)], env=env, stdout=self._folder.stdout, stderr=self._folder.stderr

@@ -1,7 +1,5 @@
 """The slot: one card. It takes a job from its queues and makes it its own, has it trained; then the next."""
 
-import time
-
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.contextvars import bound_contextvars
@@ -58,7 +56,7 @@ class Slot:
 
     async def _handle(self, delivery: AbstractIncomingMessage, session: Session) -> None:
         try:
-            queued = QueuedJob.from_message(delivery, now=time.time())
+            queued = QueuedJob.waiting(delivery)
         except InvalidMessageError as error:
             # Whatever is in a tier queue passed an intake; this one was put there past it, or by another version.
             await reject(delivery, error.faults, self._owner.link, self._context.speaker)

@@ -20,6 +20,7 @@ class Source:
     def __init__(self, session: Session, queues: list[tuple[AbstractQueue, int]]) -> None:
         self._session = session
         self._queues = queues
+        self._going_quiet: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily]) -> "Source":
@@ -38,6 +39,7 @@ class Source:
 
     async def take(self, gate: Gate) -> AbstractIncomingMessage | None:
         """The next job's delivery, for as long as it takes; None once the gate is closed. Raises `BrokerLostError`."""
+        await self._quiet()
         with broker_errors():
             for queue, _ in self._queues:
                 if gate.closed:
@@ -53,13 +55,27 @@ class Source:
             for queue, priority in self._queues
         ]
         first = await self._session.wait_for(gate.unless_closed(arrived.get()))
+        # The claim need not wait for this.
+        self._going_quiet = asyncio.create_task(_go_quiet(consumers, arrived), name="stop-consuming")
+        return first
+
+    async def _quiet(self) -> None:
+        going, self._going_quiet = self._going_quiet, None
+        if going is not None:
+            await going
+
+    async def close(self) -> None:
+        """Stop consuming; whatever was delivered goes back. Raises `BrokerLostError`."""
+        await self._quiet()
+        await self._session.close_channel(self._queues[0][0].channel)
+
+
+async def _go_quiet(
+    consumers: list[tuple[AbstractQueue, str]], arrived: asyncio.Queue[AbstractIncomingMessage]
+) -> None:
+    with broker_errors():
         for queue, tag in consumers:
             await queue.cancel(tag)
         # Each of the other consumers may have been given one in that instant.
         while not arrived.empty():
             await arrived.get_nowait().nack(requeue=True)
-        return first
-
-    async def close(self) -> None:
-        """Stop consuming; whatever was delivered goes back. Raises `BrokerLostError`."""
-        await self._session.close_channel(self._queues[0][0].channel)

@@ -54,6 +54,7 @@ class Worker:
         self._cards = cards
         self._families = served_families(settings)
         self._gate = Gate()
+        self._why = ""
         # No limit until told to release.
         self._limit = asyncio.Timeout(None)
         self._link = Link(settings.amqp_url, Names(settings.prefix), client=f"training-worker {settings.worker_id}")
@@ -84,11 +85,13 @@ class Worker:
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""
         log.info("draining", why=why)
+        self._why = why
         self._gate.drain()
 
     def release(self, why: str) -> None:
         """Give back what is running, take nothing new, end within a bounded time."""
         log.info("releasing", why=why)
+        self._why = why
         self._gate.drain()
         bound = self._settings.stop_grace + SETTLE_TIMEOUT
         self._limit.reschedule(asyncio.get_running_loop().time() + bound)
@@ -166,7 +169,7 @@ class Worker:
     async def _say_goodbye(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT):
-                await self._say(WorkerOffline, why="drained")
+                await self._say(WorkerOffline, why=self._why)
 
     async def _say(self, kind: type[Event], **fields: Any) -> None:
         await self._speaker.publish(self._speaker.state(kind, str(uuid.uuid4()), **fields))

@@ -30,12 +30,12 @@ class Lease:
         self._arrived = asyncio.Condition()
 
     @classmethod
-    async def open(cls, session: Session, names: Names, job_id: str, tier_key: str, seconds: float) -> "Lease":
-        """Declare the queue and consume it. Nothing is held yet. Raises `BrokerLostError`."""
-        lease = cls(session, await declare_lease(session, names, job_id, tier_key, seconds))
-        await session.watch(lease._queue.channel)
+    async def open(cls, session: Session, queue: AbstractQueue) -> "Lease":
+        """Consume the queue. As a rule nothing is held yet. Raises `BrokerLostError`."""
+        lease = cls(session, queue)
+        await session.watch(queue.channel)
         with broker_errors():
-            await lease._queue.consume(lease._receive)
+            await queue.consume(lease._receive)
         return lease
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:

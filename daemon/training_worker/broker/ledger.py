@@ -67,7 +67,7 @@ class Ledger:
         if self._following is session and submitted_at - CLOCK_SLACK >= self._tail.since:
             await self._pass_barrier(session, self._tail)
             return self._tail.history(job_id)
-        return await self._scan(session, job_id, submitted_at - CLOCK_SLACK)
+        return await self._scan(session, job_id, max(0.0, submitted_at - CLOCK_SLACK))
 
     async def _scan(self, session: Session, job_id: str, since: float) -> JobHistory:
         tail = Tail(since=since, only=job_id)

@@ -79,10 +79,11 @@ class Session:
         self.lost.set()
 
     async def channel(self, *, prefetch: int) -> AbstractChannel:
-        """A channel of its own, for consumers or a lock. Raises `BrokerLostError`."""
+        """A channel of its own; ``prefetch`` 0 sets no limit. Raises `BrokerLostError`."""
         with broker_errors():
             channel = await self._connection.channel(publisher_confirms=False)
-            await channel.set_qos(prefetch_count=prefetch)
+            if prefetch:
+                await channel.set_qos(prefetch_count=prefetch)
             return channel
 
     async def watch(self, channel: AbstractChannel) -> None:

@@ -4,30 +4,34 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import rich_click as click
 
 from training_schemas.validation import InvalidMessageError
 from training_worker.errors import NoGpuError, SettingsError, TrainingWorkerError
+from training_worker.version import __version__
 
-# sysexits(3): the operator must change something, the input is wrong, the broker is away.
+# What a command needs is imported by the command: the daemon has no use for the demo, nor `presets` for AMQP.
+
+# sysexits(3): the input is wrong, the broker is away, the operator must change something.
 EX_DATAERR = 65
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Train FLUX and SDXL adapters on GPU hosts, from a RabbitMQ queue.",
-)
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).", show_default=False)]
-JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def app() -> None:
+    """Train FLUX and SDXL adapters on GPU hosts, from a RabbitMQ queue.
+
+    The client's commands find the broker by TRAINING_AMQP_URL, and the fleet by TRAINING_PREFIX.
+    """
 
 
 @app.command()
-def run(config: ConfigOption = None, *, verbose: Annotated[bool, typer.Option(help="Log more.")] = False) -> None:
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML).")
+@click.option("--verbose", is_flag=True, help="Log more.")
+def run(config: Path | None, *, verbose: bool) -> None:
     """Run the daemon on this host until it is told to stop.
 
     SIGTERM gives a running job back to the queue; SIGINT finishes it first.
@@ -44,27 +48,27 @@ def run(config: ConfigOption = None, *, verbose: Annotated[bool, typer.Option(he
 
 
 @app.command()
-def submit(
-    file: Annotated[str, typer.Argument(help="The job as JSON: a file, or - for standard input.")],
-    *,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the job until it ends.")] = False,
-) -> None:
-    """Publish a job."""
+@click.argument("file")
+@click.option("--watch", is_flag=True, help="Show the job until it ends.")
+def submit(file: str, *, watch: bool) -> None:
+    """Publish the job that FILE holds as JSON, or standard input for -."""
     from training_worker.cli.client_commands import submit_file  # noqa: PLC0415
 
-    raise typer.Exit(submit_file(file, watch=watch))
+    sys.exit(submit_file(file, watch=watch))
 
 
 @app.command()
-def watch(job_id: JobArgument) -> None:
+@click.argument("job_id")
+def watch(job_id: str) -> None:
     """Show a job of the last day until it ends."""
     from training_worker.cli.client_commands import watch_job  # noqa: PLC0415
 
-    raise typer.Exit(watch_job(job_id, since=None))
+    sys.exit(watch_job(job_id, since=None))
 
 
 @app.command()
-def cancel(job_id: JobArgument) -> None:
+@click.argument("job_id")
+def cancel(job_id: str) -> None:
     """Cancel a job, waiting or running."""
     from training_worker.cli.client_commands import cancel_job  # noqa: PLC0415
 
@@ -72,30 +76,28 @@ def cancel(job_id: JobArgument) -> None:
 
 
 @app.command()
-def plan(
-    file: Annotated[str, typer.Argument(help="The job as JSON: a file, or - for standard input.")],
-    *,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show what a job would be trained with, and on which cards, without publishing it."""
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(file: str, *, as_json: bool) -> None:
+    """Show what the job in FILE would be trained with, and on which cards, without publishing it."""
     from training_worker.cli.plan_commands import show_plan  # noqa: PLC0415
 
-    show_plan(file, as_json=json)
+    show_plan(file, as_json=as_json)
 
 
 @app.command()
-def presets(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def presets(*, as_json: bool) -> None:
     """List the presets."""
     from training_worker.cli.plan_commands import show_presets  # noqa: PLC0415
 
-    show_presets(as_json=json)
+    show_presets(as_json=as_json)
 
 
 @app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-output"),
-    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 30,
-) -> None:
+@click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), help="Where everything goes.")
+@click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True, help="Optimizer steps.")
+def demo(output: Path, steps: int) -> None:
     """Train a tiny LoRA on this machine, from the queue to the adapter, without a GPU."""
     from training_worker.demo.run import run_demo  # noqa: PLC0415
 
@@ -103,9 +105,9 @@ def demo(
 
 
 def main() -> None:
-    """The program ``training-worker``."""
+    """Run the program ``training-worker``."""
     try:
-        app()
+        app(prog_name="training-worker")
     except InvalidMessageError as error:
         for fault in error.faults:
             print(f"training-worker: {fault.path or 'message'}: {fault.reason}", file=sys.stderr)

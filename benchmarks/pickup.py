@@ -1,0 +1,89 @@
+"""How long a job waits for an idle worker, and what an idle worker costs.
+
+    python -m benchmarks.pickup [--jobs 100] [--idle 30]
+
+Pick-up is the time from a backend's publish, on a connection that is open, to the return of the call that starts the
+trainer's process. The trainer does nothing. One job at a time, each once the worker is idle again.
+"""
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from tests.support.fleet import Daemon, Fleet
+
+from benchmarks.report import percentiles, print_row
+from training_schemas.jobs import JOB_TYPE
+from training_worker.broker.names import SUBMIT_KEY
+from training_worker.broker.session import Session, persistent
+from training_worker.demo.broker import find_broker
+
+TICKS = os.sysconf("SC_CLK_TCK")
+WARM_UP = 5
+
+
+async def measure(fleet: Fleet, jobs: int, idle: float) -> None:
+    """Run both measurements on one daemon and print them."""
+    daemon = await fleet.start()
+    await asyncio.sleep(2)
+    await report_idle(daemon, idle, "idle, before its first job")
+    async with fleet.session() as session:
+        seconds = [await pick_up(fleet, daemon, session, number) for number in range(jobs + WARM_UP)]
+    print_row(f"pick-up of {jobs} jobs", percentiles(seconds[WARM_UP:]))
+    await report_idle(daemon, idle, f"idle, after {jobs + WARM_UP} jobs")
+
+
+async def pick_up(fleet: Fleet, daemon: Daemon, session: Session, number: int) -> float:
+    """Seconds from publish to process start of one job."""
+    job = fleet.job(f"job-{number}")
+    message = persistent(msgspec.json.encode(job), type=JOB_TYPE)
+    began = time.time()
+    await session.publish(fleet.names.jobs, SUBMIT_KEY, message)
+    await daemon.until_logged("job_ended", number + 1)
+    # Until the worker consumes its queues again.
+    await asyncio.sleep(0.1)
+    started = datetime.fromisoformat(daemon.logged("trainer_started")[number]["timestamp"])
+    return started.timestamp() - began
+
+
+async def report_idle(daemon: Daemon, seconds: float, what: str) -> None:
+    """Print resident memory and CPU of a daemon that waits."""
+    before = cpu_seconds(daemon.process.pid)
+    await asyncio.sleep(seconds)
+    used = cpu_seconds(daemon.process.pid) - before
+    resident = resident_mib(daemon.process.pid)
+    print_row(what, f"resident {resident:.1f} MiB, CPU {100 * used / seconds:.2f}% of a core")
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+async def main() -> None:
+    """Measure what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--idle", type=float, default=30)
+    arguments = parser.parse_args()
+    with find_broker() as broker, tempfile.TemporaryDirectory() as folder:
+        fleet = Fleet(Path(folder), broker.url, f"bench-{os.getpid()}")
+        try:
+            await measure(fleet, arguments.jobs, arguments.idle)
+        finally:
+            await fleet.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,238 @@
+"""Real daemons on a real broker, with a trainer that trains nothing or with the real one."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import msgspec
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from training_schemas.events import Event, JobEvent, decode_event
+from training_schemas.jobs import TrainingJob
+from training_schemas.ledger import AnyEntry, Barrier, decode_entry
+from training_worker.broker.log import read_log
+from training_worker.broker.names import Names
+from training_worker.broker.session import Session, persistent
+from training_worker.client import AsyncTrainingWorkerAPI
+from training_worker.jobs import make_job
+
+ROOT = Path(__file__).parents[2]
+FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
+TYPES = ["FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"]
+
+CARD_8 = "NVIDIA GeForce RTX 4060:8188MiB"
+CARD_24 = "NVIDIA GeForce RTX 4090:24564MiB"
+CARD_80 = "NVIDIA H100 80GB HBM3:81559MiB"
+
+# Waiting in tests is bounded, and generous: the machine may be slow.
+PATIENCE = 60.0
+
+
+class Daemon:
+    """One ``training-worker run`` as a process."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path, worker_id: str) -> None:
+        self.process = process
+        self.log = log
+        self.worker_id = worker_id
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the daemon alone."""
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for the end and return the exit status."""
+        return await asyncio.to_thread(self.process.wait, PATIENCE)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log's entries with this key."""
+        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
+
+    async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait until the log has that many entries with this key."""
+        async with asyncio.timeout(PATIENCE):
+            while len(entries := self.logged(event)) < count:
+                assert self.process.poll() is None, self.log.read_text()
+                await asyncio.sleep(0.05)
+        return entries
+
+
+class Fleet:
+    """Daemons that share a broker, a prefix, and a folder with data sets, models and outputs."""
+
+    def __init__(self, folder: Path, url: str, prefix: str) -> None:
+        self.folder = folder
+        self.url = url
+        self.names = Names(prefix)
+        self.api = AsyncTrainingWorkerAPI(url, prefix=prefix)
+        self._daemons: list[Daemon] = []
+        for name in ("datasets/set", "models", "base", "no-nvml"):
+            (folder / name).mkdir(parents=True)
+        # Hides the cards of a machine that has some: a library that cannot be loaded is no library.
+        (folder / "no-nvml" / "libnvidia-ml.so.1").touch()
+
+    def settings(self, worker_id: str, gpus: list[str], mode: str, **changes: Any) -> dict[str, Any]:
+        """A daemon's settings, with a fake trainer in ``mode`` that can do everything."""
+        command = [sys.executable, "-S", str(FAKE_TRAINER), mode]
+        base = str(self.folder / "base")
+        return {
+            "worker_id": worker_id,
+            "amqp_url": self.url,
+            "prefix": self.names.prefix,
+            "state_dir": str(self.folder / f"state-{worker_id}"),
+            "dataset_roots": [str(self.folder / "datasets")],
+            "output_roots": [str(self.folder / "models")],
+            "gpus": gpus,
+            "models": {"black-forest-labs/FLUX.1-dev": base, "stabilityai/stable-diffusion-xl-base-1.0": base},
+            "engines": {"diffusers": {"command": command, "training_types": TYPES}},
+            "lease": 10,
+            "stop_grace": 5,
+        } | changes
+
+    async def start(
+        self,
+        worker_id: str = "w1",
+        *,
+        gpus: list[str] | None = None,
+        mode: str = "ok",
+        online: bool = True,
+        **changes: Any,
+    ) -> Daemon:
+        """Start a daemon; by default wait until it is connected."""
+        settings = self.settings(worker_id, gpus or [CARD_24], mode, **changes)
+        number = len(self._daemons)
+        config = self.folder / f"{worker_id}-{number}.toml"
+        config.write_text("\n".join(f"{key} = {to_toml(value)}" for key, value in settings.items()))
+        log = self.folder / f"{worker_id}-{number}.log"
+        path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
+        env = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(self.folder / "no-nvml")}
+        with log.open("wb") as file:
+            command = [sys.executable, "-m", "training_worker", "run", "--config", str(config)]
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)  # noqa: ASYNC220 - takes milliseconds
+        daemon = Daemon(process, log, worker_id)
+        self._daemons.append(daemon)
+        if online:
+            await daemon.until_logged("broker_connected")
+        return daemon
+
+    async def stop(self) -> None:
+        """Stop every daemon that still runs."""
+        for daemon in self._daemons:
+            if daemon.process.poll() is None:
+                daemon.signal(signal.SIGTERM)
+        for daemon in self._daemons:
+            try:
+                await daemon.ended()
+            except subprocess.TimeoutExpired:
+                daemon.process.kill()
+                await daemon.ended()
+
+    def job(self, job_id: str, training_type: str = "FLUX_LORA", **fields: Any) -> TrainingJob:
+        """A valid job of this fleet."""
+        paths = {
+            "dataset_path": str(self.folder / "datasets" / "set"),
+            "output_path": str(self.folder / "models" / job_id),
+        }
+        return make_job(training_type, job_id=job_id, **(paths | fields))
+
+    async def submit(self, job_id: str, training_type: str = "FLUX_LORA", **fields: Any) -> TrainingJob:
+        """Publish a valid job."""
+        job = self.job(job_id, training_type, **fields)
+        await self.api.submit_job(job)
+        return job
+
+    async def publish(self, body: bytes, **properties: Any) -> None:
+        """Publish anything to where backends publish."""
+        async with self.channel() as channel:
+            exchange = await channel.get_exchange(self.names.jobs, ensure=False)
+            await exchange.publish(aio_pika.Message(body, **properties), "submit")
+
+    async def events(self, job_id: str) -> list[JobEvent]:
+        """All of a job's events, once it has ended."""
+        async with asyncio.timeout(PATIENCE):
+            return [event async for event in self.api.events(job_id)]
+
+    async def until(self, job_id: str, kind: type[JobEvent], count: int = 1) -> JobEvent:
+        """Wait for the n-th event of a kind about a job."""
+        async with asyncio.timeout(PATIENCE):
+            async for event in self.api.events(job_id):
+                count -= isinstance(event, kind)
+                if count == 0:
+                    return event
+        raise AssertionError(f"{job_id} ended without {kind.__name__}")
+
+    async def all_events(self, count: int, kind: type[Event]) -> list[Event]:
+        """The first events of a kind, whatever they are about."""
+        found: list[Event] = []
+        async with asyncio.timeout(PATIENCE), self.session() as session:
+            async for body in read_log(session, self.names.events_log, 0):
+                event = decode_event(body).read()
+                if isinstance(event, kind):
+                    found.append(event)
+                if len(found) == count:
+                    break
+        return found
+
+    async def ledger(self) -> list[AnyEntry]:
+        """What the ledger holds, without the markers."""
+        entries: list[AnyEntry] = []
+        async with asyncio.timeout(PATIENCE), self.session() as session:
+            marker = Barrier(time=0, nonce="end-of-test")
+            await session.publish("", self.names.ledger, persistent(msgspec.json.encode(marker)))
+            async for body in read_log(session, self.names.ledger, 0):
+                entry = decode_entry(body)
+                if entry == marker:
+                    break
+                if not isinstance(entry, Barrier):
+                    entries.append(entry)
+        return entries
+
+    async def dead(self) -> AbstractIncomingMessage:
+        """The next message of the dead queue."""
+        async with asyncio.timeout(PATIENCE), self.channel() as channel:
+            queue = await channel.get_queue(self.names.dead, ensure=False)
+            while (message := await queue.get(fail=False)) is None:  # noqa: ASYNC110 - a queue has no such event
+                await asyncio.sleep(0.05)
+            await message.ack()
+            return message
+
+    async def depth(self, queue: str) -> int | None:
+        """How many messages a queue holds; None if it does not exist."""
+        async with self.channel() as channel:
+            try:
+                declared = await channel.declare_queue(queue, passive=True)
+            except aio_pika.exceptions.ChannelNotFoundEntity:
+                return None
+            return declared.declaration_result.message_count
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A session of the tests' own; it declares the topology."""
+        session = await Session.open(self.url, self.names, client="tests")
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[AbstractChannel]:
+        """A channel of the tests' own, with confirms."""
+        async with await aio_pika.connect(self.url) as connection:
+            yield await connection.channel()
+
+
+def to_toml(value: Any) -> str:
+    """A value as TOML; JSON does for all but tables."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {to_toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
