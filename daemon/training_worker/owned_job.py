@@ -27,6 +27,7 @@ from training_worker.dead import bury
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.meter import Meter
+from training_worker.observations import AttemptEnded, AttemptOutcome, AttemptStarted, Observer
 from training_worker.ownership import Owner, Ownership
 from training_worker.queued_job import QueuedJob
 from training_worker.reporter import Reporter, Speaker
@@ -46,6 +47,7 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     owner: Owner
     speaker: Speaker
+    observe: Observer
 
 
 class Wishes:
@@ -90,20 +92,25 @@ class OwnedJob:
         self._card = context.card
         self._settings = context.settings
         self._owner = context.owner
+        self._observe = context.observe
         self._reporter = Reporter(context.speaker, queued.job_id, ownership.attempt)
         self._folder: RunFolder | None = None
 
     async def run(self) -> None:
         """Train and settle. Returns when nothing of the job is left with this worker."""
+        training_type = self._queued.plan.training_type
+        self._observe(AttemptStarted(training_type=training_type))
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._reporter.run(), name="reporter")
             holding = group.create_task(self._hold(), name="hold")
             outcome = await self._train()
             self._ownership.let_go()
+            end = AttemptOutcome.SUPERSEDED
             if await holding:
                 settlement = Settlement(self._queued, self._ownership, self._wishes, self._reporter)
-                await settlement.settle(outcome, self._owner.link)
+                end = await settlement.settle(outcome, self._owner.link)
             publishing.cancel()
+        self._observe(AttemptEnded(training_type=training_type, outcome=end, usage=outcome.usage))
         if self._folder is not None:
             await asyncio.to_thread(self._folder.remove)
 
@@ -182,21 +189,27 @@ class Settlement:
         self._wishes = wishes
         self._reporter = reporter
 
-    async def settle(self, outcome: Outcome, link: Link) -> None:
+    async def settle(self, outcome: Outcome, link: Link) -> AttemptOutcome:
         """Say how the attempt ended, and give up the job: for good, or back to its queue."""
         match outcome:
             case Done():
-                await self._complete(outcome)
+                ours, end = await self._complete(outcome), AttemptOutcome.COMPLETED
             case Broken():
-                await self._fail(outcome, link)
+                ours, end = await self._fail(outcome, link), AttemptOutcome.FAILED
             case Stopped() if self._wishes.cancelled:
-                await self._end(self._ownership.entry(Cancelled), JobCancelled, step=outcome.step, usage=outcome.usage)
+                ours, end = await self._cancel(outcome), AttemptOutcome.CANCELLED
             case Stopped():
-                await self._give_back(outcome)
+                ours, end = await self._give_back(outcome), AttemptOutcome.RELEASED
+        log.info("job_ended", outcome=end if ours else AttemptOutcome.SUPERSEDED)
+        return end if ours else AttemptOutcome.SUPERSEDED
 
-    async def _complete(self, outcome: Done) -> None:
+    async def _cancel(self, outcome: Stopped) -> bool:
+        entry = self._ownership.entry(Cancelled)
+        return await self._end(entry, JobCancelled, step=outcome.step, usage=outcome.usage)
+
+    async def _complete(self, outcome: Done) -> bool:
         record = outcome.record
-        await self._end(
+        return await self._end(
             self._ownership.entry(Completed),
             JobCompleted,
             output_path=self._queued.job.output_path,
@@ -209,7 +222,7 @@ class Settlement:
             usage=outcome.usage,
         )
 
-    async def _fail(self, outcome: Broken, link: Link) -> None:
+    async def _fail(self, outcome: Broken, link: Link) -> bool:
         # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
         await bury(
             link,
@@ -218,7 +231,7 @@ class Settlement:
             reason=outcome.reason,
             message=outcome.message,
         )
-        await self._end(
+        return await self._end(
             self._ownership.entry(Failed, reason=outcome.reason),
             JobFailed,
             reason=outcome.reason,
@@ -228,15 +241,15 @@ class Settlement:
             usage=outcome.usage,
         )
 
-    async def _end(self, entry: TerminalEntry, event: type[JobEvent], **fields: Any) -> None:
-        if await self._ownership.report(entry):
-            self._reporter.emit(event, **fields)
-            await self._reporter.flush()
-            await self._ownership.leave()
-            log.info("job_ended", how=event.TYPE)
+    async def _end(self, entry: TerminalEntry, event: type[JobEvent], **fields: Any) -> bool:
+        if not await self._ownership.report(entry):
+            return False
+        self._reporter.emit(event, **fields)
+        await self._reporter.flush()
+        await self._ownership.leave()
+        return True
 
-    async def _give_back(self, outcome: Stopped) -> None:
+    async def _give_back(self, outcome: Stopped) -> bool:
         self._reporter.emit(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
         await self._reporter.flush()
-        await self._ownership.release()
-        log.info("job_released", why=self._wishes.why, step=outcome.step)
+        return await self._ownership.release()

@@ -50,7 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. ``models`` is the allow-list:
     the name that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by words of a
     card's name. ``lease`` is how long a job stays with a worker that is gone; ``max_isolation``, how long a trainer
-    goes on alone after that.
+    goes on alone after that; ``stop_grace``, how long a trainer may take to stop. Without ``metrics_port`` no metrics
+    are served.
     """
 
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
@@ -69,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease: Annotated[float, Meta(ge=2)] = 120
     max_isolation: Seconds = 1800
     stop_grace: Seconds = 60
+    metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 
 

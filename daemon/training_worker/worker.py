@@ -24,6 +24,7 @@ from training_worker.cards import Card
 from training_worker.errors import BrokerLostError, SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
+from training_worker.observations import Observer
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
 from training_worker.reporter import Speaker
@@ -49,8 +50,9 @@ def served_families(settings: Settings) -> list[ModelFamily]:
 class Worker:
     """One daemon: an intake, and a slot for each card."""
 
-    def __init__(self, settings: Settings, cards: list[Card]) -> None:
+    def __init__(self, settings: Settings, cards: list[Card], observe: Observer) -> None:
         self._settings = settings
+        self._observe = observe
         self._cards = cards
         self._families = served_families(settings)
         self._gate = Gate()
@@ -72,15 +74,16 @@ class Worker:
             lease=self._settings.lease,
             clock=time.time,
         )
-        slots = [
-            Slot(SlotContext(card=card, settings=self._settings, owner=owner, speaker=self._speaker), card.tier)
-            for card in self._cards
-            if card.tier is not None
-        ]
+        slots = [Slot(self._context(card, owner), card.tier) for card in self._cards if card.tier is not None]
         if not slots or not self._families:
             lowest = next(iter(MemoryTier))
             raise SettingsError(f"cannot start: no card of {lowest} or more, or no engine for a whole family of models")
         return slots
+
+    def _context(self, card: Card, owner: Owner) -> SlotContext:
+        return SlotContext(
+            card=card, settings=self._settings, owner=owner, speaker=self._speaker, observe=self._observe
+        )
 
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import signal
+import socket
 from pathlib import Path
+from urllib.request import urlopen
 
 import aio_pika
 import msgspec
@@ -261,3 +263,27 @@ async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_outpu
     assert failed.output_tail == ["the last word"]
     assert letter.message_id == "portrait"
     assert letter.headers["x-training-reason"] == "trainerCrashed"
+
+
+async def test_a_worker_that_is_asked_for_metrics_counts_what_it_did(fleet: Fleet) -> None:
+    """Attempts, GPU-seconds and dollars are there for Prometheus, by type and outcome."""
+    port = free_port()
+    daemon = await fleet.start(metrics_port=port)
+    await fleet.submit("portrait")
+    await daemon.until_logged("job_ended")
+
+    scrape = await asyncio.to_thread(lambda: urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode())
+
+    labels = '{outcome="completed",training_type="FLUX_LORA"}'
+    assert f"training_worker_attempts_total{labels} 1.0" in scrape
+    assert 'training_worker_jobs_running{training_type="FLUX_LORA"} 0.0' in scrape
+    used = next(line for line in scrape.splitlines() if line.startswith(f"training_worker_gpu_seconds_total{labels}"))
+    assert float(used.split()[1]) > 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

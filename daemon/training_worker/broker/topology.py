@@ -39,6 +39,15 @@ async def declare_topology(channel: AbstractChannel, names: Names) -> None:
     await log.bind(events, "#")
 
 
+async def delete_topology(channel: AbstractChannel, names: Names) -> None:
+    """Delete all that `declare_topology` declares, with what is in it. For fleets that were only tried out."""
+    tiers = [names.tier_queue(family, tier) for family in ModelFamily for tier in MemoryTier]
+    for queue in (names.intake, names.dead, names.ledger, names.events_log, *tiers):
+        await channel.queue_delete(queue)
+    for exchange in (names.jobs, names.control, names.events):
+        await channel.exchange_delete(exchange)
+
+
 def _work_queue(names: Names) -> FieldTable:
     return at_least_once("", names.dead) | {"x-delivery-limit": DELIVERY_LIMIT}
 

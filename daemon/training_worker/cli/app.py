@@ -3,13 +3,20 @@
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from training_schemas.validation import InvalidMessageError
 from training_worker.errors import NoGpuError, SettingsError, TrainingWorkerError
 from training_worker.version import __version__
+
+if TYPE_CHECKING:
+    from training_worker.observations import Observer
+    from training_worker.settings import Settings
 
 # What a command needs is imported by the command: the daemon has no use for the demo, nor `presets` for AMQP.
 
@@ -43,8 +50,21 @@ def run(config: Path | None, *, verbose: bool) -> None:
 
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
-    worker = Worker(settings, find_cards(settings.gpus, settings.prices))
-    asyncio.run(worker.run())
+    cards = find_cards(settings.gpus, settings.prices)
+    with _observed(settings) as observe:
+        asyncio.run(Worker(settings, cards, observe).run())
+
+
+@contextmanager
+def _observed(settings: "Settings") -> "Iterator[Observer]":
+    """Where the worker's observations go: to the metrics, where they are wanted."""
+    if settings.metrics_port is None:
+        yield lambda _: None
+        return
+    from training_worker.metrics import served  # noqa: PLC0415
+
+    with served(settings.metrics_host, settings.metrics_port) as metrics:
+        yield metrics.observe
 
 
 @app.command()

@@ -102,7 +102,8 @@ class PrivateBroker:
     """A RabbitMQ node that shares nothing with the machine's: ports, folders, cookie, settings and port mapper.
 
     It listens on the loopback interface alone, needs no service, no user of its own and no root, and ends with its
-    owner, even one that is killed.
+    owner, even one that is killed. Nothing else may hold the write end of the keeper's pipe: not a process that was
+    forked without `exec`.
 
     Args:
         folder: where its data, log and cookie go, and stay.
@@ -200,8 +201,8 @@ class PrivateBroker:
         plugins = self.folder / "plugins"
         plugins.mkdir(parents=True, exist_ok=True)
         for plugin in self._libraries("rabbit"):
-            if not (plugins / plugin.name).exists():
-                (plugins / plugin.name).symlink_to(plugin)
+            (plugins / plugin.name).unlink(missing_ok=True)
+            (plugins / plugin.name).symlink_to(plugin)
         (self.folder / "enabled_plugins").write_text("[].\n")
         (self.folder / "rabbitmq-env.conf").touch()
         (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\n{self._config}\n")

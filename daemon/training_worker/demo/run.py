@@ -9,23 +9,26 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aio_pika
 import msgspec
 
 from training_schemas.events import JobCompleted, JobSample
 from training_schemas.jobs import TrainingJob
+from training_worker.broker.names import Names
+from training_worker.broker.topology import delete_topology
 from training_worker.cli.view import make_view, money
 from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.demo.broker import find_broker
 from training_worker.errors import TrainingWorkerError
 from training_worker.jobs import flux_lora_job
 
-JOB_ID = "demo"
-PREFIX = "training-demo"
+JOB_ID = "robot"
+# Of its own, on whatever broker it is.
+PREFIX = f"training-demo-{os.getpid()}"
 CARD = "NVIDIA GeForce RTX 4090:24564MiB"
 MODEL = "black-forest-labs/FLUX.1-dev"
 PROMPT = "a robot on a blue background"
@@ -59,8 +62,11 @@ def run_demo(output: Path, steps: int) -> None:
         _say("making a tiny FLUX pipeline and a data set of ten drawn pictures")
         _child("training_worker.engines.diffusers.tiny", folder / "model")
         _child("training_worker.engines.demo_dataset", folder / "dataset")
-        with _daemon(folder, broker.url):
-            completed, pictures = asyncio.run(_train(folder, broker.url, steps))
+        try:
+            with _daemon(folder, broker.url):
+                completed, pictures = asyncio.run(_train(folder, broker.url, steps))
+        finally:
+            asyncio.run(_clean_up(broker.url))
     _say("loading the adapter into a fresh pipeline")
     _summarise(folder, completed, pictures, _verify(folder))
 
@@ -126,7 +132,7 @@ gpus = ["{CARD}"]
 
 def _job(folder: Path, steps: int) -> TrainingJob:
     return flux_lora_job(
-        job_id=f"{JOB_ID}-{int(time.time())}",
+        job_id=JOB_ID,
         dataset_path=str(folder / "dataset"),
         output_path=str(folder / "result"),
         preset="flux_24gb_balanced",
@@ -158,6 +164,11 @@ async def _train(folder: Path, url: str, steps: int) -> tuple[JobCompleted, list
     if not isinstance(event, JobCompleted):
         raise DemoError(f"job ended otherwise than completed: {event}")
     return event, pictures
+
+
+async def _clean_up(url: str) -> None:
+    async with await aio_pika.connect(url) as connection:
+        await delete_topology(await connection.channel(), Names(PREFIX))
 
 
 def _verify(folder: Path) -> Verified:

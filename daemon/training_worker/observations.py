@@ -1,0 +1,36 @@
+"""What a worker tells whoever measures it: frozen records, passed to a function. Nothing here knows of Prometheus."""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import msgspec
+
+from training_schemas.events import Usage
+from training_schemas.jobs import TrainingType
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt ended for this worker."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    RELEASED = "released"
+    SUPERSEDED = "superseded"
+
+
+class AttemptStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot owns a job."""
+
+    training_type: TrainingType
+
+
+class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot is done with a job."""
+
+    training_type: TrainingType
+    outcome: AttemptOutcome
+    usage: Usage
+
+
+Observer = Callable[[AttemptStarted | AttemptEnded], None]

@@ -1,0 +1,192 @@
+"""The whole way with the built-in trainer: real training of a tiny FLUX pipeline, from the queue to the adapter."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.fleet import ROOT, Fleet
+
+from training_schemas.events import (
+    JobCheckpoint,
+    JobClaimed,
+    JobCompleted,
+    JobFailed,
+    JobPhase,
+    JobProgress,
+    JobReleased,
+    JobSample,
+)
+
+pytestmark = [pytest.mark.broker, pytest.mark.trainer]
+
+TRAINER = {
+    "diffusers": {
+        "command": [sys.executable, "-m", "training_worker.engines.diffusers"],
+        "training_types": ["FLUX_LORA"],
+    }
+}
+SMALL = {
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "weight_dtype": "float32",
+    "t5_tokenizer_max_length": 64,
+}
+
+
+def run_module(module: str, *arguments: Path) -> str:
+    """Run one of our programs and return what it prints."""
+    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline and a drawn data set."""
+    folder = tmp_path_factory.mktemp("materials")
+    run_module("training_worker.engines.diffusers.tiny", folder / "model")
+    run_module("training_worker.engines.demo_dataset", folder / "dataset")
+    return folder
+
+
+async def start(fleet: Fleet, materials: Path, worker_id: str = "w1") -> Any:
+    """A daemon with the built-in trainer and the tiny model."""
+    if not (fleet.folder / "datasets" / "robots").exists():
+        shutil.copytree(materials / "dataset", fleet.folder / "datasets" / "robots")
+    models = {"black-forest-labs/FLUX.1-dev": str(materials / "model")}
+    return await fleet.start(worker_id, models=models, engines=TRAINER, stop_grace=30)
+
+
+async def submit(fleet: Fleet, **fields: Any) -> None:
+    """A job small enough for a CPU."""
+    overrides = SMALL | fields.pop("config_overrides", {})
+    await fleet.submit(
+        "robot",
+        dataset_path=str(fleet.folder / "datasets" / "robots"),
+        resolution=64,
+        lora_rank=8,
+        learning_rate=0.01,
+        config_overrides=overrides,
+        **fields,
+    )
+
+
+async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fleet, materials: Path) -> None:
+    """Phases, steps, pictures and checkpoints are events; the adapter is whole, learned, and taken by a pipeline."""
+    await start(fleet, materials)
+    wanted = {"validation_prompts": ["a robot"], "validation_inference_steps": 2, "checkpoint_every": 10}
+    await submit(fleet, max_train_steps=20, config_overrides=wanted)
+
+    events = await fleet.events("robot")
+
+    completed = events[-1]
+    assert isinstance(completed, JobCompleted), completed
+    phases = list(dict.fromkeys(event.phase for event in events if isinstance(event, JobPhase)))
+    assert phases == [
+        *("starting", "checkingDataset", "cachingText", "cachingLatents", "loadingModel", "sampling", "training"),
+        *("checkpointing", "exporting"),
+    ]
+    assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 21))
+    assert [event.step for event in events if isinstance(event, JobSample)] == [0, 20]
+    assert [event.step for event in events if isinstance(event, JobCheckpoint)] == [10, 20]
+    assert completed.fixed_loss_after < completed.fixed_loss_before
+    output = Path(completed.output_path)
+    assert all((output / artifact.path).stat().st_size == artifact.size_bytes for artifact in completed.artifacts)
+    verified = json.loads(run_module("training_worker.engines.diffusers.verify", materials / "model", output))
+    assert verified["maxOutputDifference"] > 0
+
+
+async def test_a_released_lora_goes_on_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:
+    """SIGTERM in the middle of real training costs no step."""
+    first = await start(fleet, materials, "first")
+    await submit(fleet, max_train_steps=60)
+    await fleet.until("robot", JobProgress, count=5)
+
+    first.signal(signal.SIGTERM)
+    assert await first.ended() == 0
+    await start(fleet, materials, "second")
+    events = await fleet.events("robot")
+
+    assert isinstance(events[-1], JobCompleted), events[-1]
+    released = next(event for event in events if isinstance(event, JobReleased))
+    claimed = [event for event in events if isinstance(event, JobClaimed)]
+    assert released.step == claimed[1].resume_step >= 5
+    assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 61))
+
+
+async def test_a_corrupt_image_fails_the_job_before_any_training(fleet: Fleet, materials: Path) -> None:
+    """Every bad file is named, no model is loaded, and the daemon goes on."""
+    daemon = await start(fleet, materials)
+    folder = fleet.folder / "datasets" / "robots"
+    images = sorted(folder.glob("*.png"))
+    images[0].write_bytes(images[0].read_bytes()[:500])
+    images[1].with_suffix(".txt").write_text("")
+    await submit(fleet, max_train_steps=5)
+
+    events = await fleet.events("robot")
+
+    failed = events[-1]
+    assert isinstance(failed, JobFailed)
+    assert failed.reason == "datasetInvalid"
+    assert {Path(fault.path).name for fault in failed.faults} == {images[0].name, images[1].with_suffix(".txt").name}
+    assert [event.phase for event in events if isinstance(event, JobPhase)] == ["starting", "checkingDataset"]
+    assert daemon.process.poll() is None
+
+
+async def test_a_model_folder_without_its_weights_fails_the_job(fleet: Fleet, materials: Path) -> None:
+    """The event names the part that is missing."""
+    broken = fleet.folder / "broken"
+    shutil.copytree(materials / "model", broken)
+    next((broken / "transformer").glob("*.safetensors")).unlink()
+    shutil.copytree(materials / "dataset", fleet.folder / "datasets" / "robots")
+    await fleet.start(models={"black-forest-labs/FLUX.1-dev": str(broken)}, engines=TRAINER)
+    await submit(fleet, max_train_steps=5)
+
+    failed = (await fleet.events("robot"))[-1]
+
+    assert isinstance(failed, JobFailed)
+    assert failed.reason in {"modelMissing", "modelInvalid"}
+    assert "transformer" in failed.message
+
+
+def test_the_demo_runs_from_the_queue_to_the_adapter(tmp_path: Path, broker_url: str) -> None:
+    """It ends with the adapter, the pictures, the losses, the GPU-seconds and the cost, and all of them are so."""
+    output = tmp_path / "demo"
+    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+    env = os.environ | {"PYTHONPATH": path, "TRAINING_AMQP_URL": broker_url}
+    command = [sys.executable, "-m", "training_worker", "demo", "--output", str(output), "--steps", "20"]
+
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = done.stdout.rpartition("loading the adapter")[2]
+    for name in ("adapter ", "picture before", "picture after", "loss ", "used "):
+        assert name in summary
+    assert (output / "result" / "pytorch_lora_weights.safetensors").stat().st_size > 0
+    assert len(list((output / "result" / "samples").glob("*.png"))) == 2
+
+
+async def test_a_trainer_does_not_see_the_brokers_address(fleet: Fleet, materials: Path) -> None:
+    """Neither its environment nor its command line holds the daemon's secrets."""
+    daemon = await start(fleet, materials)
+    await submit(fleet, max_train_steps=1000)
+    (started,) = await daemon.until_logged("trainer_started")
+
+    process = Path(f"/proc/{started['pid']}")
+    seen = await asyncio.to_thread(lambda: (process / "environ").read_bytes() + (process / "cmdline").read_bytes())
+
+    assert b"amqp" not in seen
+    assert b"CUDA_VISIBLE_DEVICES=\0" in seen
+    await fleet.api.cancel("robot")
+    await fleet.events("robot")
