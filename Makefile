@@ -1,0 +1,37 @@
+# Each target sets up what it needs; what is there is reused. PYTHON chooses the interpreter (3.11 or later),
+# TRAINING_AMQP_URL a broker; without one a private broker is started, and stopped again.
+PYTHON ?= python3
+BIN := .venv/bin
+
+export PYTHON
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint types unit clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make the virtual environment and install what developers need
+	@scripts/setup dev
+
+demo: ## Train a tiny LoRA on this machine, from the queue to the finished adapter
+	@scripts/setup demo
+	@$(BIN)/training-worker demo
+
+test: lint types ## Check everything: style, types, imports, and all tests on a real broker
+	$(BIN)/pytest
+
+lint: setup ## Check style and which package may import which
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+unit: setup ## Run the fast tests: no broker, no trainer
+	$(BIN)/pytest -m "not broker and not trainer"
+
+clean: ## Remove the virtual environment and what tools and the demo leave
+	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache demo-output dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
