@@ -1,5 +1,6 @@
 """An attempt: one owned job on one card, from its settings to a spec that a trainer can run, and to its result."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -41,9 +42,14 @@ def served_types(settings: Settings) -> set[TrainingType]:
     return {kind for engine in settings.engines.values() for kind in engine.training_types}
 
 
+def output_folder(job: TrainingJob) -> Path:
+    """Where the result goes: no link and no `..`, which no rename could replace."""
+    return Path(job.output_path).resolve()
+
+
 def attempt_folder(job: TrainingJob, attempt: int) -> Path:
     """Where an attempt writes: beside the output, so that a rename promotes it."""
-    output = Path(job.output_path)
+    output = output_folder(job)
     return output.parent / f".{output.name}.{job.job_id}.{attempt}"
 
 
@@ -52,7 +58,8 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, card: Card
     job = queued.job
     if faults := path_faults(job, settings):
         raise AttemptError(FailureReason.CONFIG_INVALID, "cannot train: a path is not allowed on this host", faults)
-    if not Path(job.dataset_path).exists():
+    # Unlike Path.exists, this has an answer for a name that no disk can hold.
+    if not os.path.exists(job.dataset_path):  # noqa: PTH110
         raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
     return RunSpec(
         job_id=job.job_id,
@@ -81,7 +88,7 @@ def _model_folder(job: TrainingJob, settings: Settings) -> Path:
 
 
 def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
-    output, folder = Path(job.output_path), attempt_folder(job, attempt)
+    output, folder = output_folder(job), attempt_folder(job, attempt)
     try:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {output} exists and is not empty")
@@ -114,7 +121,7 @@ def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord) -> None:
     Raises `AttemptError` if the output cannot be written any more.
     """
     manifest = Manifest(job=job, worker_version=__version__, spec=spec, result=result)
-    folder, output = Path(spec.attempt_path), Path(job.output_path)
+    folder, output = Path(spec.attempt_path), output_folder(job)
     try:
         (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         folder.rename(output)

@@ -64,16 +64,20 @@ def _nvml_cards(prices: dict[str, float]) -> list[Card]:
         import pynvml  # noqa: PLC0415 - only the daemon needs the driver, not all who import the package
 
     try:
-        pynvml.nvmlInit()
+        return _ask(pynvml, prices)
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return []
     except pynvml.NVMLError as error:
         # A driver that is there and broken is no reason to train on a stand-in.
         raise NoGpuError(f"cannot start: NVML: {error}") from None
+
+
+def _ask(nvml: ModuleType, prices: dict[str, float]) -> list[Card]:
+    nvml.nvmlInit()
     try:
-        return [_nvml_card(pynvml, index, prices) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [_nvml_card(nvml, index, prices) for index in range(nvml.nvmlDeviceGetCount())]
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def _nvml_card(nvml: ModuleType, index: int, prices: dict[str, float]) -> Card:

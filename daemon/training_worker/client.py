@@ -15,6 +15,7 @@ from training_schemas.commands import CancelJob
 from training_schemas.events import TERMINAL_EVENTS, Event, JobEvent, UnknownEventError, decode_event
 from training_schemas.jobs import JOB_TYPE, TrainingJob
 from training_schemas.ledger import CancelRequested
+from training_schemas.validation import decode_strictly
 
 if TYPE_CHECKING:
     from training_worker.broker.session import Session
@@ -50,8 +51,9 @@ class AsyncTrainingWorkerAPI:
         from training_worker.broker.names import SUBMIT_KEY  # noqa: PLC0415
         from training_worker.broker.session import persistent  # noqa: PLC0415
 
-        plan = plan_job(job)
-        message = persistent(msgspec.json.encode(job), message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
+        body = msgspec.json.encode(job)
+        plan = plan_job(decode_strictly(body, TrainingJob))
+        message = persistent(body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
         submitted_at = time.time()
         async with self._session() as session:
             await session.publish(f"{self._prefix}.jobs", SUBMIT_KEY, message)

@@ -40,7 +40,9 @@ def make_job(training_type: str, **fields: Unpack[JobFields]) -> TrainingJob:
     message = {names.get(name, name): value for name, value in fields.items()} | {"trainingType": training_type}
     overrides = message.get("configOverrides")
     if isinstance(overrides, dict):
-        message["configOverrides"] = {_camel(key): value for key, value in overrides.items()}
+        message["configOverrides"] = {
+            _camel(key) if isinstance(key, str) else key: value for key, value in overrides.items()
+        }
     return convert_strictly(message, TrainingJob)
 
 

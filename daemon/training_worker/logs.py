@@ -7,7 +7,7 @@ import structlog
 
 
 def configure_logging(*, verbose: bool = False) -> None:
-    """Send structlog and the libraries' own warnings to standard error."""
+    """Send structlog to standard error."""
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
@@ -22,5 +22,3 @@ def configure_logging(*, verbose: bool = False) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # The AMQP libraries log every lost connection as an error with a traceback; the daemon says it once itself.
-    logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)

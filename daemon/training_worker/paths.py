@@ -25,7 +25,10 @@ def _outside(path: str, roots: list[Path]) -> str | None:
         return "contains a null character"
     if not Path(path).is_absolute():
         return f"must be absolute, got {path!r}"
-    resolved = Path(path).resolve()
+    try:
+        resolved = Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself, before Python 3.13
+        return f"cannot be resolved: {error}"
     # A root itself is no data set and no output.
     if any(root.resolve() in resolved.parents for root in roots):
         return None

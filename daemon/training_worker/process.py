@@ -21,7 +21,8 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.signal is not None:
-            return f"killed by {signal.Signals(self.signal).name}"
+            names = {number.value: number.name for number in signal.Signals}
+            return f"killed by {names.get(self.signal, f'signal {self.signal}')}"
         return f"exit status {self.status}"
 
 

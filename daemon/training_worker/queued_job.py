@@ -15,7 +15,7 @@ from training_worker.broker.session import persistent
 SUBMITTED_HEADER = "x-training-submitted"
 
 # Unix seconds, in the year 2100.
-LATEST_TIME = 4_102_444_800.0
+LATEST_TIME = 4_102_444_800_000
 
 
 class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
         """Read what an intake put into a tier queue. Raises `InvalidMessageError`."""
         value = message.headers.get(SUBMITTED_HEADER)
         # A job whose age nobody knows may be as old as the ledger.
-        submitted_at = value if isinstance(value, float) and 0 <= value < LATEST_TIME else 0.0
+        submitted_at = value / 1000 if type(value) is int and 0 <= value < LATEST_TIME else 0.0
         return cls.submitted(message.body, submitted_at)
 
     @property
@@ -61,5 +61,5 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
             message_id=self.job_id,
             type=JOB_TYPE,
             priority=self.job.priority,
-            headers={SUBMITTED_HEADER: float(self.submitted_at)},
+            headers={SUBMITTED_HEADER: round(self.submitted_at * 1000)},
         )

@@ -20,6 +20,7 @@ from training_worker.errors import SettingsError
 
 DEFAULT_FILE = Path("/etc/training-worker/worker.toml")
 DEFAULT_AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
+AMQP_URL = "^amqps?://"
 ENVIRONMENT_PREFIX = "TRAINING_"
 
 
@@ -57,7 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
         default_factory=default_worker_id
     )
-    amqp_url: Annotated[str, Meta(pattern="^amqps?://")] = DEFAULT_AMQP_URL
+    amqp_url: Annotated[str, Meta(pattern=AMQP_URL)] = DEFAULT_AMQP_URL
     amqp_url_file: str | None = None
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")] = "training"
     state_dir: Path = Path("/var/lib/training-worker")
@@ -76,7 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
     """Read the settings. Without ``file``, the default one where it exists. Raises `SettingsError`."""
-    table = _read_file(file) | _read_environment(environ)
+    table = _merge(_read_file(file), _read_environment(environ))
     try:
         settings = msgspec.convert(table, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
@@ -85,9 +86,18 @@ def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
         return settings
     try:
         url = Path(settings.amqp_url_file).read_text("utf-8").strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read amqp_url_file: {error}") from None
+    if not re.match(AMQP_URL, url):
+        raise SettingsError("cannot read amqp_url_file: its content is no address amqp:// or amqps://")
     return msgspec.structs.replace(settings, amqp_url=url)
+
+
+def _merge(file: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    # Two settings that say the same thing: an address in the environment counts more than a file named in the file.
+    if "amqp_url" in environment:
+        file.pop("amqp_url_file", None)
+    return file | environment
 
 
 def _path(kind: type, value: Any) -> Path:

@@ -20,6 +20,8 @@ class FileWatch:
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0 or _libc.inotify_add_watch(self._fd, os.fsencode(path), _IN_MODIFY) < 0:
             number = ctypes.get_errno()
+            if self._fd >= 0:
+                os.close(self._fd)
             raise OSError(number, f"cannot watch file: {os.strerror(number)}", str(path))
         self.changed = asyncio.Event()
         self._loop.add_reader(self._fd, self._on_event)

@@ -84,7 +84,7 @@ class TrainingJob(StrictWire, frozen=True, kw_only=True):
     cost_optimization: CostOptimization | None = None
     config_overrides: dict[str, Any] = {}
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
-    max_cost_usd: Annotated[float, Meta(gt=0)] | None = field(default=None, name="maxCostUSD")
+    max_cost_usd: Annotated[float, Meta(gt=0, le=1_000_000)] | None = field(default=None, name="maxCostUSD")
     max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
     engine: EngineName = EngineName.AUTO
     labels: Annotated[

@@ -50,7 +50,7 @@ class TrainingParameters(StrictWire, frozen=True, kw_only=True):
     gradient_checkpointing: bool
     weight_dtype: WeightDtype
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
-    max_grad_norm: Annotated[float, Meta(gt=0)]
+    max_grad_norm: Annotated[float, Meta(gt=0, le=1_000)]
     checkpoint_every: Annotated[int, Meta(ge=0)]
     validation_prompts: Annotated[list[Text], Meta(max_length=16)]
     validation_inference_steps: Annotated[int, Meta(ge=1, le=200)]

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import aio_pika
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 from aiormq.abc import AbstractChannel as UnderlayChannel
+from yarl import URL
 
 from training_worker.broker.names import Names
 from training_worker.broker.topology import declare_topology
@@ -34,6 +36,16 @@ def broker_errors() -> Iterator[None]:
         raise UnroutableError(f"message was returned: {error}") from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
         raise BrokerLostError(f"{type(error).__name__}: {error}") from error
+
+
+def _address(url: str) -> URL:
+    try:
+        address = make_url(url)
+    except ValueError as error:
+        raise BrokerError(f"cannot read the broker's address: {error}") from None
+    if address.scheme not in ("amqp", "amqps") or not address.host:
+        raise BrokerError("cannot read the broker's address: expected amqp://HOST/ or amqps://HOST/")
+    return address
 
 
 def persistent(body: bytes, **properties: Any) -> Message:
@@ -58,10 +70,9 @@ class Session:
     async def open(cls, url: str, names: Names, *, client: str) -> "Session":
         """Connect and declare the topology, within a bounded time. Raises `BrokerError`."""
         with broker_errors():
-            connection = await aio_pika.connect(
-                url, timeout=CONNECT_TIMEOUT, client_properties={"connection_name": client}
-            )
+            connection = aio_pika.Connection(_address(url), client_properties={"connection_name": client})
             try:
+                await connection.connect(CONNECT_TIMEOUT)
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 session = cls(connection, channel)
                 await asyncio.wait_for(session._prepare(names), CONNECT_TIMEOUT)

@@ -1,6 +1,7 @@
 """The commands, and how their errors end: a line that says what is wrong, and a status that says whose turn it is."""
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,8 @@ def demo(output: Path, steps: int) -> None:
 
 def main() -> None:
     """Run the program ``training-worker``."""
+    # The AMQP libraries log every lost connection as an error, with a traceback. It is said once, by whom it concerns.
+    logging.basicConfig(level=logging.CRITICAL)
     try:
         app(prog_name="training-worker")
     except InvalidMessageError as error:

@@ -16,7 +16,10 @@ SAMPLE = "sample"
 
 def export_result(transformer: FluxTransformer2DModel, attempt: Path, samples: Iterable[Path]) -> list[Artifact]:
     """Write the adapter to the attempt's folder and describe it and the pictures drawn with it, safe on disk."""
-    files = {save_adapter(transformer, attempt): ADAPTER, **dict.fromkeys(samples, SAMPLE)}
+    adapter = save_adapter(transformer, attempt)
+    # safetensors writes for the owner alone, and who asked for the adapter is somebody else.
+    adapter.chmod(0o644)
+    files = {adapter: ADAPTER, **dict.fromkeys(samples, SAMPLE)}
     for path in [*files, attempt]:
         flush(path)
     return [_describe(path, kind, attempt) for path, kind in files.items()]

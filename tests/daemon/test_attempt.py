@@ -1,0 +1,371 @@
+"""From an owned job to a spec that leaves nothing open, and from a finished attempt to the job's output."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from training_presets.planner import plan_job
+from training_schemas.jobs import EngineName, TrainingType
+from training_schemas.ledger import CheckpointSaved
+from training_schemas.progress import Artifact, DoneRecord
+from training_schemas.spec import FluxLoraParameters, RunSpec
+from training_schemas.validation import convert_strictly
+from training_worker.attempt import attempt_folder, choose_engine, promote, resolve_spec, served_types
+from training_worker.cards import Card
+from training_worker.errors import AttemptError
+from training_worker.history import JobHistory
+from training_worker.jobs import make_job
+from training_worker.queued_job import QueuedJob
+from training_worker.settings import EngineSettings, Settings
+from training_worker.version import __version__
+
+CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
+STAND_IN = Card(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
+ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
+LOSSES = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
+RESULT = DoneRecord(sequence=9, time=1.0, steps=10, artifacts=[ARTIFACT], **LOSSES)
+
+
+class Host:
+    """A host with a data set, a model and a folder for outputs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outputs = folder / "models"
+        for name in ("datasets/set", "models", "base"):
+            (folder / name).mkdir(parents=True)
+        self.settings = Settings(
+            dataset_roots=[folder / "datasets"],
+            output_roots=[self.outputs],
+            models={"black-forest-labs/FLUX.1-dev": folder / "base", "gone": folder / "gone"},
+        )
+
+    def queued(self, training_type: str = "FLUX_LORA", **fields: Any) -> QueuedJob:
+        """A job of this host, as it comes from a queue."""
+        paths = {"dataset_path": str(self.folder / "datasets/set"), "output_path": str(self.outputs / "portrait")}
+        job = make_job(training_type, job_id="a", **(paths | fields))
+        return QueuedJob(job=job, plan=plan_job(job), submitted_at=0.0)
+
+    def spec(self, attempt: int = 1, before: JobHistory | None = None, card: Card = CARD, **fields: Any) -> RunSpec:
+        """The spec of an attempt at such a job."""
+        return resolve_spec(self.queued(**fields), attempt, before or JobHistory(), card, self.settings)
+
+    def refusal(self, **fields: Any) -> tuple[str, str]:
+        """The reason and the message with which an attempt at such a job fails."""
+        with pytest.raises(AttemptError) as caught:
+            self.spec(**fields)
+        return caught.value.reason, caught.value.message
+
+    def train(self, attempt: int = 1, **fields: Any) -> RunSpec:
+        """A spec, and the result that its trainer leaves."""
+        spec = self.spec(attempt, **fields)
+        (Path(spec.attempt_path) / ARTIFACT.path).write_bytes(b"abc")
+        return spec
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host of this test."""
+    return Host(tmp_path)
+
+
+def checkpoint(path: Path) -> JobHistory:
+    """A job that saved one checkpoint."""
+    saved = CheckpointSaved(job_id="a", time=1.0, attempt=1, worker="w1", step=5, path=str(path))
+    return JobHistory(attempt=1, checkpoint=saved)
+
+
+def test_a_spec_settles_everything(host: Host) -> None:
+    """Model, paths, device and every parameter: nothing is left for the trainer to guess."""
+    spec = host.spec(attempt=3, max_train_steps=7)
+
+    assert spec == RunSpec(
+        job_id="a",
+        attempt=3,
+        training_type=TrainingType.FLUX_LORA,
+        engine=EngineName.DIFFUSERS,
+        model_path=str(host.folder / "base"),
+        dataset_path=str(host.folder / "datasets/set"),
+        attempt_path=str(host.outputs / ".portrait.a.3"),
+        resume_from=None,
+        device="cuda",
+        parameters=spec.parameters,
+    )
+    parameters = convert_strictly(spec.parameters, FluxLoraParameters)
+    assert parameters == host.queued(max_train_steps=7).plan.parameters
+    assert list(host.outputs.iterdir()) == [Path(spec.attempt_path)]
+
+
+def test_on_a_stand_in_a_job_is_trained_by_the_cpu(host: Host) -> None:
+    """There is no card that torch could find."""
+    assert host.spec(card=STAND_IN).device == "cpu"
+
+
+def test_an_attempt_goes_on_from_the_last_checkpoint(host: Host) -> None:
+    """Its folder is one of an earlier attempt."""
+    folder = host.outputs / ".portrait.a.1" / "checkpoint-5"
+    folder.mkdir(parents=True)
+
+    assert host.spec(attempt=2, before=checkpoint(folder)).resume_from == str(folder)
+    assert folder.is_dir()
+
+
+def test_a_checkpoint_that_is_gone_is_no_checkpoint(host: Host) -> None:
+    """Better to begin anew than to fail; a file in its place is none either."""
+    (host.outputs / "file").touch()
+
+    assert host.spec(before=checkpoint(host.outputs / "gone")).resume_from is None
+    assert host.spec(before=checkpoint(host.outputs / "file")).resume_from is None
+
+
+def test_what_an_unconfirmed_attempt_of_the_same_number_left_is_dropped(host: Host) -> None:
+    """Its claim was never written: nobody will ask for it."""
+    left = host.outputs / ".portrait.a.1" / "checkpoint-5"
+    left.mkdir(parents=True)
+
+    assert list(Path(host.spec().attempt_path).iterdir()) == []
+
+
+def test_an_output_folder_of_several_levels_is_made(host: Host) -> None:
+    """The user's folders need not exist."""
+    spec = host.train(output_path=str(host.outputs / "user" / "studio" / "portrait"))
+    job = host.queued(output_path=str(host.outputs / "user" / "studio" / "portrait")).job
+
+    promote(job, spec, RESULT)
+
+    assert (host.outputs / "user" / "studio" / "portrait" / ARTIFACT.path).read_bytes() == b"abc"
+
+
+def test_an_empty_output_folder_is_no_obstacle(host: Host) -> None:
+    """Backends make it beforehand."""
+    (host.outputs / "portrait").mkdir()
+    spec = host.train()
+
+    promote(host.queued().job, spec, RESULT)
+
+    assert (host.outputs / "portrait" / ARTIFACT.path).read_bytes() == b"abc"
+
+
+def test_a_missing_data_set_fails_with_its_path(host: Host) -> None:
+    """Where it was looked for."""
+    path = str(host.folder / "datasets/gone")
+
+    assert host.refusal(dataset_path=path) == ("datasetMissing", f"cannot train: no data set at {path}")
+
+
+def test_a_data_set_whose_name_no_disk_can_hold_is_missing(host: Host) -> None:
+    """The operating system refuses even to look for it."""
+    reason, _ = host.refusal(dataset_path=str(host.folder / "datasets" / ("x" * 300)))
+
+    assert reason == "datasetMissing"
+
+
+def test_paths_that_this_host_does_not_allow_fail_with_a_fault_each(host: Host) -> None:
+    """Hosts may differ from the one that let the job in."""
+    with pytest.raises(AttemptError) as caught:
+        host.spec(dataset_path="/elsewhere/set", output_path="/elsewhere/out")
+
+    assert caught.value.reason == "configInvalid"
+    assert [fault.path for fault in caught.value.faults] == ["datasetPath", "outputPath"]
+
+
+def test_a_model_that_is_not_allowed_fails_with_those_that_are(host: Host) -> None:
+    """A job names a model of the operator's list, never a path or a repository."""
+    reason, message = host.refusal(model="/etc")
+
+    assert reason == "modelMissing"
+    assert message.endswith("model '/etc' is not allowed on this worker; allowed: black-forest-labs/FLUX.1-dev, gone")
+
+
+def test_a_host_that_allows_no_model_says_so(host: Host) -> None:
+    """Instead of an empty list."""
+    host.settings = msgspec.structs.replace(host.settings, models={})
+
+    assert host.refusal()[1].endswith("; allowed: none")
+
+
+def test_a_model_whose_folder_is_gone_fails_with_its_path(host: Host) -> None:
+    """The operator's setting is wrong, or a disk is not mounted."""
+    assert host.refusal(model="gone") == ("modelMissing", f"cannot train: no model folder at {host.folder / 'gone'}")
+
+
+def test_each_family_has_its_default_model(host: Host) -> None:
+    """An SDXL job that names none is not given FLUX."""
+    engine = EngineSettings(command=["true"], training_types=list(TrainingType))
+    host.settings = msgspec.structs.replace(host.settings, engines={EngineName.DIFFUSERS: engine})
+
+    assert "stabilityai/stable-diffusion-xl-base-1.0" in host.refusal(training_type="SDXL_LORA")[1]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a file"])
+def test_an_output_that_is_there_is_never_overwritten(host: Host, kind: str) -> None:
+    """It may be somebody's work of weeks; the job fails before it costs anything."""
+    output = host.outputs / "portrait"
+    if kind == "folder":
+        (output / "adapter").mkdir(parents=True)
+    elif kind == "file":
+        output.touch()
+    else:
+        (host.outputs / "file").touch()
+        output.symlink_to(host.outputs / "file")
+
+    reason, message = host.refusal()
+
+    assert reason == "outputInvalid"
+    assert message.endswith("exists and is not empty")
+
+
+def test_an_output_below_a_file_fails_before_training(host: Host) -> None:
+    """No folder can be made there."""
+    (host.outputs / "file").touch()
+
+    assert host.refusal(output_path=str(host.outputs / "file" / "portrait"))[0] == "outputInvalid"
+
+
+@pytest.mark.parametrize("spelling", ["portrait/..", "user/portrait/..", "link", "dangling"])
+def test_an_output_that_could_not_be_promoted_fails_before_training(host: Host, spelling: str) -> None:
+    """An output that no rename can reach is refused at once, or promoted in the end; never trained in vain."""
+    (host.outputs / "empty").mkdir()
+    (host.outputs / "link").symlink_to(host.outputs / "empty")
+    (host.outputs / "dangling").symlink_to(host.outputs / "later")
+    path = str(host.outputs / spelling)
+    try:
+        spec = host.train(output_path=path)
+    except AttemptError:
+        return
+
+    promote(host.queued(output_path=path).job, spec, RESULT)
+
+    assert (Path(path).resolve() / ARTIFACT.path).read_bytes() == b"abc"
+
+
+def engines(**types: list[TrainingType]) -> Settings:
+    """A worker with these engines."""
+    return Settings(
+        engines={
+            EngineName(name): EngineSettings(command=[name], training_types=served) for name, served in types.items()
+        }
+    )
+
+
+BOTH = engines(
+    diffusers=[TrainingType.FLUX_LORA, TrainingType.SDXL_LORA],
+    invoke=[TrainingType.SDXL_LORA, TrainingType.SDXL_FINETUNE],
+)
+
+
+@pytest.mark.parametrize(
+    ("training_type", "wanted", "chosen"),
+    [
+        ("FLUX_LORA", "auto", "diffusers"),
+        ("SDXL_LORA", "auto", "diffusers"),
+        ("SDXL_LORA", "invoke", "invoke"),
+        ("SDXL_LORA", "diffusers", "diffusers"),
+        ("SDXL_FINETUNE", "auto", "invoke"),
+    ],
+)
+def test_the_engine_is_the_wanted_one_or_the_first_that_can(
+    host: Host, training_type: str, wanted: str, chosen: str
+) -> None:
+    """The operator's order decides where the job does not."""
+    name, engine = choose_engine(host.queued(training_type, engine=wanted).job, BOTH)
+
+    assert (name, engine.command) == (chosen, [chosen])
+
+
+@pytest.mark.parametrize(
+    ("training_type", "wanted"),
+    [("FLUX_LORA", "invoke"), ("SDXL_TEXTUAL_INVERSION", "auto"), ("SDXL_FINETUNE", "diffusers")],
+)
+def test_a_job_that_no_engine_can_train_fails_with_both_names(host: Host, training_type: str, wanted: str) -> None:
+    """Another engine is never taken instead of the wanted one."""
+    with pytest.raises(
+        AttemptError, match=f"cannot train {training_type}: this worker has no engine {wanted}"
+    ) as error:
+        choose_engine(host.queued(training_type, engine=wanted).job, BOTH)
+
+    assert error.value.reason == "configInvalid"
+
+
+def test_a_worker_serves_what_its_engines_can_train() -> None:
+    """All of them together."""
+    assert served_types(BOTH) == {TrainingType.FLUX_LORA, TrainingType.SDXL_LORA, TrainingType.SDXL_FINETUNE}
+    assert served_types(Settings()) == {TrainingType.FLUX_LORA}
+
+
+def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:
+    """One rename: nobody ever sees half a result, and nothing else is left beside it."""
+    spec = host.train()
+
+    promote(host.queued().job, spec, RESULT)
+
+    assert [path.name for path in host.outputs.iterdir()] == ["portrait"]
+    assert sorted(path.name for path in (host.outputs / "portrait").iterdir()) == ["manifest.json", ARTIFACT.path]
+
+
+def test_the_manifest_says_how_the_result_came_about(host: Host) -> None:
+    """The job as it was asked for, the spec as it was trained, the result, and the version that did it."""
+    spec = host.train(attempt=2, lora_rank=4)
+    job = host.queued(lora_rank=4).job
+
+    promote(job, spec, RESULT)
+
+    manifest = json.loads((host.outputs / "portrait" / "manifest.json").read_bytes())
+    assert manifest.keys() == {"job", "workerVersion", "spec", "result"}
+    assert manifest["workerVersion"] == __version__
+    assert msgspec.convert(manifest["spec"], RunSpec) == spec
+    assert manifest["job"] == msgspec.to_builtins(job)
+    assert manifest["result"]["artifacts"] == [msgspec.to_builtins(ARTIFACT)]
+
+
+def test_promotion_drops_what_earlier_attempts_left_and_nothing_else(host: Host) -> None:
+    """Their checkpoints are not needed any more; other jobs' are."""
+    for name in (".portrait.a.1", ".portrait.a.2", ".portrait.b.1", ".portrait.a.4", "other"):
+        (host.outputs / name / "checkpoint-1").mkdir(parents=True)
+
+    promote(host.queued().job, host.train(attempt=3), RESULT)
+
+    assert sorted(path.name for path in host.outputs.iterdir()) == [
+        ".portrait.a.4",
+        ".portrait.b.1",
+        "other",
+        "portrait",
+    ]
+
+
+def test_an_output_that_appeared_meanwhile_is_not_overwritten(host: Host) -> None:
+    """The job fails; both results are still there."""
+    spec = host.train()
+    (host.outputs / "portrait" / "other").mkdir(parents=True)
+
+    with pytest.raises(AttemptError, match=r"^cannot write output: ") as caught:
+        promote(host.queued().job, spec, RESULT)
+
+    assert caught.value.reason == "outputInvalid"
+    assert (host.outputs / "portrait" / "other").is_dir()
+    assert (Path(spec.attempt_path) / ARTIFACT.path).read_bytes() == b"abc"
+
+
+def test_a_result_that_was_deleted_meanwhile_is_no_success(host: Host) -> None:
+    """There is nothing to promote."""
+    spec = host.train()
+    (Path(spec.attempt_path) / ARTIFACT.path).unlink()
+    Path(spec.attempt_path).rmdir()
+
+    with pytest.raises(AttemptError) as caught:
+        promote(host.queued().job, spec, RESULT)
+
+    assert caught.value.reason == "outputInvalid"
+
+
+def test_attempts_of_several_jobs_with_one_output_are_kept_apart(host: Host) -> None:
+    """The folder's name has the output's, the job's and the attempt's; it lies beside the output."""
+    job = host.queued().job
+    other = msgspec.structs.replace(job, job_id="b")
+    folders = [attempt_folder(job, 1), attempt_folder(job, 2), attempt_folder(other, 1)]
+
+    assert [folder.name for folder in folders] == [".portrait.a.1", ".portrait.a.2", ".portrait.b.1"]
+    assert {folder.parent for folder in folders} == {host.outputs}

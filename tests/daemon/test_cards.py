@@ -1,0 +1,175 @@
+"""The cards of a host: real ones by NVML's real binding, stand-ins only where there is no driver at all."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, LIBRARY, UNKNOWN, Host, NoCompilerError, build_nvml
+
+from training_schemas.events import Gpu
+from training_worker.cards import Card
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = "Stand-in:8192MiB"
+RTX_4090 = "card 0 24564 GPU-4090 NVIDIA GeForce RTX 4090"
+
+# In a process of its own: a library is loaded once and for all.
+PROGRAM = """
+import json, sys
+import msgspec
+from training_worker.cards import find_cards
+from training_worker.errors import TrainingWorkerError
+stand_ins, prices = json.loads(sys.argv[1])
+try:
+    answer = [card for card in find_cards(stand_ins, prices)]
+except TrainingWorkerError as error:
+    answer = [type(error).__name__, str(error)]
+print(msgspec.json.encode(answer).decode())
+"""
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Path:
+    """Our libnvidia-ml.so.1, compiled once."""
+    try:
+        return build_nvml(tmp_path_factory.mktemp("nvml"))
+    except NoCompilerError as error:
+        missing(str(error))
+
+
+@pytest.fixture
+def host(nvml_library: Path, tmp_path: Path) -> Host:
+    """A host with a driver; it has no card until it says so."""
+    return Host(nvml_library.parent, tmp_path / "nvml.txt")
+
+
+def find(environment: dict[str, str], stand_ins: list[str], prices: dict[str, float] | None = None) -> Any:
+    """The cards that a process finds, as builtins; or the name of the error and its message."""
+    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+    command = [sys.executable, "-c", PROGRAM, json.dumps([stand_ins, prices or {}])]
+    ended = subprocess.run(command, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_a_card_is_described_as_nvml_gives_it(host: Host) -> None:
+    """UUID, name and MiB come from the driver, the price from the catalogue, and nothing is simulated."""
+    host.says(RTX_4090)
+
+    assert find(host.environment, []) == [
+        {
+            "uuid": "GPU-4090",
+            "name": "NVIDIA GeForce RTX 4090",
+            "memory_mib": 24564,
+            "simulated": False,
+            "usd_per_hour": 0.6,
+        }
+    ]
+
+
+def test_eight_cards_are_found_in_the_drivers_order(host: Host) -> None:
+    """Each has a UUID of its own, by which its trainer will be told to use it and no other."""
+    host.says(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
+
+    assert [card["uuid"] for card in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
+
+
+def test_cards_of_one_host_may_differ(host: Host) -> None:
+    """The price that the operator set is that of the one card it names."""
+    host.says(RTX_4090, "card 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
+
+    found = find(host.environment, [], {"RTX 4060": 0.25})
+
+    assert [(card["uuid"], card["memory_mib"], card["usd_per_hour"]) for card in found] == [
+        ("GPU-4090", 24564, 0.6),
+        ("GPU-4060", 8188, 0.25),
+    ]
+
+
+def test_a_real_card_wins_over_stand_ins(host: Host) -> None:
+    """Stand-ins that were left in the settings do no harm on a host with a GPU."""
+    host.says(RTX_4090)
+
+    assert [card["uuid"] for card in find(host.environment, [STAND_IN])] == ["GPU-4090"]
+
+
+@pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
+def test_without_a_card_or_a_driver_the_stand_ins_count(host: Host, statement: str) -> None:
+    """A host without a GPU trains on what its settings make up, and every event will say so."""
+    host.says(statement)
+
+    found = find(host.environment, [STAND_IN, "Other:81920MiB"], {"Stand-in": 2.0})
+
+    assert found == [
+        {
+            "uuid": "SIMULATED-0",
+            "name": "Stand-in",
+            "memory_mib": 8192,
+            "simulated": True,
+            "usd_per_hour": 2.0,
+        },
+        {"uuid": "SIMULATED-1", "name": "Other", "memory_mib": 81920, "simulated": True, "usd_per_hour": None},
+    ]
+
+
+def test_without_the_drivers_library_the_stand_ins_count(tmp_path: Path) -> None:
+    """A library that cannot be loaded is no library."""
+    (tmp_path / LIBRARY).touch()
+
+    found = find(dict(os.environ) | {"LD_LIBRARY_PATH": str(tmp_path)}, [STAND_IN])
+
+    assert [card["uuid"] for card in found] == ["SIMULATED-0"]
+
+
+@pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
+def test_a_host_without_any_card_is_an_error_that_says_what_to_set(host: Host, statement: str) -> None:
+    """Neither NVML nor the settings know a card: the operator has to act."""
+    host.says(statement)
+
+    name, message = find(host.environment, [])
+
+    assert name == "NoGpuError"
+    assert "`gpus`" in message
+
+
+def test_a_broken_driver_is_an_error_and_not_a_host_without_cards(host: Host) -> None:
+    """A driver that is there and does not work is no reason to train on a stand-in."""
+    host.says(f"init {UNKNOWN}", RTX_4090)
+
+    name, message = find(host.environment, [STAND_IN])
+
+    assert (name, message) == ("NoGpuError", "cannot start: NVML: Unknown Error")
+
+
+@pytest.mark.parametrize("statement", [f"count {UNKNOWN}", f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"])
+def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, statement: str) -> None:
+    """A card that fell off the bus is named as NVML's word for it, with a status for the operator, not a traceback."""
+    host.says(RTX_4090, statement)
+
+    name, message = find(host.environment, [STAND_IN])
+
+    assert name == "NoGpuError"
+    assert message.startswith("cannot start: NVML: ")
+
+
+@pytest.mark.parametrize("text", ["RTX 4090:24564", ":24564MiB", "RTX 4090:0MiB", "a:b:1MiB"])
+def test_a_stand_in_of_another_form_is_an_error_that_names_its_place(host: Host, text: str) -> None:
+    """The message names the setting, the entry and the form that was expected."""
+    host.says(f"init {DRIVER_NOT_LOADED}")
+
+    name, message = find(host.environment, [STAND_IN, text])
+
+    assert name == "SettingsError"
+    assert message.endswith(f"gpus[1]: expected 'NAME:MEMORYMiB', got {text!r}")
+
+
+def test_a_card_too_small_for_any_job_is_described_without_a_tier() -> None:
+    """It is shown in the worker's events, and serves no queue."""
+    card = Card(uuid="GPU-1", name="GT 1030", memory_mib=2048, simulated=False, usd_per_hour=None)
+
+    assert card.describe() == Gpu(uuid="GPU-1", name="GT 1030", memory_mib=2048, tier=None)

@@ -1,0 +1,204 @@
+"""The command line: what it prints, and an exit status that says whose turn it is."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from training_presets.planner import plan_job
+from training_presets.presets import presets
+from training_worker.cli import main
+from training_worker.jobs import flux_lora_job
+from training_worker.version import __version__
+
+ROOT = Path(__file__).parents[2]
+JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o", lora_rank=4)
+
+
+class Program:
+    """``training-worker`` in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+        self.out = ""
+        self.err = ""
+
+    def run(self, *arguments: str) -> int:
+        """The exit status; what was printed is kept."""
+        self._monkeypatch.setattr(sys, "argv", ["training-worker", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        self.out, self.err = self._capsys.readouterr()
+        assert "Traceback" not in self.err
+        code = exit_.value.code
+        assert isinstance(code, int | None)
+        return code or 0
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    """The program, on a wide screen and without settings of this machine."""
+    for name in [name for name in os.environ if name.startswith("TRAINING_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Program(capsys, monkeypatch)
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    """A valid job in a file."""
+    path = tmp_path / "job.json"
+    path.write_bytes(msgspec.json.encode(JOB))
+    return path
+
+
+def test_presets_are_listed_for_programs(program: Program) -> None:
+    """As JSON, with all that a preset sets."""
+    assert program.run("presets", "--json") == 0
+
+    assert json.loads(program.out) == [msgspec.to_builtins(preset) for preset in presets().values()]
+    assert program.err == ""
+
+
+def test_presets_are_listed_for_people(program: Program) -> None:
+    """All ten, each with its tier."""
+    assert program.run("presets") == 0
+
+    assert [name for name in presets() if name not in program.out] == []
+    assert re.search(r"flux_40gb_quality\W+40gb\W+2\W+4\W+2000\W+32\W", program.out)
+
+
+def test_a_plan_is_shown_for_programs(program: Program, job_file: Path) -> None:
+    """The same that the intake makes of the job."""
+    assert program.run("plan", str(job_file), "--json") == 0
+
+    assert json.loads(program.out) == msgspec.to_builtins(plan_job(JOB))
+
+
+def test_a_plan_is_shown_for_people(program: Program, job_file: Path) -> None:
+    """Type, preset and tier, and every setting."""
+    assert program.run("plan", str(job_file)) == 0
+
+    assert "FLUX_LORA, preset flux_24gb_balanced, cards of 24gb or more" in " ".join(program.out.split())
+    assert re.search(r"loraRank\W+4\W", program.out)
+    assert re.search(r"gradientAccumulationSteps\W+8\W", program.out)
+
+
+def test_a_job_is_read_from_standard_input(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For pipes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(msgspec.json.encode(JOB))))
+
+    assert program.run("plan", "-", "--json") == 0
+
+    assert json.loads(program.out)["preset"] == "flux_24gb_balanced"
+
+
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_a_bad_job_ends_with_65_and_a_line_for_each_fault(program: Program, tmp_path: Path, command: str) -> None:
+    """Each with the path of the field. Nothing is published: there is no broker to publish to."""
+    bad: dict[str, Any] = msgspec.to_builtins(JOB) | {"loraRank": 0, "jobId": "a b", "unheardOf": 1}
+    (tmp_path / "bad.json").write_text(json.dumps(bad))
+
+    assert program.run(command, str(tmp_path / "bad.json")) == 65
+
+    lines = program.err.splitlines()
+    assert program.out == ""
+    assert {line.split(": ")[0] for line in lines} == {"training-worker"}
+    assert sorted(line.split(": ")[1] for line in lines) == ["jobId", "loraRank", "unheardOf"]
+
+
+def test_faults_of_the_plan_are_told_in_the_same_way(program: Program, tmp_path: Path) -> None:
+    """A valid message can be a job that cannot be planned."""
+    bad: dict[str, Any] = msgspec.to_builtins(JOB) | {"preset": "x", "gpuMemoryTier": "8gb"}
+    (tmp_path / "bad.json").write_text(json.dumps(bad))
+
+    assert program.run("plan", str(tmp_path / "bad.json")) == 65
+
+    assert [line.split(": ")[1] for line in program.err.splitlines()] == ["preset", "gpuMemoryTier"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_job_at_all_ends_with_65_and_one_line(program: Program, tmp_path: Path, content: bytes) -> None:
+    """Whatever the file holds."""
+    (tmp_path / "bad.json").write_bytes(content)
+
+    assert program.run("plan", str(tmp_path / "bad.json")) == 65
+
+    assert len(program.err.splitlines()) == 1
+    assert program.err.startswith("training-worker: message: ")
+
+
+def test_a_file_that_cannot_be_read_ends_with_65_and_its_name(program: Program, tmp_path: Path) -> None:
+    """Missing, or a folder."""
+    assert program.run("plan", str(tmp_path / "missing.json")) == 65
+    assert program.err == f"training-worker: {tmp_path / 'missing.json'}: No such file or directory\n"
+    assert program.run("plan", str(tmp_path)) == 65
+    assert program.err == f"training-worker: {tmp_path}: Is a directory\n"
+
+
+@pytest.mark.parametrize("arguments", [["submit", "FILE"], ["cancel", "a"], ["watch", "a"]])
+def test_a_broker_that_is_away_ends_with_69_and_one_line(
+    program: Program, job_file: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """Trying again later may help; the password is not repeated."""
+    monkeypatch.setenv("TRAINING_AMQP_URL", "amqp://user:secret@127.0.0.1:9/")
+
+    assert program.run(*(str(job_file) if argument == "FILE" else argument for argument in arguments)) == 69
+
+    lines = [line for line in program.err.splitlines() if line.startswith("training-worker: ")]
+    assert len(lines) == 1
+    assert "secret" not in program.err
+
+
+def test_wrong_settings_end_with_78_and_one_line(program: Program, tmp_path: Path) -> None:
+    """Starting the daemon again does not help: the operator must change something."""
+    config = tmp_path / "worker.toml"
+    assert program.run("run", "--config", str(config)) == 78
+    assert program.err == f"training-worker: cannot read settings: no such file: {config}\n"
+
+    config.write_text("lease = 0")
+    assert program.run("run", "--config", str(config)) == 78
+    assert len(program.err.splitlines()) == 1
+
+
+def test_a_host_without_any_card_ends_with_78(tmp_path: Path) -> None:
+    """In a process of its own, which is shown no driver: this machine may have one."""
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    (tmp_path / "worker.toml").touch()
+    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
+    environment = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "training_worker", "run", "--config", str(tmp_path / "worker.toml")]
+
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 78
+    assert ended.stderr == "training-worker: cannot start: NVML shows no GPU, and the settings list none under `gpus`\n"
+
+
+def test_a_mistyped_command_ends_with_2(program: Program) -> None:
+    """As of every program."""
+    assert program.run("pln") == 2
+    assert "pln" in program.err
+
+
+def test_the_program_says_what_it_can_do(program: Program) -> None:
+    """Every command is in the help."""
+    assert program.run("--help") == 0
+
+    assert [c for c in ("run", "submit", "watch", "cancel", "plan", "presets", "demo") if c not in program.out] == []
+
+
+def test_the_program_says_its_version(program: Program) -> None:
+    """For reports of bugs."""
+    assert program.run("--version") == 0
+
+    assert __version__ in program.out

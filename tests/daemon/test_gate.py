@@ -1,0 +1,163 @@
+"""Whether a worker takes jobs: every order of pause, resume and drain."""
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training_worker.gate import Gate
+
+# Waiting in tests is bounded, and generous: the machine may be slow.
+PATIENCE = 30.0
+
+
+async def turns(count: int = 5) -> None:
+    """Let every task go as far as it can."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_new_gate_is_open() -> None:
+    """A worker takes jobs from its start."""
+    gate = Gate()
+
+    assert not gate.closed
+    assert await asyncio.wait_for(gate.wait_open(), PATIENCE)
+
+
+async def test_a_paused_gate_holds_whoever_waits_until_it_is_resumed() -> None:
+    """All slots go on at once."""
+    gate = Gate()
+    gate.pause()
+    waiting = [asyncio.create_task(gate.wait_open()) for _ in range(3)]
+    await turns()
+
+    assert gate.closed
+    assert not any(task.done() for task in waiting)
+    gate.resume()
+    assert await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE) == [True, True, True]
+
+
+async def test_draining_ends_the_wait_of_a_paused_worker() -> None:
+    """It learns that nothing will ever be taken again."""
+    gate = Gate()
+    gate.pause()
+    waiting = asyncio.create_task(gate.wait_open())
+    await turns()
+
+    gate.drain()
+
+    assert await asyncio.wait_for(waiting, PATIENCE) is False
+
+
+async def test_a_drained_gate_never_opens_again() -> None:
+    """Neither pause nor resume undo it."""
+    gate = Gate()
+    gate.drain()
+    gate.pause()
+    gate.resume()
+
+    assert gate.closed
+    assert gate.drained
+    assert await asyncio.wait_for(gate.wait_open(), PATIENCE) is False
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["pause", "resume", "drain"])))
+def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: list[str]) -> None:
+    """Nobody waits at a gate that is open, and a closed one is open again only by a resume."""
+
+    async def passes() -> tuple[bool, bool | None]:
+        gate = Gate()
+        for command in commands:
+            getattr(gate, command)()
+        waiting = asyncio.create_task(gate.wait_open())
+        await turns()
+        answer = waiting.result() if waiting.done() else None
+        waiting.cancel()
+        return gate.closed, answer
+
+    if "drain" in commands:
+        assert asyncio.run(passes()) == (True, False)
+    elif commands and commands[-1] == "pause":
+        assert asyncio.run(passes()) == (True, None)
+    else:
+        assert asyncio.run(passes()) == (False, True)
+
+
+async def test_what_is_awaited_comes_through_an_open_gate() -> None:
+    """The result is that of the awaited, even if it is nothing."""
+    gate = Gate()
+    jobs: asyncio.Queue[str] = asyncio.Queue()
+    taking = asyncio.create_task(gate.unless_closed(jobs.get()))
+    await turns()
+
+    jobs.put_nowait("job")
+
+    assert await asyncio.wait_for(taking, PATIENCE) == "job"
+
+
+async def test_a_gate_that_closes_ends_the_wait_for_a_job() -> None:
+    """The waiting is cancelled, so that no job is lost to somebody who no longer wants it."""
+    gate = Gate()
+    jobs: asyncio.Queue[str] = asyncio.Queue()
+    taking = asyncio.create_task(gate.unless_closed(jobs.get()))
+    await turns()
+
+    gate.pause()
+
+    assert await asyncio.wait_for(taking, PATIENCE) is None
+    jobs.put_nowait("job")
+    await turns()
+    assert jobs.qsize() == 1
+
+
+async def test_a_gate_that_is_closed_already_lets_nothing_be_waited_for() -> None:
+    """A wait that would last for ever ends at once."""
+    gate = Gate()
+    gate.drain()
+
+    assert await asyncio.wait_for(gate.unless_closed(asyncio.Event().wait()), PATIENCE) is None
+
+
+async def test_an_interrupted_wait_has_cleaned_up_before_it_is_answered() -> None:
+    """What the awaited used may be used by others right afterwards."""
+    gate = Gate()
+    done = []
+
+    async def slow_to_clean_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await turns()
+            done.append("clean")
+
+    taking = asyncio.create_task(gate.unless_closed(slow_to_clean_up()))
+    await turns()
+    gate.drain()
+    await asyncio.wait_for(taking, PATIENCE)
+
+    assert done == ["clean"]
+
+
+async def test_an_error_of_the_awaited_comes_through() -> None:
+    """The gate hides nothing."""
+    broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    broken.set_exception(OSError("connection lost"))
+
+    [answer] = await asyncio.gather(Gate().unless_closed(broken), return_exceptions=True)
+
+    assert isinstance(answer, OSError)
+
+
+async def test_cancelling_the_wait_cancels_the_awaited() -> None:
+    """Nothing is left running behind a slot that is gone."""
+    work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    taking = asyncio.create_task(Gate().unless_closed(work))
+    await turns()
+
+    taking.cancel()
+    await asyncio.wait({taking})
+
+    assert taking.cancelled()
+    assert work.cancelled()

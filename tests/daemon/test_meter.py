@@ -1,0 +1,123 @@
+"""Pace, time and cost of a run, on a clock that the test turns."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training_schemas.events import Usage
+from training_worker.meter import WINDOW, Meter
+
+
+class Clock:
+    """Time as an input."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        """The time, in seconds."""
+        return self.now
+
+
+def test_usage_counts_from_the_start_of_the_trainer() -> None:
+    """Loading the model takes the card as much as training does."""
+    clock = Clock()
+    meter = Meter(3.6, clock=clock)
+
+    assert meter.usage() == Usage(gpu_seconds=0.0, cost_usd=0.0)
+    clock.now += 1800
+    assert meter.usage() == Usage(gpu_seconds=1800.0, cost_usd=1.8)
+
+
+def test_usage_ends_with_the_trainer() -> None:
+    """What the daemon does afterwards is free."""
+    clock = Clock()
+    meter = Meter(3.6, clock=clock)
+    clock.now += 1800
+    meter.stop()
+    clock.now += 100
+
+    assert meter.usage() == Usage(gpu_seconds=1800.0, cost_usd=1.8)
+
+
+def test_a_card_without_a_price_has_seconds_and_no_cost() -> None:
+    """Nothing is made up."""
+    clock = Clock()
+    meter = Meter(None, clock=clock)
+    clock.now += 10
+
+    assert meter.usage() == Usage(gpu_seconds=10.0, cost_usd=None)
+
+
+@pytest.mark.parametrize("steps", [[], [(1, 5.0)]])
+def test_before_the_second_step_nobody_knows_the_pace(steps: list[tuple[int, float]]) -> None:
+    """One step gives no rate: the first one is slower than the rest."""
+    meter = Meter(None, clock=Clock())
+    for number, time in steps:
+        meter.step(number, time)
+
+    assert (meter.steps_per_minute(), meter.seconds_left(100)) == (None, None)
+
+
+def test_the_pace_is_that_between_steps() -> None:
+    """Three steps take two intervals; the clock is the trainer's own."""
+    meter = Meter(None, clock=Clock())
+    for number, time in ((11, 100.0), (12, 102.0), (13, 104.0)):
+        meter.step(number, time)
+
+    assert (meter.steps_per_minute(), meter.seconds_left(10)) == (30.0, 20.0)
+
+
+def test_the_pace_forgets_a_slow_beginning() -> None:
+    """Only the last steps count."""
+    meter = Meter(None, clock=Clock())
+    meter.step(1, 0.0)
+    for number in range(2, WINDOW + 2):
+        meter.step(number, 10_000.0 + number)
+
+    assert meter.steps_per_minute() == 60.0
+
+
+def test_after_the_last_step_nothing_is_left() -> None:
+    """Zero, not unknown."""
+    meter = Meter(None, clock=Clock())
+    meter.step(1, 0.0)
+    meter.step(2, 1.0)
+
+    assert meter.seconds_left(0) == 0.0
+
+
+@pytest.mark.parametrize("times", [(5.0, 5.0), (5.0, 4.0)])
+def test_steps_without_time_between_them_have_no_pace(times: tuple[float, float]) -> None:
+    """The trainer's clock may stand still, or be set back."""
+    meter = Meter(None, clock=Clock())
+    for number, time in enumerate(times, start=1):
+        meter.step(number, time)
+
+    assert (meter.steps_per_minute(), meter.seconds_left(10)) == (None, None)
+
+
+@pytest.mark.parametrize("numbers", [(7, 7), (7, 6)])
+def test_steps_that_do_not_go_forwards_have_no_pace(numbers: tuple[int, int]) -> None:
+    """An engine may tell a step twice, or count anew: that is no reason to fail a job."""
+    meter = Meter(None, clock=Clock())
+    for time, number in enumerate(numbers):
+        meter.step(number, float(time))
+
+    assert (meter.steps_per_minute(), meter.seconds_left(10)) == (None, None)
+
+
+@given(st.lists(st.floats(0.01, 1000), min_size=1), st.integers(0, 10_000))
+def test_the_pace_lies_between_those_of_the_slowest_and_the_fastest_step(durations: list[float], left: int) -> None:
+    """An average is no extrapolation."""
+    meter = Meter(None, clock=Clock())
+    time = 0.0
+    meter.step(0, time)
+    for number, duration in enumerate(durations, start=1):
+        time += duration
+        meter.step(number, time)
+
+    seconds = meter.seconds_left(left)
+    assert seconds is not None
+    assert left * min(durations) == pytest.approx(min(seconds, left * min(durations)))
+    assert left * max(durations) == pytest.approx(max(seconds, left * max(durations)))

@@ -1,0 +1,226 @@
+"""Children as groups: real shells, real signals, and an end that is always told and never waited for in vain."""
+
+import asyncio
+import os
+import select
+import signal
+from pathlib import Path
+
+import pytest
+
+from training_worker.process import Child, Exit
+from training_worker.tail import follow_lines
+
+# Waiting in tests is bounded, and generous: the machine may be slow.
+PATIENCE = 30.0
+# Long enough for a shell that obeys a signal, and waited for only by tests whose shell does not.
+SHORT_GRACE = 0.3
+
+
+class Shell:
+    """Starts scripts with their output in files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stdout = folder / "out.txt"
+        self.stderr = folder / "err.txt"
+
+    def start(self, script: str, env: dict[str, str] | None = None) -> Child:
+        """Run a script in ``/bin/sh``."""
+        command = ["/bin/sh", "-c", script]
+        return Child.start(command, env={"PATH": "/usr/bin:/bin"} | (env or {}), stdout=self.stdout, stderr=self.stderr)
+
+    async def until_says(self, word: str) -> str:
+        """Wait until a line of the output starts with a word; the rest of that line."""
+        said: list[str] = []
+        enough = asyncio.Event()
+        async with asyncio.timeout(PATIENCE):
+            async for line in follow_lines(self.stdout, enough):
+                if line.startswith(word.encode()):
+                    said.append(line.decode().removeprefix(word).strip())
+                    enough.set()
+        return said[0]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A shell for one test."""
+    return Shell(tmp_path)
+
+
+async def end(child: Child) -> Exit:
+    """How it ended, by itself."""
+    return await asyncio.wait_for(child.wait(), PATIENCE)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process that may be a stranger's child ends."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], PATIENCE)[0])
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("status", [0, 1, 137])
+async def test_an_exit_status_is_told_as_it_is(shell: Shell, status: int) -> None:
+    """A status above 128 is a status too, not a signal."""
+    exit_ = await end(shell.start(f"exit {status}"))
+
+    assert exit_ == Exit(status=status)
+    assert str(exit_) == f"exit status {status}"
+
+
+@pytest.mark.parametrize("name", ["KILL", "SEGV"])
+async def test_a_process_that_was_killed_is_told_by_its_signal(shell: Shell, name: str) -> None:
+    """What the kernel or somebody else did to it is told by name."""
+    exit_ = await end(shell.start(f"kill -{name} $$"))
+
+    assert exit_ == Exit(signal=signal.Signals[f"SIG{name}"])
+    assert str(exit_) == f"killed by SIG{name}"
+
+
+async def test_a_signal_without_a_name_is_told_by_its_number(shell: Shell) -> None:
+    """Real-time signals have none, apart from the first and the last."""
+    exit_ = await end(shell.start("kill -40 $$"))
+
+    assert exit_ == Exit(signal=40)
+    assert "40" in str(exit_)
+
+
+async def test_output_goes_to_files_after_what_is_there(shell: Shell) -> None:
+    """Both streams are kept apart, and what another attempt left is not overwritten."""
+    shell.stdout.write_text("before\n")
+
+    await end(shell.start("echo out; echo err >&2"))
+
+    assert (shell.stdout.read_text(), shell.stderr.read_text()) == ("before\nout\n", "err\n")
+
+
+async def test_a_child_has_exactly_the_environment_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's own variables, secrets first of all, do not reach it."""
+    monkeypatch.setenv("TRAINING_AMQP_URL", "amqp://user:secret@broker/")
+    out = tmp_path / "out.txt"
+
+    await end(Child.start(["/usr/bin/env"], env={"ONE": "1", "TWO": "2"}, stdout=out, stderr=out))
+
+    assert sorted(out.read_text().splitlines()) == ["ONE=1", "TWO=2"]
+
+
+async def test_a_child_reads_nothing_from_the_daemon(shell: Shell) -> None:
+    """Its standard input is empty, whatever the daemon's own is."""
+    await end(shell.start("read line; echo got=$?"))
+
+    assert shell.stdout.read_text() == "got=1\n"
+
+
+async def test_a_child_leads_a_session_of_its_own(shell: Shell) -> None:
+    """A signal to the daemon's terminal or group does not reach it."""
+    child = shell.start("echo ready; exec sleep 60")
+    await shell.until_says("ready")
+
+    assert (os.getsid(child.pid), os.getpgid(child.pid)) == (child.pid, child.pid)
+    child.kill()
+    assert await end(child) == Exit(signal=signal.SIGKILL)
+
+
+async def test_a_missing_program_is_an_error_at_once(tmp_path: Path) -> None:
+    """No child, no waiting: the operator's setting is wrong."""
+    out = tmp_path / "out.txt"
+
+    with pytest.raises(FileNotFoundError, match="no-such-program"):
+        Child.start([str(tmp_path / "no-such-program")], env={}, stdout=out, stderr=out)
+
+
+async def test_a_child_that_respects_sigterm_ends_in_its_own_way(shell: Shell) -> None:
+    """It has the whole grace to save a checkpoint, and its status is told."""
+    child = shell.start("trap 'echo saved; exit 3' TERM; echo ready; while :; do sleep 0.01; done")
+    await shell.until_says("ready")
+
+    assert await child.stop(PATIENCE) == Exit(status=3)
+    assert shell.stdout.read_text() == "ready\nsaved\n"
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(shell: Shell) -> None:
+    """Stopping is bounded, whatever the child thinks of it."""
+    child = shell.start("trap '' TERM; echo ready; while :; do sleep 0.01; done")
+    await shell.until_says("ready")
+
+    assert await asyncio.wait_for(child.stop(SHORT_GRACE), PATIENCE) == Exit(signal=signal.SIGKILL)
+
+
+async def test_a_child_that_is_stopped_while_it_is_stopped_by_the_kernel_still_ends(shell: Shell) -> None:
+    """A suspended process cannot handle SIGTERM; SIGKILL ends it all the same."""
+    child = shell.start("echo ready; kill -STOP $$")
+    await shell.until_says("ready")
+
+    assert await asyncio.wait_for(child.stop(SHORT_GRACE), PATIENCE) == Exit(signal=signal.SIGKILL)
+
+
+async def test_a_grandchild_is_killed_when_the_child_has_ended(shell: Shell) -> None:
+    """What holds the card's memory after the trainer is gone is ended with it, though it ignores SIGTERM."""
+    grandchild = "sh -c 'trap \"\" TERM; echo grandchild $$; while :; do sleep 0.01; done' &"
+    told = "until grep -q grandchild $OUT; do sleep 0.01; done"
+    child = shell.start(f"{grandchild} {told}; exit 0", {"OUT": str(shell.stdout)})
+
+    assert await end(child) == Exit(status=0)
+    assert is_gone(int(await shell.until_says("grandchild")))
+
+
+async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell: Shell) -> None:
+    """The child obeys at once; the group is killed without waiting for the rest of the grace."""
+    grandchild = "sh -c 'trap \"\" TERM; echo grandchild $$; while :; do sleep 0.01; done' &"
+    child = shell.start(f"trap 'exit 4' TERM; {grandchild} while :; do sleep 0.01; done")
+    pid = int(await shell.until_says("grandchild"))
+
+    assert await asyncio.wait_for(child.stop(PATIENCE), PATIENCE) == Exit(status=4)
+    assert is_gone(pid)
+
+
+async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
+    """Waiting, stopping and killing after the end answer or do nothing; they never signal a stranger of that id."""
+    child = shell.start("exit 5")
+
+    assert await end(child) == Exit(status=5)
+    child.kill()
+    assert await end(child) == Exit(status=5)
+    assert await child.stop(SHORT_GRACE) == Exit(status=5)
+
+
+async def test_many_can_wait_for_the_same_child(shell: Shell) -> None:
+    """Each is told the same."""
+    child = shell.start("echo ready; exec sleep 60")
+    waiting = [asyncio.create_task(end(child)) for _ in range(3)]
+    await shell.until_says("ready")
+    child.kill()
+
+    assert await asyncio.gather(*waiting) == [Exit(signal=signal.SIGKILL)] * 3
+
+
+async def test_cancelling_the_wait_leaves_the_child_alone(shell: Shell) -> None:
+    """Whoever stops waiting has not stopped the trainer."""
+    child = shell.start("echo ready; exec sleep 60")
+    await shell.until_says("ready")
+    waiting = asyncio.create_task(child.wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+
+    assert waiting.cancelled()
+    os.kill(child.pid, 0)
+    child.kill()
+    assert await end(child) == Exit(signal=signal.SIGKILL)
+
+
+async def test_an_ended_child_leaves_no_descriptor_open(shell: Shell) -> None:
+    """A daemon starts thousands of them."""
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the folder is the process itself
+
+    for _ in range(3):
+        await end(shell.start("exit 0"))
+
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

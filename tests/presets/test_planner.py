@@ -1,0 +1,227 @@
+"""What a job will be trained with, and where: precedence, tiers, and refusals that name everything at once."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training_presets.planner import Plan, plan_job
+from training_presets.presets import presets
+from training_presets.tiers import MINIMUM_TIERS
+from training_schemas.jobs import CostOptimization, MemoryTier, TrainingJob, TrainingType
+from training_schemas.spec import FluxLoraParameters, SdxlParameters
+from training_schemas.validation import InvalidMessageError, convert_strictly
+
+
+def job(training_type: str = "FLUX_LORA", **fields: Any) -> TrainingJob:
+    """A valid job with these fields, named as on the wire."""
+    message = {"jobId": "a", "trainingType": training_type, "datasetPath": "/d", "outputPath": "/o"}
+    return convert_strictly(message | fields, TrainingJob)
+
+
+def plan(training_type: str = "FLUX_LORA", **fields: Any) -> Plan:
+    """The plan of such a job."""
+    return plan_job(job(training_type, **fields))
+
+
+def faults(training_type: str = "FLUX_LORA", **fields: Any) -> dict[str, str]:
+    """Why such a job cannot be planned, by path."""
+    with pytest.raises(InvalidMessageError) as caught:
+        plan(training_type, **fields)
+    assert len(caught.value.faults) == len({fault.path for fault in caught.value.faults})
+    return {fault.path: fault.reason for fault in caught.value.faults}
+
+
+@pytest.mark.parametrize(
+    ("training_type", "preset", "tier", "kind"),
+    [
+        ("FLUX_LORA", "flux_24gb_balanced", "24gb", FluxLoraParameters),
+        ("SDXL_LORA", "sdxl_balanced", "8gb", SdxlParameters),
+        ("SDXL_TEXTUAL_INVERSION", "sdxl_balanced", "8gb", SdxlParameters),
+        ("SDXL_FINETUNE", "sdxl_balanced", "24gb", SdxlParameters),
+    ],
+)
+def test_a_job_that_says_nothing_gets_the_balanced_preset_of_its_least_tier(
+    training_type: str, preset: str, tier: str, kind: type
+) -> None:
+    """Four fields are enough for a whole plan."""
+    planned = plan(training_type)
+
+    assert (planned.preset, planned.tier, type(planned.parameters)) == (preset, tier, kind)
+    assert planned.family == training_type.partition("_")[0].lower()
+
+
+def test_a_jobs_own_fields_win_over_its_preset() -> None:
+    """The preset fills in only what the job does not say."""
+    parameters = plan(preset="flux_24gb_aggressive", loraRank=64, learningRate=5e-5, resolution=768).parameters
+
+    assert (parameters.lora_rank, parameters.learning_rate, parameters.resolution) == (64, 5e-5, 768)
+    assert (parameters.max_train_steps, parameters.gradient_accumulation_steps) == (500, 8)
+
+
+def test_overrides_win_over_the_jobs_own_fields() -> None:
+    """Preset, then fields, then overrides: the last word has whoever was most explicit."""
+    parameters = plan(maxTrainSteps=100, batchSize=2, configOverrides={"maxTrainSteps": 7, "seed": 3}).parameters
+
+    assert (parameters.max_train_steps, parameters.batch_size, parameters.seed) == (7, 2, 3)
+
+
+def test_every_field_of_a_job_that_names_a_parameter_reaches_it() -> None:
+    """No field is accepted and then passed over."""
+    fields = {"resolution": 256, "batchSize": 3, "learningRate": 0.5, "maxTrainSteps": 11, "loraRank": 5}
+    parameters = plan("SDXL_LORA", **fields).parameters
+
+    assert (parameters.resolution, parameters.batch_size, parameters.learning_rate) == (256, 3, 0.5)
+    assert (parameters.max_train_steps, parameters.lora_rank) == (11, 5)
+
+
+def test_an_override_of_one_job_does_not_leak_into_the_next() -> None:
+    """Presets are shared between jobs and never changed."""
+    plan(configOverrides={"validationPrompts": ["a cat"], "seed": 9})
+
+    assert plan().parameters == convert_strictly(presets()["flux_24gb_balanced"].parameters, FluxLoraParameters)
+
+
+@pytest.mark.parametrize(
+    ("training_type", "fields", "tier"),
+    [
+        ("FLUX_LORA", {}, "24gb"),
+        ("FLUX_LORA", {"preset": "flux_80gb_quality"}, "80gb"),
+        ("FLUX_LORA", {"gpuMemoryTier": "40gb"}, "40gb"),
+        ("FLUX_LORA", {"preset": "flux_24gb_balanced", "gpuMemoryTier": "80gb"}, "80gb"),
+        ("SDXL_LORA", {}, "8gb"),
+        ("SDXL_LORA", {"preset": "sdxl_quality", "gpuMemoryTier": "16gb"}, "16gb"),
+        ("SDXL_FINETUNE", {"preset": "sdxl_quality"}, "24gb"),
+        ("SDXL_FINETUNE", {"gpuMemoryTier": "80gb"}, "80gb"),
+    ],
+)
+def test_the_tier_is_the_highest_of_type_preset_and_wish(training_type: str, fields: dict[str, Any], tier: str) -> None:
+    """A job never waits for a card that is smaller than any of the three asks for."""
+    assert plan(training_type, **fields).tier == tier
+
+
+@pytest.mark.parametrize(
+    ("fields", "preset"),
+    [
+        ({"gpuMemoryTier": "40gb"}, "flux_40gb_balanced"),
+        ({"gpuMemoryTier": "80gb", "costOptimization": "quality"}, "flux_80gb_quality"),
+        ({"costOptimization": "aggressive"}, "flux_24gb_aggressive"),
+        ({"costOptimization": "quality"}, "flux_24gb_balanced"),
+        ({"gpuMemoryTier": "80gb", "costOptimization": "aggressive"}, "flux_80gb_balanced"),
+        ({"preset": "flux_24gb_aggressive", "costOptimization": "quality"}, "flux_24gb_aggressive"),
+    ],
+)
+def test_the_preset_follows_from_tier_and_optimization_unless_it_is_named(fields: dict[str, Any], preset: str) -> None:
+    """Balanced takes the place of a kind that a tier does not have; a named preset is taken at its word."""
+    assert plan(**fields).preset == preset
+
+
+@pytest.mark.parametrize(
+    ("training_type", "fields"),
+    [
+        ("FLUX_LORA", {"gpuMemoryTier": "8gb"}),
+        ("FLUX_LORA", {"gpuMemoryTier": "16gb"}),
+        ("FLUX_LORA", {"preset": "flux_80gb_balanced", "gpuMemoryTier": "40gb"}),
+        ("SDXL_FINETUNE", {"gpuMemoryTier": "16gb"}),
+    ],
+)
+def test_a_wish_for_too_small_a_card_is_refused_not_corrected(training_type: str, fields: dict[str, Any]) -> None:
+    """Whoever asks for a tier is told what is needed instead."""
+    found = faults(training_type, **fields)
+
+    assert found.keys() == {"gpuMemoryTier"}
+    assert "requires at least" in found["gpuMemoryTier"]
+    assert found["gpuMemoryTier"].endswith(f"not {fields['gpuMemoryTier']}")
+
+
+@pytest.mark.parametrize(
+    ("training_type", "preset"),
+    [("FLUX_LORA", "sdxl_balanced"), ("SDXL_LORA", "flux_24gb_balanced"), ("SDXL_LORA", "x")],
+)
+def test_a_preset_of_another_family_is_refused_with_the_presets_that_fit(training_type: str, preset: str) -> None:
+    """The reason lists every preset of the job's own family, and no other."""
+    found = faults(training_type, preset=preset)
+
+    assert found.keys() == {"preset"}
+    listed = found["preset"].partition("; one of ")[2].split(", ")
+    family = training_type.partition("_")[0].lower()
+    assert listed == [name for name in presets() if name.startswith(family)]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("batchSize", 0),
+        ("loraRank", 1.5),
+        ("learningRate", None),
+        ("t5TokenizerMaxLength", 513),
+        ("weightDtype", "int4"),
+        ("seed", -1),
+        ("unheardOf", 1),
+        ("batch_size", 1),
+        ("jobId", "b"),
+    ],
+)
+def test_an_override_that_is_no_valid_parameter_is_refused_by_its_path(override: str, value: object) -> None:
+    """Overrides are checked key by key, by the names of the wire."""
+    assert faults(configOverrides={override: value}).keys() == {f"configOverrides.{override}"}
+
+
+def test_flux_parameters_are_unknown_to_sdxl() -> None:
+    """A setting that the other family alone understands is not silently dropped."""
+    assert faults("SDXL_LORA", configOverrides={"guidanceScale": 1.0}).keys() == {"configOverrides.guidanceScale"}
+
+
+def test_all_that_is_wrong_with_a_plan_is_said_at_once() -> None:
+    """Preset, tier and two overrides: four faults in one refusal."""
+    found = faults(preset="nonsense", gpuMemoryTier="8gb", configOverrides={"loraRank": 0, "unheardOf": 1})
+
+    assert found.keys() == {"preset", "gpuMemoryTier", "configOverrides.loraRank", "configOverrides.unheardOf"}
+
+
+tiers = st.none() | st.sampled_from(MemoryTier)
+override_names = st.sampled_from(["batchSize", "loraRank", "seed", "weightDtype", "validationPrompts", "guidanceScale"])
+override_values = st.none() | st.booleans() | st.integers(-1, 300) | st.floats(-1, 5) | st.just("bfloat16")
+jobs = st.builds(
+    TrainingJob,
+    job_id=st.just("a"),
+    training_type=st.sampled_from(TrainingType),
+    dataset_path=st.just("/d"),
+    output_path=st.just("/o"),
+    preset=st.none() | st.sampled_from([*presets(), "nonsense"]),
+    resolution=st.none() | st.integers(4, 128).map(lambda n: 16 * n),
+    batch_size=st.none() | st.integers(1, 64),
+    learning_rate=st.none() | st.floats(1e-9, 1),
+    max_train_steps=st.none() | st.integers(1, 1_000_000),
+    lora_rank=st.none() | st.integers(1, 256),
+    gpu_memory_tier=tiers,
+    cost_optimization=st.none() | st.sampled_from(CostOptimization),
+    config_overrides=st.just({}) | st.dictionaries(override_names, override_values, max_size=3),
+)
+
+
+@settings(deadline=None)
+@given(jobs)
+def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(wanted: TrainingJob) -> None:
+    """There is no third way, and a plan's tier is the highest of type, preset and wish."""
+    try:
+        planned = plan_job(wanted)
+    except InvalidMessageError as error:
+        names = {fault.path.partition(".")[0] for fault in error.faults}
+        assert names
+        assert names <= {"preset", "gpuMemoryTier", "configOverrides"}
+        return
+    asked = [MINIMUM_TIERS[wanted.training_type], presets()[planned.preset].tier, wanted.gpu_memory_tier]
+    assert planned.tier.gigabytes == max(tier.gigabytes for tier in asked if tier)
+    assert planned.preset == (wanted.preset or planned.preset)
+
+
+@settings(deadline=None)
+@given(jobs)
+def test_a_valid_job_without_preset_wish_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
+    """A job's own fields are in range for every type of training: they alone are never a reason to refuse."""
+    simple = msgspec.structs.replace(wanted, preset=None, gpu_memory_tier=None, config_overrides={})
+
+    assert plan_job(simple).tier == MINIMUM_TIERS[wanted.training_type]
