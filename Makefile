@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types unit clean
+.PHONY: help setup demo test lint types unit bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ types: setup ## Check types
 
 unit: setup ## Run the fast tests: no broker, no trainer
 	$(BIN)/pytest -m "not broker and not trainer"
+
+bench: setup ## Measure; prints figures, asserts nothing
+	$(BIN)/python -m benchmarks.pickup
 
 clean: ## Remove the virtual environment and what tools and the demo leave
 	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache demo-output dist

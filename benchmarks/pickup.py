@@ -2,6 +2,9 @@
 
     python -m benchmarks.pickup [--jobs 100] [--idle 30]
 
+Two figures of the same broker in the same run stand beside them, since absolute times drift on shared machines: what it
+takes to declare a quorum queue, which every claim does once, and to publish to one and get the message.
+
 Pick-up is the time from a backend's publish, on a connection that is open, to the return of the call that starts the
 trainer's process. The trainer does nothing. One job at a time, each once the worker is idle again.
 """
@@ -32,6 +35,7 @@ async def measure(fleet: Fleet, jobs: int, idle: float) -> None:
     daemon = await fleet.start()
     await asyncio.sleep(2)
     await report_idle(daemon, idle, "idle, before its first job")
+    await report_reference(fleet)
     async with fleet.session() as session:
         seconds = [await pick_up(fleet, daemon, session, number) for number in range(jobs + WARM_UP)]
     print_row(f"pick-up of {jobs} jobs", percentiles(seconds[WARM_UP:]))
@@ -49,6 +53,24 @@ async def pick_up(fleet: Fleet, daemon: Daemon, session: Session, number: int) -
     await asyncio.sleep(0.1)
     started = datetime.fromisoformat(daemon.logged("trainer_started")[number]["timestamp"])
     return started.timestamp() - began
+
+
+async def report_reference(fleet: Fleet, rounds: int = 30) -> None:
+    """Print what the broker alone takes."""
+    declared, passed = [], []
+    async with fleet.channel() as channel:
+        for number in range(rounds):
+            name = f"{fleet.names.prefix}.reference.{number}"
+            began = time.perf_counter()
+            queue = await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+            declared.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            await channel.default_exchange.publish(persistent(b"{}"), name)
+            await queue.get(no_ack=True)
+            passed.append(time.perf_counter() - began)
+            await queue.delete()
+    print_row("broker: declare a quorum queue", percentiles(declared))
+    print_row("broker: publish and get", percentiles(passed))
 
 
 async def report_idle(daemon: Daemon, seconds: float, what: str) -> None:

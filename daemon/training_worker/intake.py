@@ -84,7 +84,6 @@ class Intake:
         return queued
 
     async def _let_in(self, queued: QueuedJob) -> None:
-        # The job is announced before it can be taken: whoever reads the events sees it queued before it is claimed.
         entry = Submitted(job_id=queued.job_id, time=queued.submitted_at, digest=queued.digest)
         event = self._speaker.state(
             JobQueued,
@@ -96,8 +95,13 @@ class Intake:
             tier=queued.plan.tier,
             preset=queued.plan.preset,
         )
-        await asyncio.gather(self._ledger.append(entry), self._speaker.publish(event))
-        await self._link.publish(self._link.names.jobs, queued.tier_key, queued.message())
+        # One after the other on one channel, and confirmed together: the event is on its way before the job can be
+        # taken, so that whoever reads the events sees it queued before it is claimed.
+        await asyncio.gather(
+            self._ledger.append(entry),
+            self._speaker.publish(event),
+            self._link.publish(self._link.names.jobs, queued.tier_key, queued.message()),
+        )
         log.info("queued", job=queued.job_id, key=queued.tier_key)
 
 

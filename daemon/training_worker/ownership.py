@@ -62,23 +62,40 @@ async def claim(
 ) -> "Ownership | NotOurs":
     """Make a tier queue's delivery ours, or settle it. Raises `BrokerError`; then nothing is settled.
 
-    What does not depend on each other is done side by side: declaring the lease queue takes longest, and it is needed
+    The lease queue is declared side by side with the rest: that takes the broker longest, and the queue is needed
     whether the lock is won or lost.
     """
-    queue, lock = await asyncio.gather(_declare_lease(owner, job, session), _take_lock(owner, job, session))
+    queue, (lock, history) = await asyncio.gather(
+        _declare_lease(owner, job, session), _lock_and_announce(owner, job, session, inbox)
+    )
     if lock is None:
         await _hand_over(job, session, queue)
         await _settle(delivery)
         return NotOurs.HANDED_OVER
-    history, lease = await asyncio.gather(_read_ledger(owner, job, session, lock, inbox), Lease.open(session, queue))
+    lease = await Lease.open(session, queue)
     if history.terminal is not None:
         await _settle(delivery)
         await lease.delete()
         await lock.release()
         return NotOurs.FINISHED_BEFORE
-    await asyncio.gather(_announce(owner, job, session, history.attempt + 1), lease.renew(job.message()))
+    await lease.renew(job.message())
     await _settle(delivery)
     return Ownership(owner, job, history, inbox, Grip(session=session, lock=lock, lease=lease))
+
+
+async def _lock_and_announce(
+    owner: Owner, job: QueuedJob, session: Session, inbox: Inbox
+) -> tuple[Lock | None, JobHistory]:
+    lock = await _take_lock(owner, job, session)
+    if lock is None:
+        return None, JobHistory()
+    # A cancellation is written into the ledger before it is sent. With the inbox open before the ledger is read, one
+    # of the two reaches us.
+    await lock.open_inbox(owner.link.names, inbox)
+    history = await owner.ledger.read(session, job.job_id, job.submitted_at)
+    if history.terminal is None:
+        await _announce(owner, job, session, history.attempt + 1)
+    return lock, history
 
 
 async def _declare_lease(owner: Owner, job: QueuedJob, session: Session) -> AbstractQueue:
@@ -96,13 +113,6 @@ async def _hand_over(job: QueuedJob, session: Session, queue: AbstractQueue) -> 
     """Give a copy to whoever holds the lock. It is not simply dropped: should they die now, it is the last one."""
     await session.publish("", queue.name, job.message())
     await session.close_channel(queue.channel)
-
-
-async def _read_ledger(owner: Owner, job: QueuedJob, session: Session, lock: Lock, inbox: Inbox) -> JobHistory:
-    # A cancellation is written into the ledger before it is sent. With the inbox open before the ledger is read, one
-    # of the two reaches us.
-    await lock.open_inbox(owner.link.names, inbox)
-    return await owner.ledger.read(session, job.job_id, job.submitted_at)
 
 
 async def _announce(owner: Owner, job: QueuedJob, session: Session, attempt: int) -> None:

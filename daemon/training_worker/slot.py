@@ -50,24 +50,29 @@ class Slot:
             while not gate.closed and not session.lost.is_set():
                 delivery = await source.take(gate)
                 if delivery is not None and not gate.closed:
-                    await self._handle(delivery, session)
+                    await self._handle(delivery, session, source)
         finally:
             await source.close()
 
-    async def _handle(self, delivery: AbstractIncomingMessage, session: Session) -> None:
+    async def _handle(self, delivery: AbstractIncomingMessage, session: Session, source: Source) -> None:
         try:
             queued = QueuedJob.waiting(delivery)
         except InvalidMessageError as error:
             # Whatever is in a tier queue passed an intake; this one was put there past it, or by another version.
             await reject(delivery, error.faults, self._owner.link, self._context.speaker)
+            await source.quiet()
             return
         with bound_contextvars(job=queued.job_id, gpu=self._context.card.uuid):
-            await self._own(queued, delivery, session)
+            await self._own(queued, delivery, session, source)
 
-    async def _own(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
+    async def _own(
+        self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session, source: Source
+    ) -> None:
         self._wishes = wishes = Wishes()
         try:
             result = await claim(self._owner, queued, delivery, session, wishes.receive)
+            # Only now: a claim takes milliseconds, and goes before telling a handful of queues.
+            await source.quiet()
             if isinstance(result, NotOurs):
                 log.info("not_ours", why=result.name)
                 return

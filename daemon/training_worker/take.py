@@ -20,7 +20,8 @@ class Source:
     def __init__(self, session: Session, queues: list[tuple[AbstractQueue, int]]) -> None:
         self._session = session
         self._queues = queues
-        self._going_quiet: asyncio.Task[None] | None = None
+        self._consumers: dict[str, AbstractQueue] = {}
+        self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     @classmethod
     async def open(cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily]) -> "Source":
@@ -38,44 +39,29 @@ class Source:
         return cls(session, queues)
 
     async def take(self, gate: Gate) -> AbstractIncomingMessage | None:
-        """The next job's delivery, for as long as it takes; None once the gate is closed. Raises `BrokerLostError`."""
-        await self._quiet()
+        """The next job's delivery, for as long as it takes; None once the gate is closed. Raises `BrokerLostError`.
+
+        The source may go on consuming until `quiet` is called.
+        """
         with broker_errors():
             for queue, _ in self._queues:
                 if gate.closed:
                     return None
                 if (message := await queue.get(fail=False)) is not None:
                     return message
-            return await self._wait(gate)
+            for queue, priority in self._queues:
+                self._consumers[await queue.consume(self._arrived.put, arguments={"x-priority": priority})] = queue
+            return await self._session.wait_for(gate.unless_closed(self._arrived.get()))
 
-    async def _wait(self, gate: Gate) -> AbstractIncomingMessage | None:
-        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-        consumers = [
-            (queue, await queue.consume(arrived.put, arguments={"x-priority": priority}))
-            for queue, priority in self._queues
-        ]
-        first = await self._session.wait_for(gate.unless_closed(arrived.get()))
-        # The claim need not wait for this.
-        self._going_quiet = asyncio.create_task(_go_quiet(consumers, arrived), name="stop-consuming")
-        return first
-
-    async def _quiet(self) -> None:
-        going, self._going_quiet = self._going_quiet, None
-        if going is not None:
-            await going
+    async def quiet(self) -> None:
+        """End the consuming; what else was delivered in that instant goes back. Raises `BrokerLostError`."""
+        with broker_errors():
+            while self._consumers:
+                tag, queue = self._consumers.popitem()
+                await queue.cancel(tag)
+            while not self._arrived.empty():
+                await self._arrived.get_nowait().nack(requeue=True)
 
     async def close(self) -> None:
-        """Stop consuming; whatever was delivered goes back. Raises `BrokerLostError`."""
-        await self._quiet()
+        """Take nothing more; whatever is held goes back. Raises `BrokerLostError`."""
         await self._session.close_channel(self._queues[0][0].channel)
-
-
-async def _go_quiet(
-    consumers: list[tuple[AbstractQueue, str]], arrived: asyncio.Queue[AbstractIncomingMessage]
-) -> None:
-    with broker_errors():
-        for queue, tag in consumers:
-            await queue.cancel(tag)
-        # Each of the other consumers may have been given one in that instant.
-        while not arrived.empty():
-            await arrived.get_nowait().nack(requeue=True)

@@ -43,6 +43,8 @@ class Daemon:
         self.process = process
         self.log = log
         self.worker_id = worker_id
+        self._entries: list[dict[str, Any]] = []
+        self._read = 0
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the daemon alone."""
@@ -54,8 +56,12 @@ class Daemon:
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log's entries with this key."""
-        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            *lines, _ = file.read().split(b"\n")
+        self._read += sum(len(line) + 1 for line in lines)
+        self._entries += [json.loads(line) for line in lines if line.startswith(b"{")]
+        return [entry for entry in self._entries if entry["event"] == event]
 
     async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until the log has that many entries with this key."""
