@@ -18,7 +18,7 @@ from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
 from training_worker.broker.session import Session, broker_errors
 from training_worker.dead import bury
-from training_worker.errors import BrokerError, BrokerLostError
+from training_worker.errors import BrokerError
 from training_worker.paths import path_faults
 from training_worker.queued_job import QueuedJob
 from training_worker.reporter import Speaker
@@ -40,14 +40,9 @@ class Intake:
 
     async def run(self) -> None:
         """Serve for ever."""
-        while True:
-            session = await self._link.session()
-            try:
-                await self._serve(session)
-            except BrokerLostError:
-                session.lost.set()
+        await self._link.serve(self._serve_on)
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve_on(self, session: Session) -> None:
         async def on_message(message: AbstractIncomingMessage) -> None:
             try:
                 await self._handle(message)
@@ -61,7 +56,6 @@ class Intake:
         with broker_errors():
             queue = await channel.get_queue(self._link.names.intake, ensure=False)
             await queue.consume(on_message)
-        await session.lost.wait()
 
     async def _handle(self, message: AbstractIncomingMessage) -> None:
         try:

@@ -134,13 +134,18 @@ class OwnedJob:
             return Stopped(step=saved_step(self._ownership.before), usage=NOTHING_USED)
         try:
             spec, folder = await asyncio.to_thread(self._prepare)
-            self._folder = folder
-            outcome = await self._run_trainer(spec, folder)
-            if isinstance(outcome, Done):
-                await asyncio.to_thread(promote, self._queued.job, spec, outcome.record)
         except AttemptError as error:
-            return Broken(reason=error.reason, message=error.message, faults=error.faults, usage=NOTHING_USED)
-        return outcome
+            return broken(error, NOTHING_USED)
+        self._folder = folder
+        outcome = await self._run_trainer(spec, folder)
+        return await self._promote(spec, outcome) if isinstance(outcome, Done) else outcome
+
+    async def _promote(self, spec: RunSpec, done: Done) -> Outcome:
+        try:
+            await asyncio.to_thread(promote, self._queued.job, spec, done.record)
+        except AttemptError as error:
+            return broken(error, done.usage)
+        return done
 
     def _prepare(self) -> tuple[RunSpec, RunFolder]:
         before = self._ownership.before
@@ -173,6 +178,11 @@ class OwnedJob:
             grace=self._settings.stop_grace,
             saved_step=resumed,
         )
+
+
+def broken(error: AttemptError, usage: Usage) -> Broken:
+    """The outcome of an attempt that could not go on."""
+    return Broken(reason=error.reason, message=error.message, faults=error.faults, usage=usage)
 
 
 def saved_step(before: JobHistory) -> int:

@@ -21,7 +21,7 @@ from training_worker.broker.link import Link
 from training_worker.broker.names import Names, worker_key
 from training_worker.broker.session import Session, broker_errors
 from training_worker.cards import Card
-from training_worker.errors import BrokerLostError, SettingsError
+from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
 from training_worker.observations import Observer
@@ -126,21 +126,13 @@ class Worker:
             log.warning("release_timed_out")
 
     async def _presence(self) -> None:
-        """On each session: say that this worker is here, and listen to commands."""
-        while True:
-            session = await self._link.session()
-            try:
-                await self._open_inbox(session)
-            except BrokerLostError:
-                session.lost.set()
-                continue
-            await self._say(
-                WorkerOnline,
-                version=__version__,
-                gpus=[card.describe() for card in self._cards],
-                families=self._families,
-            )
-            await session.lost.wait()
+        """On each session: listen to commands, and say that this worker is here."""
+        await self._link.serve(self._appear_on)
+
+    async def _appear_on(self, session: Session) -> None:
+        await self._open_inbox(session)
+        gpus = [card.describe() for card in self._cards]
+        await self._say(WorkerOnline, version=__version__, gpus=gpus, families=self._families)
 
     async def _open_inbox(self, session: Session) -> None:
         async def on_message(message: AbstractIncomingMessage) -> None:

@@ -243,3 +243,12 @@ def test_the_hosts_name_makes_an_id_fit_for_a_routing_key(monkeypatch: pytest.Mo
         "g" * 200: "g" * 128,
         "gpü7": "gp-7",
     }
+
+
+def test_an_address_in_the_environment_counts_more_than_a_file_named_in_the_settings(file: Path) -> None:
+    """Both say where the broker is; the environment is over the file."""
+    file.write_text('amqp_url_file = "/no/such/file"')
+
+    settings = load_settings(file, {"TRAINING_AMQP_URL": "amqp://here/"})
+
+    assert settings.amqp_url == "amqp://here/"

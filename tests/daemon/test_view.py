@@ -25,7 +25,7 @@ from training_schemas.events import (
 )
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Fault, Phase
-from training_worker.cli.view import LiveView, PlainView, describe, make_view, money
+from training_worker.view import LiveView, PlainView, describe, make_view, money
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 

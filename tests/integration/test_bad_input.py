@@ -196,6 +196,17 @@ async def test_an_output_that_holds_something_is_not_overwritten(fleet: Fleet) -
     assert precious.exists()
 
 
+async def test_an_output_that_is_taken_meanwhile_fails_the_job_and_its_cost_is_told(fleet: Fleet) -> None:
+    """Nothing is overwritten, and the GPU-seconds that were used are accounted for."""
+    await fleet.start(mode="squat")
+
+    event = await failed(fleet)
+
+    assert event.reason == "outputInvalid"
+    assert event.usage.gpu_seconds > 0
+    assert (fleet.folder / "models" / "portrait" / "somebody-elses").is_dir()
+
+
 async def test_a_trainer_that_refuses_its_data_names_every_fault(fleet: Fleet) -> None:
     """Its reason and its faults reach the event as they are."""
     await fleet.start(mode="refuse")

@@ -73,3 +73,17 @@ async def test_messages_that_came_while_the_broker_was_away_are_taken_after(prox
     await proxy.up()
 
     assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)
+
+
+async def test_a_stream_that_an_operator_deleted_is_declared_again(fleet: Fleet) -> None:
+    """Events that come back because nothing takes them are published again, and the daemon goes on."""
+    daemon = await fleet.start(mode="slow")
+    await fleet.submit("portrait", max_train_steps=20)
+    await fleet.until("portrait", JobProgress)
+
+    async with fleet.channel() as channel:
+        await channel.queue_delete(fleet.names.events_log)
+    await daemon.until_logged("rejoined")
+
+    assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)
+    assert len(daemon.logged("trainer_started")) == 1

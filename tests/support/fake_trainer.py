@@ -7,6 +7,7 @@ slow      a step every 0.1 s; on SIGTERM a checkpoint, then stopped
 crash     one step, then a last word on standard error and exit status 9, without a record
 refuse    a failed record that names two faults
 deaf      a step, then ignores SIGTERM for ever
+squat     done, but something appeared in the output's place meanwhile
 grandchild  done, leaving behind a process that holds its output open
 Standard library alone, and little of that: its start-up time is part of what the benchmarks measure.
 """
@@ -87,6 +88,11 @@ class Trainer:
         self.step(1)
         while True:
             time.sleep(60)
+
+    def squat(self) -> None:
+        self.ok()
+        output = os.path.join(os.path.dirname(self.spec["attemptPath"]), self.spec["jobId"])
+        os.makedirs(os.path.join(output, "somebody-elses"))
 
     def grandchild(self) -> None:
         self.ok()

@@ -18,7 +18,6 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from training_schemas.ledger import AnyEntry, Barrier, JobEntry, decode_entry
 from training_worker.broker.link import Link
 from training_worker.broker.session import Session, broker_errors, persistent
-from training_worker.errors import BrokerLostError
 from training_worker.history import JobHistory
 
 # Streams are read in chunks: a reader at rest asks for more than it will get.
@@ -45,14 +44,11 @@ class Ledger:
 
     async def follow(self) -> None:
         """Read the tail, on each session from where the last one stopped; for ever."""
-        while True:
-            session = await self._link.session()
-            try:
-                await self._consume(session, self._tail)
-                self._following = session
-                await session.lost.wait()
-            except BrokerLostError:
-                session.lost.set()
+        await self._link.serve(self._follow_on)
+
+    async def _follow_on(self, session: Session) -> None:
+        await self._consume(session, self._tail)
+        self._following = session
 
     async def append(self, entry: AnyEntry) -> None:
         """Write an entry, again if its confirm is lost; entries are idempotent."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 import structlog
 from aio_pika import Message
@@ -65,11 +66,26 @@ class Link:
             assert self._session is not None  # noqa: S101 - what was waited for
             return self._session
 
+    async def serve(self, on_session: Callable[[Session], Awaitable[None]]) -> None:
+        """Set something up on each session anew; for ever."""
+        while True:
+            session = await self.session()
+            try:
+                await on_session(session)
+                await session.lost.wait()
+            except BrokerLostError:
+                session.lost.set()
+
     async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:
-        """Publish, again on the next session if this one is lost; at least once. Raises `UnroutableError`."""
+        """Publish, for as long as it takes; at least once.
+
+        Again on the next session if this one is lost, or if the message came back: somebody deleted its queue, and a
+        new session declares it anew.
+        """
         while True:
             session = await self.session()
             try:
                 return await session.publish(exchange, key, message, mandatory=mandatory)
-            except BrokerLostError:
+            except BrokerError as error:
+                log.warning("not_published", key=key, error=str(error))
                 session.lost.set()

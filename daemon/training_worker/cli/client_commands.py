@@ -7,8 +7,8 @@ from pathlib import Path
 from training_schemas.events import JobCompleted
 from training_schemas.jobs import TrainingJob
 from training_schemas.validation import decode_strictly, refused
-from training_worker.cli.view import make_view
 from training_worker.client import AsyncTrainingWorkerAPI
+from training_worker.view import make_view
 
 # Clocks of this machine and of the broker may differ a little.
 SLACK = 10.0

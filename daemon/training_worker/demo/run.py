@@ -20,11 +20,11 @@ from training_schemas.events import JobCompleted, JobSample
 from training_schemas.jobs import TrainingJob
 from training_worker.broker.names import Names
 from training_worker.broker.topology import delete_topology
-from training_worker.cli.view import make_view, money
 from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.demo.broker import find_broker
 from training_worker.errors import TrainingWorkerError
 from training_worker.jobs import flux_lora_job
+from training_worker.view import make_view, money
 
 JOB_ID = "robot"
 # Of its own, on whatever broker it is.
