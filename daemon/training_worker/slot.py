@@ -1,5 +1,7 @@
 """The slot: one card. It takes a job from its queues and makes it its own, has it trained; then the next."""
 
+import asyncio
+
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.contextvars import bound_contextvars
@@ -71,12 +73,20 @@ class Slot:
         self._wishes = wishes = Wishes()
         try:
             result = await claim(self._owner, queued, delivery, session, wishes.receive)
-            # Only now: a claim takes milliseconds, and goes before telling a handful of queues.
-            await source.quiet()
+            # Only now, and beside the start of the trainer: telling a handful of queues takes as long as a claim.
+            quieting = asyncio.create_task(_quiet(source, session), name="quiet")
             if isinstance(result, NotOurs):
                 log.info("not_ours", why=result.name)
-                return
-            log.info("claimed", attempt=result.attempt)
-            await OwnedJob(queued, result, wishes, self._context).run()
+            else:
+                log.info("claimed", attempt=result.attempt)
+                await OwnedJob(queued, result, wishes, self._context).run()
+            await quieting
         finally:
             self._wishes = None
+
+
+async def _quiet(source: Source, session: Session) -> None:
+    try:
+        await source.quiet()
+    except BrokerError:
+        session.lost.set()
