@@ -34,6 +34,7 @@ unit: setup ## Run the fast tests: no broker, no trainer
 
 bench: setup ## Measure; prints figures, asserts nothing
 	$(BIN)/python -m benchmarks.pickup
+	$(BIN)/python -m benchmarks.routing
 
 clean: ## Remove the virtual environment and what tools and the demo leave
 	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache demo-output dist
