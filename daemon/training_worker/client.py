@@ -1,6 +1,5 @@
 """The client: what a backend or a dashboard does with a fleet. Needs the broker's address and nothing else."""
 
-import asyncio
 import os
 import threading
 import time
@@ -20,7 +19,7 @@ from training_schemas.validation import decode_strictly
 if TYPE_CHECKING:
     from training_worker.broker.session import Session
 
-# The AMQP library is loaded when the broker is first needed, so that importing this module costs a backend little.
+# asyncio and the AMQP library are loaded when they are first needed, so that importing this module costs little.
 
 # How far back a job's events are looked for when nobody says when it was submitted, seconds.
 DEFAULT_HISTORY = 24 * 3600.0
@@ -90,6 +89,8 @@ class AsyncTrainingWorkerAPI:
 
     async def wait(self, job_id: str, *, since: float | None = None, limit: float | None = None) -> JobEvent:
         """The event that ended a job, or will; at most ``limit`` seconds. Raises `TimeoutError`, `BrokerError`."""
+        import asyncio  # noqa: PLC0415
+
         async with asyncio.timeout(limit):
             async for event in self.events(job_id, since=since):
                 if isinstance(event, TERMINAL_EVENTS):
@@ -121,10 +122,14 @@ class TrainingWorkerAPI:
     def __init__(self, amqp_url: str | None = None, *, prefix: str | None = None) -> None:
         """Talk to the broker at ``amqp_url``, else ``TRAINING_AMQP_URL``; to the fleet of ``prefix``."""
         self._api = AsyncTrainingWorkerAPI(amqp_url, prefix=prefix)
+        import asyncio  # noqa: PLC0415
+
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="training-worker-api", daemon=True).start()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        import asyncio  # noqa: PLC0415
+
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def submit_job(self, job: TrainingJob) -> Receipt:

@@ -37,6 +37,11 @@ def test_a_backends_imports_load_neither_amqp_nor_nvml_nor_torch(statement: str)
     assert loaded_by(statement) & (HEAVY | COMMAND_LINE) == set()
 
 
+def test_a_backends_import_leaves_asyncio_to_whoever_uses_it() -> None:
+    """It would be most of the time that the import takes."""
+    assert "asyncio" not in loaded_by("from training_worker import TrainingWorkerAPI, flux_lora_job")
+
+
 def test_making_a_job_and_its_plan_loads_nothing_more() -> None:
     """A backend may do both without a broker."""
     statement = (
