@@ -2,28 +2,14 @@
 
 import asyncio
 import time
-from typing import Any
 
 import msgspec
-import structlog
 
-from training_schemas.commands import CancelJob, CheckpointJob, SampleJob, decode_job_command
-from training_schemas.events import (
-    JobCancelled,
-    JobClaimed,
-    JobCompleted,
-    JobEvent,
-    JobFailed,
-    JobReleased,
-    Usage,
-)
-from training_schemas.ledger import Cancelled, Completed, Failed, TerminalEntry
+from training_schemas.events import JobClaimed, Usage
 from training_schemas.progress import FailureReason
 from training_schemas.spec import RunLease, RunSpec
 from training_worker.attempt import choose_engine, promote, resolve_spec
-from training_worker.broker.link import Link
 from training_worker.cards import Card
-from training_worker.dead import bury
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.meter import Meter
@@ -34,8 +20,8 @@ from training_worker.reporter import Reporter, Speaker
 from training_worker.run_folder import RunFolder
 from training_worker.runner import Broken, Done, Outcome, Runner, Stopped, trainer_environment
 from training_worker.settings import Settings
-
-log = structlog.get_logger()
+from training_worker.settlement import Settlement
+from training_worker.wishes import Wishes
 
 NOTHING_USED = Usage(gpu_seconds=0.0)
 
@@ -48,38 +34,6 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     owner: Owner
     speaker: Speaker
     observe: Observer
-
-
-class Wishes:
-    """What has been asked of a job that is being trained. ``stop`` is set once its trainer is to end."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.cancelled = False
-        self.why = "trainer stopped by itself"
-
-    def receive(self, body: bytes) -> None:
-        """Take a command from the job's inbox."""
-        try:
-            command = decode_job_command(body)
-        except msgspec.MsgspecError as error:
-            log.warning("command_unreadable", error=str(error))
-            return
-        match command:
-            case CancelJob():
-                self.cancel()
-            case CheckpointJob() | SampleJob():
-                log.warning("command_not_supported", command=type(command).__name__)
-
-    def cancel(self) -> None:
-        """The job is not wanted any more."""
-        self.cancelled = True
-        self.end("cancelled")
-
-    def end(self, why: str) -> None:
-        """The trainer is to save a checkpoint and end."""
-        self.why = why
-        self.stop.set()
 
 
 class OwnedJob:
@@ -188,78 +142,3 @@ def broken(error: AttemptError, usage: Usage) -> Broken:
 def saved_step(before: JobHistory) -> int:
     """The step of the last checkpoint that the ledger knows; 0 where there is none."""
     return 0 if before.checkpoint is None else before.checkpoint.step
-
-
-class Settlement:
-    """What is said and written once an attempt has ended, while the job is still ours."""
-
-    def __init__(self, queued: QueuedJob, ownership: Ownership, wishes: Wishes, reporter: Reporter) -> None:
-        self._queued = queued
-        self._ownership = ownership
-        self._wishes = wishes
-        self._reporter = reporter
-
-    async def settle(self, outcome: Outcome, link: Link) -> AttemptOutcome:
-        """Say how the attempt ended, and give up the job: for good, or back to its queue."""
-        match outcome:
-            case Done():
-                ours, end = await self._complete(outcome), AttemptOutcome.COMPLETED
-            case Broken():
-                ours, end = await self._fail(outcome, link), AttemptOutcome.FAILED
-            case Stopped() if self._wishes.cancelled:
-                ours, end = await self._cancel(outcome), AttemptOutcome.CANCELLED
-            case Stopped():
-                ours, end = await self._give_back(outcome), AttemptOutcome.RELEASED
-        log.info("job_ended", outcome=end if ours else AttemptOutcome.SUPERSEDED)
-        return end if ours else AttemptOutcome.SUPERSEDED
-
-    async def _cancel(self, outcome: Stopped) -> bool:
-        entry = self._ownership.entry(Cancelled)
-        return await self._end(entry, JobCancelled, step=outcome.step, usage=outcome.usage)
-
-    async def _complete(self, outcome: Done) -> bool:
-        record = outcome.record
-        return await self._end(
-            self._ownership.entry(Completed),
-            JobCompleted,
-            output_path=self._queued.job.output_path,
-            steps=record.steps,
-            first_loss=record.first_loss,
-            last_loss=record.last_loss,
-            fixed_loss_before=record.fixed_loss_before,
-            fixed_loss_after=record.fixed_loss_after,
-            artifacts=record.artifacts,
-            usage=outcome.usage,
-        )
-
-    async def _fail(self, outcome: Broken, link: Link) -> bool:
-        # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
-        await bury(
-            link,
-            self._queued.message().body,
-            job_id=self._queued.job_id,
-            reason=outcome.reason,
-            message=outcome.message,
-        )
-        return await self._end(
-            self._ownership.entry(Failed, reason=outcome.reason),
-            JobFailed,
-            reason=outcome.reason,
-            message=outcome.message,
-            faults=outcome.faults,
-            output_tail=outcome.output_tail,
-            usage=outcome.usage,
-        )
-
-    async def _end(self, entry: TerminalEntry, event: type[JobEvent], **fields: Any) -> bool:
-        if not await self._ownership.report(entry):
-            return False
-        self._reporter.emit(event, **fields)
-        await self._reporter.flush()
-        await self._ownership.leave()
-        return True
-
-    async def _give_back(self, outcome: Stopped) -> bool:
-        self._reporter.emit(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
-        await self._reporter.flush()
-        return await self._ownership.release()

@@ -12,10 +12,11 @@ from training_worker.broker.session import Session
 from training_worker.errors import BrokerError
 from training_worker.gate import Gate
 from training_worker.intake import reject
-from training_worker.owned_job import OwnedJob, SlotContext, Wishes
+from training_worker.owned_job import OwnedJob, SlotContext
 from training_worker.ownership import NotOurs, claim
 from training_worker.queued_job import QueuedJob
 from training_worker.take import Source
+from training_worker.wishes import Wishes
 
 log = structlog.get_logger()
 
