@@ -1,0 +1,81 @@
+"""The client's commands against a real broker and a real daemon."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from tests.support.fleet import ROOT, Fleet
+
+from training_schemas.events import JobCancelled, JobProgress
+
+pytestmark = pytest.mark.broker
+
+
+async def run(fleet: Fleet, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """``training-worker`` with these arguments, for this fleet, without a terminal."""
+    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+    env = os.environ | {"PYTHONPATH": path, "TRAINING_AMQP_URL": fleet.url, "TRAINING_PREFIX": fleet.names.prefix}
+    command = [sys.executable, "-m", "training_worker", *arguments]
+    return await asyncio.to_thread(
+        subprocess.run, command, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def write_job(fleet: Fleet, *, training_type: str = "FLUX_LORA") -> str:
+    """A job's JSON in a file."""
+    file = fleet.folder / "portrait.json"
+    body = msgspec.json.encode(fleet.job("portrait", max_train_steps=5))
+    file.write_bytes(body.replace(b"FLUX_LORA", training_type.encode()))
+    return str(file)
+
+
+async def test_submit_with_watch_tells_the_job_in_plain_lines_without_a_terminal(fleet: Fleet) -> None:
+    """Phase, step, loss, pace, time left and cost, a line each event, and status 0 once it is completed."""
+    await fleet.start(mode="slow")
+
+    done = await run(fleet, "submit", write_job(fleet), "--watch")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "portrait: submitted, FLUX_LORA with preset flux_24gb_balanced, for cards of 24gb"
+    assert lines[3] == "portrait: phase training"
+    assert lines[8].startswith("portrait: step 5/5  loss 0.2000  ")
+    assert all(word in lines[8] for word in ("steps/min", "0:00 left", "GPU-s", "USD"))
+    assert lines[9].startswith(f"portrait: completed: {fleet.folder / 'models' / 'portrait'}")
+
+
+async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_status(fleet: Fleet) -> None:
+    """Whoever comes late sees the whole job from the log."""
+    await fleet.start(mode="crash")
+    await fleet.submit("portrait")
+    await fleet.events("portrait")
+
+    done = await run(fleet, "watch", "portrait")
+
+    assert done.returncode == 1
+    assert "portrait: failed: trainerCrashed: trainer ended without a word" in done.stdout
+    assert "the last word" in done.stdout
+
+
+async def test_cancel_ends_a_running_job(fleet: Fleet) -> None:
+    """The command returns at once; the job's end comes as an event."""
+    await fleet.start(mode="slow")
+    await fleet.submit("portrait", max_train_steps=600)
+    await fleet.until("portrait", JobProgress)
+
+    done = await run(fleet, "cancel", "portrait")
+
+    assert (done.returncode, done.stdout) == (0, "portrait: cancellation requested\n")
+    assert isinstance((await fleet.events("portrait"))[-1], JobCancelled)
+
+
+async def test_submitting_a_bad_job_publishes_nothing(fleet: Fleet) -> None:
+    """The faults are told here, with status 65, and no daemon ever sees the message."""
+    done = await run(fleet, "submit", write_job(fleet, training_type="FLUX"))
+
+    assert done.returncode == 65
+    assert done.stderr.startswith("training-worker: trainingType: Invalid enum value 'FLUX'; one of FLUX_LORA, ")
+    assert await fleet.depth(fleet.names.intake) is None
