@@ -15,6 +15,7 @@ from training_schemas.events import TERMINAL_EVENTS, Event, JobEvent, UnknownEve
 from training_schemas.jobs import JOB_TYPE, TrainingJob
 from training_schemas.ledger import CancelRequested
 from training_schemas.validation import decode_strictly
+from training_worker.broker.names import SUBMIT_KEY, Names, job_key
 
 if TYPE_CHECKING:
     from training_worker.broker.session import Session
@@ -43,11 +44,10 @@ class AsyncTrainingWorkerAPI:
         from training_worker.settings import DEFAULT_AMQP_URL  # noqa: PLC0415
 
         self._url = amqp_url or os.environ.get("TRAINING_AMQP_URL") or DEFAULT_AMQP_URL
-        self._prefix = prefix or os.environ.get("TRAINING_PREFIX") or "training"
+        self._names = Names(prefix or os.environ.get("TRAINING_PREFIX") or "training")
 
     async def submit_job(self, job: TrainingJob) -> Receipt:
         """Publish a job; when this returns, the broker has it. Raises `InvalidMessageError`, `BrokerError`."""
-        from training_worker.broker.names import SUBMIT_KEY  # noqa: PLC0415
         from training_worker.broker.session import persistent  # noqa: PLC0415
 
         body = msgspec.json.encode(job)
@@ -55,21 +55,19 @@ class AsyncTrainingWorkerAPI:
         message = persistent(body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
         submitted_at = time.time()
         async with self._session() as session:
-            await session.publish(f"{self._prefix}.jobs", SUBMIT_KEY, message)
+            await session.publish(self._names.jobs, SUBMIT_KEY, message)
         return Receipt(job_id=job.job_id, plan=plan, submitted_at=submitted_at)
 
     async def cancel(self, job_id: str) -> None:
         """Ask for a job's end. Its owner saves a checkpoint and says so; a waiting job is cancelled when taken."""
-        from training_worker.broker.names import Names, job_key  # noqa: PLC0415
         from training_worker.broker.session import persistent  # noqa: PLC0415
 
-        names = Names(self._prefix)
         entry = msgspec.json.encode(CancelRequested(job_id=job_id, time=time.time()))
         command = msgspec.json.encode(CancelJob())
         async with self._session() as session:
             # The ledger first: a worker that claims the job meanwhile sees one or the other.
-            await session.publish("", names.ledger, persistent(entry))
-            await session.publish(names.control, job_key(job_id), persistent(command), mandatory=False)
+            await session.publish("", self._names.ledger, persistent(entry))
+            await session.publish(self._names.control, job_key(job_id), persistent(command), mandatory=False)
 
     async def events(self, job_id: str, *, since: float | None = None) -> AsyncIterator[JobEvent]:
         """A job's events, from ``since`` (unix seconds) or the last day on, up to the one that ends it.
@@ -80,7 +78,7 @@ class AsyncTrainingWorkerAPI:
 
         start = time.time() - DEFAULT_HISTORY if since is None else since
         async with self._session() as session:
-            async for body in read_log(session, f"{self._prefix}.events.log", start):
+            async for body in read_log(session, self._names.events_log, start):
                 event = _read_event(body)
                 if isinstance(event, JobEvent) and event.job_id == job_id:
                     yield event
@@ -99,10 +97,9 @@ class AsyncTrainingWorkerAPI:
 
     @asynccontextmanager
     async def _session(self) -> "AsyncIterator[Session]":
-        from training_worker.broker.names import Names  # noqa: PLC0415
         from training_worker.broker.session import Session  # noqa: PLC0415
 
-        session = await Session.open(self._url, Names(self._prefix), client="training-worker client")
+        session = await Session.open(self._url, self._names, client="training-worker client")
         try:
             yield session
         finally:
@@ -121,9 +118,9 @@ class TrainingWorkerAPI:
 
     def __init__(self, amqp_url: str | None = None, *, prefix: str | None = None) -> None:
         """Talk to the broker at ``amqp_url``, else ``TRAINING_AMQP_URL``; to the fleet of ``prefix``."""
-        self._api = AsyncTrainingWorkerAPI(amqp_url, prefix=prefix)
         import asyncio  # noqa: PLC0415
 
+        self._api = AsyncTrainingWorkerAPI(amqp_url, prefix=prefix)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="training-worker-api", daemon=True).start()
 

@@ -5,7 +5,6 @@ TrainingWorkerError
     BrokerError             the broker cannot be reached, or refuses
         NoBrokerError       none is named, installed, or to be had from Docker (training_worker.demo.broker)
         BrokerLostError     the connection or channel went away; the step is tried again on a new one
-    UnroutableError         a message had no queue to go to
     JobLockedError          another worker owns the job
     NoGpuError              there is no card and none is configured; exit 78
     AttemptError            an attempt cannot go on, for a reason of the closed list
@@ -32,10 +31,6 @@ class BrokerError(TrainingWorkerError):
 
 class BrokerLostError(BrokerError):
     """The connection or the channel went away in the middle of something."""
-
-
-class UnroutableError(BrokerError):
-    """A message was returned because no queue is bound for it."""
 
 
 class JobLockedError(TrainingWorkerError):

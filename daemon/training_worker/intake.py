@@ -13,7 +13,7 @@ from training_schemas.events import NO_JOB, JobQueued, JobRejected
 from training_schemas.jobs import JOB_TYPE
 from training_schemas.ledger import Submitted
 from training_schemas.progress import Fault
-from training_schemas.validation import InvalidMessageError
+from training_schemas.validation import InvalidMessageError, refused
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
 from training_worker.broker.session import Session, broker_errors
@@ -69,9 +69,7 @@ class Intake:
 
     def _read(self, message: AbstractIncomingMessage) -> QueuedJob:
         if message.type not in (None, "", JOB_TYPE):
-            raise InvalidMessageError(
-                [Fault(path="", reason=f"unknown message type {message.type!r}; {JOB_TYPE} is read")]
-            )
+            raise refused("", f"unknown message type {message.type!r}; {JOB_TYPE} is read")
         queued = QueuedJob.submitted(message.body, time.time())
         if faults := path_faults(queued.job, self._settings):
             raise InvalidMessageError(faults)

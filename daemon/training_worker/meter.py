@@ -36,7 +36,9 @@ class Meter:
 
     def steps_per_minute(self) -> float | None:
         """The rate of the last steps; None before the second one."""
-        (first, begin), (last, end) = (self._steps[0], self._steps[-1]) if self._steps else ((0, 0.0), (0, 0.0))
+        if not self._steps:
+            return None
+        (first, begin), (last, end) = self._steps[0], self._steps[-1]
         return 60 * (last - first) / (end - begin) if end > begin and last > first else None
 
     def seconds_left(self, remaining: int) -> float | None:

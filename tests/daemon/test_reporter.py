@@ -25,7 +25,7 @@ class RecordingLink(Link):
         self.back = asyncio.Event()
         self.back.set()
 
-    async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:  # noqa: ARG002
+    async def publish(self, exchange: str, key: str, message: Message) -> None:
         """Keep what is published, once the broker is there."""
         await self.back.wait()
         self.published.append((exchange, key, message))

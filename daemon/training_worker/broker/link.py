@@ -76,7 +76,7 @@ class Link:
             except BrokerLostError:
                 session.lost.set()
 
-    async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:
+    async def publish(self, exchange: str, key: str, message: Message) -> None:
         """Publish, for as long as it takes; at least once.
 
         Again on the next session if this one is lost, or if the message came back: somebody deleted its queue, and a
@@ -85,7 +85,7 @@ class Link:
         while True:
             session = await self.session()
             try:
-                return await session.publish(exchange, key, message, mandatory=mandatory)
+                return await session.publish(exchange, key, message)
             except BrokerError as error:
                 log.warning("not_published", key=key, error=str(error))
                 session.lost.set()

@@ -19,7 +19,7 @@ from yarl import URL
 
 from training_worker.broker.names import Names
 from training_worker.broker.topology import declare_topology
-from training_worker.errors import BrokerError, BrokerLostError, UnroutableError
+from training_worker.errors import BrokerError, BrokerLostError
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
@@ -33,7 +33,7 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except DeliveryError as error:
-        raise UnroutableError(f"message was returned: {error}") from error
+        raise BrokerError(f"message was returned: {error}") from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
         raise BrokerLostError(f"{type(error).__name__}: {error}") from error
 
@@ -123,7 +123,7 @@ class Session:
             await channel.close()
 
     async def publish(self, exchange: str, key: str, message: Message, *, mandatory: bool = True) -> None:
-        """Publish and wait for the broker's confirm. Raises `BrokerLostError`, `UnroutableError`."""
+        """Publish and wait for the broker's confirm. Raises `BrokerError`."""
         with broker_errors():
             await self._exchanges[exchange].publish(message, key, mandatory=mandatory)
 
