@@ -101,9 +101,8 @@ def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
 
 
 def _resume_point(before: JobHistory) -> str | None:
-    if before.checkpoint is None or not Path(before.checkpoint.path).is_dir():
-        return None
-    return before.checkpoint.path
+    readable = (saved.path for saved in reversed(before.checkpoints) if Path(saved.path).is_dir())
+    return next(readable, None)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

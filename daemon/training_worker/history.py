@@ -4,40 +4,129 @@ import msgspec
 
 from training_schemas.ledger import (
     AnyEntry,
-    Barrier,
+    AttemptEntry,
+    AttemptFailed,
     Cancelled,
     CancelRequested,
     CheckpointSaved,
     Claimed,
-    Completed,
+    EndEntry,
     Failed,
     Released,
+    Requeued,
     Submitted,
-    TerminalEntry,
 )
+from training_schemas.progress import FailureReason
+from training_schemas.usage import AttemptSummary, Usage
+
+NOTHING_USED = Usage(gpu_seconds=0.0)
+
+# An attempt whose end nobody wrote down, until somebody does.
+LOST = "lost"
+
+# How many checkpoints are remembered: the last one may be out of reach of the next owner.
+CHECKPOINTS = 3
 
 
 class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of a job. ``attempt`` is the last one claimed, 0 where there is none."""
+    """What is true of a job.
+
+    ``attempts`` are all that were claimed, ``checkpoints`` the last few, oldest first. ``counted`` are the failures
+    that count to the job's limit, ``out_of_memory`` those of that reason.
+    """
 
     digest: str | None = None
-    attempt: int = 0
-    checkpoint: CheckpointSaved | None = None
+    attempts: tuple[AttemptSummary, ...] = ()
+    checkpoints: tuple[CheckpointSaved, ...] = ()
+    counted: int = 0
+    out_of_memory: int = 0
     cancel_requested: bool = False
-    terminal: TerminalEntry | None = None
+    terminal: EndEntry | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the last attempt that was claimed; 0 where there is none."""
+        return self.attempts[-1].attempt if self.attempts else 0
+
+    @property
+    def lost(self) -> int:
+        """How many attempts were claimed and never heard of again."""
+        return sum(summary.outcome == LOST for summary in self.attempts)
+
+    @property
+    def cost_usd(self) -> float:
+        """What all attempts have cost, as far as it is known."""
+        return sum(summary.usage.cost_usd or 0.0 for summary in self.attempts)
 
     def after(self, entry: AnyEntry) -> "JobHistory":
         """The history once ``entry`` has been written too."""
+        if isinstance(entry, AttemptEntry):
+            return self._after_attempt(entry)
         match entry:
             case Submitted():
-                return msgspec.structs.replace(self, digest=self.digest or entry.digest)
-            case Claimed():
-                return msgspec.structs.replace(self, attempt=max(self.attempt, entry.attempt))
-            case CheckpointSaved():
-                return msgspec.structs.replace(self, checkpoint=entry)
+                return self._with(digest=self.digest or entry.digest)
+            case Requeued():
+                return self._with(counted=0, out_of_memory=0, cancel_requested=False, terminal=None)
             case CancelRequested():
-                return msgspec.structs.replace(self, cancel_requested=True)
-            case Completed() | Failed() | Cancelled():
-                return msgspec.structs.replace(self, terminal=self.terminal or entry)
-            case Released() | Barrier():
+                return self._with(cancel_requested=True)
+            case _:
                 return self
+
+    def _after_attempt(self, entry: AttemptEntry) -> "JobHistory":
+        match entry:
+            case Claimed() if entry.attempt > self.attempt:
+                return self._with(attempts=(*self.attempts, _summary(entry, LOST)))
+            case EndEntry() if self.terminal is None:
+                return self._with(attempts=self._attempts_after(_end(entry)), terminal=entry)
+            # The rest says nothing if it is of an owner who has lost the job and does not know it yet.
+            case CheckpointSaved() if entry.attempt == self.attempt:
+                saved = (*(one for one in self.checkpoints if one != entry), entry)[-CHECKPOINTS:]
+                return self._with(attempts=self._attempts_after(_summary(entry, LOST, entry.usage)), checkpoints=saved)
+            case Released() if entry.attempt == self.attempt:
+                return self._with(attempts=self._attempts_after(_summary(entry, "released", entry.usage)))
+            case AttemptFailed() if any(
+                one.attempt == entry.attempt == self.attempt and one.outcome == LOST for one in self.attempts
+            ):
+                return self._failed(entry)
+            case _:
+                return self
+
+    def _failed(self, entry: AttemptFailed) -> "JobHistory":
+        return self._with(
+            attempts=self._attempts_after(_summary(entry, "failed", entry.usage, entry.reason, entry.message)),
+            counted=self.counted + entry.counted,
+            out_of_memory=self.out_of_memory + (entry.reason == FailureReason.OUT_OF_MEMORY),
+        )
+
+    def _attempts_after(self, summary: AttemptSummary) -> tuple[AttemptSummary, ...]:
+        return tuple(summary if one.attempt == summary.attempt else one for one in self.attempts)
+
+    def _with(self, **changes: object) -> "JobHistory":
+        return msgspec.structs.replace(self, **changes)
+
+
+def _summary(
+    entry: AttemptEntry,
+    outcome: str,
+    usage: Usage | None = None,
+    reason: str | None = None,
+    message: str | None = None,
+) -> AttemptSummary:
+    return AttemptSummary(
+        attempt=entry.attempt,
+        worker=entry.worker,
+        outcome=outcome,
+        usage=usage or NOTHING_USED,
+        reason=reason,
+        message=message,
+    )
+
+
+def _end(entry: EndEntry) -> AttemptSummary:
+    match entry:
+        case Failed():
+            return _summary(entry, "failed", entry.usage, entry.reason, entry.message)
+        case Cancelled():
+            return _summary(entry, "cancelled", entry.usage)
+        case _:
+            return _summary(entry, "completed", entry.usage)

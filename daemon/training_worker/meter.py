@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from training_presets.prices import cost_usd
-from training_schemas.events import Usage
+from training_schemas.usage import Usage
 
 # The rate is that of the last steps: the first ones are slower, and samples come in between.
 WINDOW = 20

@@ -5,8 +5,8 @@ from enum import StrEnum
 
 import msgspec
 
-from training_schemas.events import Usage
 from training_schemas.jobs import TrainingType
+from training_schemas.usage import Usage
 
 
 class AttemptOutcome(StrEnum):

@@ -5,9 +5,10 @@ import time
 
 import msgspec
 
-from training_schemas.events import JobClaimed, Usage
+from training_schemas.events import JobClaimed
 from training_schemas.progress import FailureReason
 from training_schemas.spec import RunLease, RunSpec
+from training_schemas.usage import Usage
 from training_worker.attempt import choose_engine, promote, resolve_spec
 from training_worker.cards import Card
 from training_worker.errors import AttemptError
@@ -141,4 +142,4 @@ def broken(error: AttemptError, usage: Usage) -> Broken:
 
 def saved_step(before: JobHistory) -> int:
     """The step of the last checkpoint that the ledger knows; 0 where there is none."""
-    return 0 if before.checkpoint is None else before.checkpoint.step
+    return before.checkpoints[-1].step if before.checkpoints else 0

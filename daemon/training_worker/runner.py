@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from training_schemas.events import JobCheckpoint, JobPhase, JobProgress, JobSample, JobWarning, Usage
+from training_schemas.events import JobCheckpoint, JobPhase, JobProgress, JobSample, JobWarning
 from training_schemas.progress import (
     AnyRecord,
     CheckpointRecord,
@@ -26,6 +26,7 @@ from training_schemas.progress import (
     WarningRecord,
     decode_record,
 )
+from training_schemas.usage import Usage
 from training_worker.cards import Card
 from training_worker.meter import Meter
 from training_worker.process import Child, Exit

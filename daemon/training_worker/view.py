@@ -15,17 +15,20 @@ from training_schemas.events import (
     JobCheckpoint,
     JobClaimed,
     JobCompleted,
+    JobDuplicate,
     JobEvent,
     JobFailed,
     JobPhase,
     JobProgress,
     JobQueued,
+    JobRefused,
     JobRejected,
     JobReleased,
+    JobRetrying,
     JobSample,
     JobWarning,
-    Usage,
 )
+from training_schemas.usage import Usage
 
 BAR_WIDTH = 40
 
@@ -48,7 +51,7 @@ def make_view(job_id: str) -> View:
     return LiveView(job_id) if sys.stdout.isatty() else PlainView(job_id)
 
 
-def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911 - one line for each event
+def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each event
     """An event in a line."""
     match event:
         case JobQueued():
@@ -68,6 +71,13 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911 - one line for each
             return f"warning: {event.message}"
         case JobReleased():
             return f"released after step {event.step} ({event.why}); back in the queue"
+        case JobRetrying():
+            where = "here, at once" if event.here else f"in {event.delay_seconds:.0f} s or later"
+            return f"attempt {event.attempt} failed: {event.reason}: {event.message}; tried again {where}"
+        case JobDuplicate():
+            return f"submitted again after it was {event.outcome}: nothing is trained"
+        case JobRefused():
+            return f"refused a submission of another job with this id, {event.digest[:12]}"
         case JobCompleted():
             return f"completed: {event.output_path}  {money(event.usage)}"
         case JobFailed():

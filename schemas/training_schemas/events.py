@@ -5,14 +5,15 @@ An event's type names its schema and version, ``training.job.progress.v1``. Its 
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Meta, field
+from msgspec import Meta
 
 from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_schemas.progress import Artifact, FailureReason, Fault, Phase
+from training_schemas.usage import AttemptSummary, Usage
 
 CONTENT_TYPE = "application/cloudevents+json"
 
@@ -74,7 +75,10 @@ class JobRejected(JobEvent, frozen=True, kw_only=True):
 
 
 class JobClaimed(JobEvent, frozen=True, kw_only=True):
-    """A worker owns the job and starts a trainer; it goes on after ``resume_step`` steps of earlier attempts."""
+    """A worker owns the job and starts a trainer; it goes on after ``resume_step`` steps of earlier attempts.
+
+    ``changes`` are the settings that differ from the plan's, since earlier attempts ran out of memory.
+    """
 
     TYPE = "training.job.claimed.v1"
 
@@ -82,6 +86,7 @@ class JobClaimed(JobEvent, frozen=True, kw_only=True):
     gpu: Gpu
     engine: str
     resume_step: int
+    changes: dict[str, Any] = {}
 
 
 class JobPhase(JobEvent, frozen=True, kw_only=True):
@@ -91,13 +96,6 @@ class JobPhase(JobEvent, frozen=True, kw_only=True):
 
     phase: Phase
     total: int | None = None
-
-
-class Usage(Wire, frozen=True, kw_only=True):
-    """What the attempt has used of the card so far: seconds, and US dollars where its price is known."""
-
-    gpu_seconds: float
-    cost_usd: float | None = field(default=None, name="costUSD")
 
 
 class JobProgress(JobEvent, frozen=True, kw_only=True):
@@ -142,6 +140,44 @@ class JobWarning(JobEvent, frozen=True, kw_only=True):
     message: str
 
 
+class JobRetrying(JobEvent, frozen=True, kw_only=True):
+    """The attempt failed, and the job is tried again: on the same card at once, or by whoever takes it after a delay.
+
+    ``counted`` says whether the failure counts to the job's ``maxAttempts``.
+    """
+
+    TYPE = "training.job.retrying.v1"
+
+    reason: FailureReason
+    message: str
+    here: bool
+    counted: bool
+    delay_seconds: float
+    output_tail: list[str] = []
+    usage: Usage
+
+
+class JobDuplicate(JobEvent, frozen=True, kw_only=True):
+    """A job that had ended was submitted again: nothing is trained. ``outcome`` is how it ended."""
+
+    TYPE = "training.job.duplicate.v1"
+
+    outcome: Literal["completed", "failed", "cancelled"]
+    output_path: str
+
+
+class JobRefused(JobEvent, frozen=True, kw_only=True):
+    """A submission was refused, since its id is that of another job; that job is not touched.
+
+    ``digest`` is the SHA-256 of the refused job's canonical JSON, by which its sender knows it. The message lies in the
+    dead queue.
+    """
+
+    TYPE = "training.job.refused.v1"
+
+    digest: str
+
+
 class JobReleased(JobEvent, frozen=True, kw_only=True):
     """The worker gave the job back to its queue; ``step`` is the last checkpoint's, 0 where there is none."""
 
@@ -153,7 +189,10 @@ class JobReleased(JobEvent, frozen=True, kw_only=True):
 
 
 class JobCompleted(JobEvent, frozen=True, kw_only=True):
-    """The result lies in ``output_path``; artifacts' paths are relative to it. Terminal."""
+    """The result lies in ``output_path``; artifacts' paths are relative to it. Terminal.
+
+    ``attempts`` says of each attempt how it ended and what it used, as it does for every end of a job.
+    """
 
     TYPE = "training.job.completed.v1"
 
@@ -165,6 +204,7 @@ class JobCompleted(JobEvent, frozen=True, kw_only=True):
     fixed_loss_after: float
     artifacts: list[Artifact]
     usage: Usage
+    attempts: list[AttemptSummary] = []
 
 
 class JobFailed(JobEvent, frozen=True, kw_only=True):
@@ -177,6 +217,7 @@ class JobFailed(JobEvent, frozen=True, kw_only=True):
     faults: list[Fault] = []
     output_tail: list[str] = []
     usage: Usage
+    attempts: list[AttemptSummary] = []
 
 
 class JobCancelled(JobEvent, frozen=True, kw_only=True):
@@ -186,6 +227,7 @@ class JobCancelled(JobEvent, frozen=True, kw_only=True):
 
     step: int
     usage: Usage
+    attempts: list[AttemptSummary] = []
 
 
 class WorkerOnline(Event, frozen=True, kw_only=True):
@@ -218,6 +260,9 @@ EVENTS: dict[str, type[Event]] = {
         JobSample,
         JobWarning,
         JobReleased,
+        JobRetrying,
+        JobDuplicate,
+        JobRefused,
         JobCompleted,
         JobFailed,
         JobCancelled,

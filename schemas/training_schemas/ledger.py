@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from training_schemas.base import Wire
+from training_schemas.usage import Usage
 
 
 class LedgerEntry(Wire, frozen=True, kw_only=True, tag_field="entry"):
@@ -42,27 +43,54 @@ class CheckpointSaved(AttemptEntry, frozen=True, kw_only=True, tag="training.led
 
     step: int
     path: str
+    usage: Usage | None = None
 
 
 class Released(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.released.v1"):
     """The owner gave the job back."""
+
+    usage: Usage | None = None
+
+
+class AttemptFailed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.attemptFailed.v1"):
+    """The attempt failed, and the job will be tried again; ``counted`` says whether it counts to `maxAttempts`."""
+
+    reason: str
+    message: str
+    counted: bool
+    usage: Usage
+
+
+class Requeued(JobEntry, frozen=True, kw_only=True, tag="training.ledger.requeued.v1"):
+    """An operator put a job that had failed back: its end and its failures count no more."""
 
 
 class CancelRequested(JobEntry, frozen=True, kw_only=True, tag="training.ledger.cancelRequested.v1"):
     """Whoever owns or takes the job next is to cancel it."""
 
 
-class Completed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.completed.v1"):
+class EndEntry(AttemptEntry, frozen=True, kw_only=True):
+    """Common to the terminal entries. ``event`` is the event that tells of the end, as it is published.
+
+    Whoever finds an end whose event may not have been published says it again, with the same id.
+    """
+
+    event: msgspec.Raw = msgspec.Raw(b"")
+    usage: Usage | None = None
+
+
+class Completed(EndEntry, frozen=True, kw_only=True, tag="training.ledger.completed.v1"):
     """Terminal: the result was promoted."""
 
 
-class Failed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.failed.v1"):
+class Failed(EndEntry, frozen=True, kw_only=True, tag="training.ledger.failed.v1"):
     """Terminal: the job failed for good."""
 
     reason: str
+    message: str = ""
 
 
-class Cancelled(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.cancelled.v1"):
+class Cancelled(EndEntry, frozen=True, kw_only=True, tag="training.ledger.cancelled.v1"):
     """Terminal: the job was cancelled."""
 
 
@@ -73,7 +101,19 @@ class Barrier(LedgerEntry, frozen=True, kw_only=True, tag="training.ledger.barri
 
 
 TerminalEntry = Completed | Failed | Cancelled
-AnyEntry = Submitted | Claimed | CheckpointSaved | Released | CancelRequested | Completed | Failed | Cancelled | Barrier
+AnyEntry = (
+    Submitted
+    | Requeued
+    | Claimed
+    | CheckpointSaved
+    | Released
+    | AttemptFailed
+    | CancelRequested
+    | Completed
+    | Failed
+    | Cancelled
+    | Barrier
+)
 
 _decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)
 

@@ -39,6 +39,9 @@ class FailureReason(StrEnum):
     LOSS_NOT_FINITE = "lossNotFinite"
     DISK_FULL = "diskFull"
     TRAINER_CRASHED = "trainerCrashed"
+    STALLED = "stalled"
+    WORKER_LOST = "workerLost"
+    BUDGET_EXHAUSTED = "budgetExhausted"
 
 
 class Fault(Wire, frozen=True, kw_only=True):
@@ -63,11 +66,14 @@ class PhaseRecord(ProgressRecord, frozen=True, kw_only=True, tag="phase"):
 
 
 class StepRecord(ProgressRecord, frozen=True, kw_only=True, tag="step"):
-    """An optimizer step was taken: its number from 1, the mean loss of its samples, and the rate that it used."""
+    """An optimizer step was taken: its number from 1, the mean loss of its samples, and the rate that it used.
+
+    A loss that is not finite, which JSON cannot say, is null; the daemon then stops the run.
+    """
 
     step: int
     total_steps: int
-    loss: float
+    loss: float | None
     learning_rate: float
 
 

@@ -14,6 +14,7 @@ from training_schemas.jobs import EngineName, TrainingType
 SPEC_FILE = "spec.json"
 PROGRESS_FILE = "progress.jsonl"
 LEASE_FILE = "lease"
+REQUESTS_FILE = "requests.jsonl"
 STDOUT_FILE = "stdout.log"
 STDERR_FILE = "stderr.log"
 
@@ -102,3 +103,16 @@ class RunLease(StrictWire, frozen=True, kw_only=True):
 
     deadline: float
     max_isolation: float
+
+
+class RunRequest(StrEnum):
+    """What a trainer is asked for while it runs: a line each in ``requests.jsonl``, honoured at the next step."""
+
+    CHECKPOINT = "checkpoint"
+    SAMPLE = "sample"
+
+
+class RequestLine(StrictWire, frozen=True, kw_only=True):
+    """One line of ``requests.jsonl``, which the daemon appends to."""
+
+    request: RunRequest

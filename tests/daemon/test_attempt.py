@@ -75,7 +75,7 @@ def host(tmp_path: Path) -> Host:
 def checkpoint(path: Path) -> JobHistory:
     """A job that saved one checkpoint."""
     saved = CheckpointSaved(job_id="a", time=1.0, attempt=1, worker="w1", step=5, path=str(path))
-    return JobHistory(attempt=1, checkpoint=saved)
+    return JobHistory(checkpoints=(saved,))
 
 
 def test_a_spec_settles_everything(host: Host) -> None:

@@ -2,11 +2,14 @@
 
 from functools import reduce
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training_schemas.ledger import (
     AnyEntry,
+    AttemptFailed,
     Barrier,
     Cancelled,
     CancelRequested,
@@ -15,14 +18,21 @@ from training_schemas.ledger import (
     Completed,
     Failed,
     Released,
+    Requeued,
     Submitted,
 )
+from training_schemas.usage import Usage
 from training_worker.history import JobHistory
 
 SUBMITTED = Submitted(job_id="a", time=1.0, digest="d1")
 CLAIMED = Claimed(job_id="a", time=2.0, attempt=1, worker="w1")
 SAVED = CheckpointSaved(job_id="a", time=3.0, attempt=1, worker="w1", step=5, path="/models/.a.a.1/checkpoint-5")
-COMPLETED = Completed(job_id="a", time=4.0, attempt=1, worker="w1")
+USED = Usage(gpu_seconds=60.0, cost_usd=0.5, wasted_gpu_seconds=10.0)
+COMPLETED = Completed(job_id="a", time=4.0, attempt=1, worker="w1", usage=USED)
+RELEASED = Released(job_id="a", time=4.0, attempt=1, worker="w1", usage=USED)
+CRASHED = AttemptFailed(
+    job_id="a", time=4.0, attempt=1, worker="w1", reason="trainerCrashed", message="oops", counted=True, usage=USED
+)
 
 
 def fold(*entries: AnyEntry) -> JobHistory:
@@ -32,14 +42,17 @@ def fold(*entries: AnyEntry) -> JobHistory:
 
 def test_a_job_that_nobody_spoke_of_has_an_empty_history() -> None:
     """Attempt 0 is before the first claim."""
-    assert fold() == JobHistory(digest=None, attempt=0, checkpoint=None, cancel_requested=False, terminal=None)
+    assert fold() == JobHistory()
+    assert (fold().attempt, fold().lost, fold().cost_usd, fold().terminal) == (0, 0, 0.0, None)
 
 
 def test_a_whole_life_adds_up() -> None:
     """Each turning point is kept where the next owner looks for it."""
-    assert fold(SUBMITTED, CLAIMED, SAVED, COMPLETED) == JobHistory(
-        digest="d1", attempt=1, checkpoint=SAVED, terminal=COMPLETED
-    )
+    history = fold(SUBMITTED, CLAIMED, SAVED, COMPLETED)
+
+    assert (history.digest, history.attempt, history.terminal) == ("d1", 1, COMPLETED)
+    assert history.checkpoints == (SAVED,)
+    assert [(one.worker, one.outcome, one.usage) for one in history.attempts] == [("w1", "completed", USED)]
 
 
 def test_the_first_submission_is_the_job() -> None:
@@ -48,10 +61,57 @@ def test_the_first_submission_is_the_job() -> None:
 
 
 def test_the_last_checkpoint_is_the_one_to_go_on_from() -> None:
-    """Also one of a later attempt."""
-    later = CheckpointSaved(job_id="a", time=8.0, attempt=2, worker="w2", step=9, path="/c")
+    """The last few are kept, oldest first: the last one may lie on a disk that the next owner cannot read."""
+    again = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
+    later = [
+        CheckpointSaved(job_id="a", time=8.0, attempt=2, worker="w2", step=step, path=f"/c{step}") for step in (9, 12)
+    ]
 
-    assert fold(SUBMITTED, CLAIMED, SAVED, later).checkpoint == later
+    assert fold(SUBMITTED, CLAIMED, SAVED, again, *later).checkpoints == (SAVED, *later)
+
+
+def test_what_a_superseded_owner_still_writes_is_passed_over() -> None:
+    """Its checkpoint, release or failure, written after somebody else's claim, is not the job's any more."""
+    again = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
+    history = fold(SUBMITTED, CLAIMED, again)
+
+    assert fold(SUBMITTED, CLAIMED, again, SAVED, RELEASED, CRASHED) == history
+
+
+def test_every_attempt_is_accounted_for() -> None:
+    """One that nobody heard of again counts as lost, with what it had used at its last checkpoint."""
+    saved = msgspec.structs.replace(SAVED, usage=Usage(gpu_seconds=30.0, cost_usd=0.25))
+    second = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
+    crashed = msgspec.structs.replace(CRASHED, attempt=2, worker="w2")
+    history = fold(SUBMITTED, CLAIMED, saved, second, crashed)
+
+    assert [(one.attempt, one.outcome, one.usage.gpu_seconds) for one in history.attempts] == [
+        (1, "lost", 30.0),
+        (2, "failed", 60.0),
+    ]
+    assert (history.lost, history.counted, history.cost_usd) == (1, 1, 0.75)
+
+
+@pytest.mark.parametrize(("reason", "steps_down"), [("outOfMemory", 2), ("trainerCrashed", 0)])
+def test_each_time_out_of_memory_is_a_step_down(reason: str, steps_down: int) -> None:
+    """What does not count to the limit of attempts still is remembered."""
+    history = fold(SUBMITTED)
+    for attempt in (1, 2):
+        history = history.after(Claimed(job_id="a", time=1.0, attempt=attempt, worker="w1"))
+        failed = msgspec.structs.replace(CRASHED, attempt=attempt, reason=reason, counted=False)
+        history = history.after(failed)
+
+    assert (history.out_of_memory, history.counted) == (steps_down, 0)
+
+
+def test_a_requeued_job_begins_anew_and_keeps_its_past() -> None:
+    """Its end, its failures and a cancellation are void; its attempts and checkpoints are not."""
+    failed = Failed(job_id="a", time=4.0, attempt=1, worker="w1", reason="diskFull", message="full", usage=USED)
+    history = fold(SUBMITTED, CLAIMED, SAVED, CancelRequested(job_id="a", time=3.0), failed)
+    again = history.after(Requeued(job_id="a", time=9.0))
+
+    assert (again.terminal, again.cancel_requested, again.counted) == (None, False, 0)
+    assert (again.attempt, again.checkpoints, again.attempts) == (1, (SAVED,), history.attempts)
 
 
 def test_a_cancellation_is_remembered_through_release_and_claim() -> None:
@@ -68,11 +128,17 @@ def test_a_cancellation_before_anything_else_counts() -> None:
     assert fold(CancelRequested(job_id="a", time=0.0), SUBMITTED).cancel_requested
 
 
-def test_releases_and_markers_change_nothing() -> None:
-    """They are for readers that look at the order, not at the sum."""
+def test_a_released_attempt_is_not_lost() -> None:
+    """Its owner said so, and what it had used."""
+    history = fold(SUBMITTED, CLAIMED, RELEASED)
+
+    assert (history.lost, history.attempts[0].outcome, history.attempts[0].usage) == (0, "released", USED)
+
+
+def test_markers_change_nothing() -> None:
+    """They are for readers that wait for them."""
     history = fold(SUBMITTED, CLAIMED)
 
-    assert history.after(Released(job_id="a", time=4.0, attempt=1, worker="w1")) == history
     assert history.after(Barrier(time=4.0, nonce="n")) == history
 
 
@@ -94,6 +160,7 @@ entries = st.one_of(
     st.just(CancelRequested(job_id="a", time=1.0)),
     st.just(Barrier(time=1.0, nonce="n")),
     st.builds(Released, job_id=st.just("a"), time=st.floats(0, 9), attempt=attempts, worker=workers),
+    st.builds(msgspec.structs.replace, st.just(CRASHED), attempt=attempts, counted=st.booleans()),
 )
 
 

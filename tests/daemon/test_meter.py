@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_schemas.events import Usage
+from training_schemas.usage import Usage
 from training_worker.meter import WINDOW, Meter
 
 

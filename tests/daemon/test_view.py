@@ -12,19 +12,22 @@ from training_schemas.events import (
     JobCheckpoint,
     JobClaimed,
     JobCompleted,
+    JobDuplicate,
     JobEvent,
     JobFailed,
     JobPhase,
     JobProgress,
     JobQueued,
+    JobRefused,
     JobRejected,
     JobReleased,
+    JobRetrying,
     JobSample,
     JobWarning,
-    Usage,
 )
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Fault, Phase
+from training_schemas.usage import Usage
 from training_worker.view import LiveView, PlainView, describe, make_view, money
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -45,6 +48,15 @@ PROGRESS = JobProgress(
     usage=USAGE,
     steps_per_minute=12.34,
     seconds_left=461.6,
+)
+RETRYING = JobRetrying(
+    **COMMON,
+    reason=FailureReason.DISK_FULL,
+    message="cannot write",
+    here=False,
+    counted=True,
+    delay_seconds=30.0,
+    usage=USAGE,
 )
 FAILED = JobFailed(
     **COMMON,
@@ -82,6 +94,16 @@ LINES: list[tuple[JobEvent, str]] = [
         JobReleased(**COMMON, why="SIGTERM", step=250, usage=USAGE),
         "released after step 250 (SIGTERM); back in the queue",
     ),
+    (RETRYING, "attempt 2 failed: diskFull: cannot write; tried again in 30 s or later"),
+    (
+        msgspec.structs.replace(RETRYING, here=True, delay_seconds=0.0),
+        "attempt 2 failed: diskFull: cannot write; tried again here, at once",
+    ),
+    (
+        JobDuplicate(**COMMON, outcome="completed", output_path="/models/a"),
+        "submitted again after it was completed: nothing is trained",
+    ),
+    (JobRefused(**COMMON, digest="0123456789abcdef"), "refused a submission of another job with this id, 0123456789ab"),
     (COMPLETED, "completed: /models/a  61.3 GPU-s  0.0123 USD"),
     (
         FAILED,

@@ -47,7 +47,7 @@ class TickingClock:
         return self.now
 
 
-def losses(records: list[AnyRecord]) -> list[float]:
+def losses(records: list[AnyRecord]) -> list[float | None]:
     """Give the losses of all steps."""
     return [record.loss for record in records if isinstance(record, StepRecord)]
 

@@ -1,0 +1,34 @@
+"""What an attempt used of its card, and how it ended: said in events, and added up from the ledger."""
+
+from typing import Annotated
+
+from msgspec import Meta, field
+
+from training_schemas.base import Wire
+
+
+class Usage(Wire, frozen=True, kw_only=True):
+    """What an attempt has used of the card so far: seconds, and US dollars where its price is known.
+
+    ``wasted_gpu_seconds`` of them, known once the attempt has ended, led to nothing that is kept: they came after the
+    last checkpoint.
+    """
+
+    gpu_seconds: float
+    cost_usd: float | None = field(default=None, name="costUSD")
+    wasted_gpu_seconds: float = 0.0
+
+
+class AttemptSummary(Wire, frozen=True, kw_only=True):
+    """How one attempt at a job ended.
+
+    ``outcome`` is ``completed``, ``failed``, ``cancelled``, ``released`` or ``lost``: of that one, nobody heard the
+    end, and its ``usage`` is what it had used at its last checkpoint. ``reason`` is that of the failure.
+    """
+
+    attempt: Annotated[int, Meta(ge=1)]
+    worker: str
+    outcome: str
+    usage: Usage
+    reason: str | None = None
+    message: str | None = None
