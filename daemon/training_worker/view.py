@@ -28,6 +28,8 @@ from training_schemas.events import (
     JobSample,
     JobWarning,
 )
+from training_schemas.progress import Phase
+from training_schemas.states import IllegalTransitionError, JobState, next_state, told_state
 from training_schemas.usage import Usage
 
 BAR_WIDTH = 40
@@ -136,11 +138,13 @@ class LiveView:
         self._job_id = job_id
         self._console = Console()
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
-        self._phase = "queued"
+        self._state = JobState.SUBMITTED
+        self._phase = Phase.STARTING
         self._progress: JobProgress | None = None
 
     def show(self, event: JobEvent) -> None:
         """Take in one more event."""
+        self._follow(event)
         match event:
             case JobPhase():
                 self._phase = event.phase
@@ -151,9 +155,17 @@ class LiveView:
                 self._live.console.print(Text(f"{self._job_id}: {describe(event)}", style=style))
         self._live.update(self._render())
 
+    def _follow(self, event: JobEvent) -> None:
+        try:
+            self._state = next_state(self._state, event)
+        except IllegalTransitionError:
+            # A view that was opened in the middle of a job's life takes an event at its word.
+            self._state = told_state(event) or self._state
+
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        table.add_row(Text(self._job_id, style="bold cyan"), Text(str(self._phase), style="yellow"))
+        doing = f"{self._state}: {self._phase}" if self._state is JobState.PREPARING else str(self._state)
+        table.add_row(Text(self._job_id, style="bold cyan"), Text(doing, style="yellow"))
         event = self._progress
         if event is None:
             return Group(table)

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.text import Text
 
 from training_schemas.events import (
     EVENTS,
@@ -183,6 +184,32 @@ def test_the_live_view_draws_the_present_state(
     shown = capsys.readouterr().out
     for part in ("portrait", "training", "5 of 100", "0.1235", "12.3 steps/min  7:42 left", "61.3 GPU-s  0.0123 USD"):
         assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([JobPhase(**COMMON, phase=Phase.CACHING_TEXT)], "preparing: cachingText"),
+        ([PROGRESS], "training"),
+        ([CLAIMED, PROGRESS, RETRYING], "retrying"),
+        ([CLAIMED, PROGRESS, LINES[0][0]], "training"),
+    ],
+    ids=["a phase of the preparation", "opened in the middle", "an attempt that failed", "a second submission"],
+)
+def test_the_live_view_says_the_state_of_the_job(
+    events: list[JobEvent], state: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in its life the view was opened; during the preparation, with the phase."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with LiveView("portrait") as view:
+        for event in events:
+            view.show(event)
+
+    # Drawn for the last time when the view is closed.
+    _, _, drawn = Text.from_ansi(capsys.readouterr().out).plain.rpartition("portrait  ")
+    assert drawn.splitlines()[0].strip() == state
 
 
 def test_the_live_view_gives_the_cursor_back_when_the_user_interrupts(

@@ -1,0 +1,143 @@
+"""The states of a job, and which may follow which (see docs/states.md).
+
+The events of a job, each taken once and in their order, lead it from state to state. An event may arrive twice after a
+lost confirm; its id is then the same, and telling the two apart is the reader's business.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from training_schemas.events import (
+    JobCancelled,
+    JobCheckpoint,
+    JobClaimed,
+    JobCompleted,
+    JobDuplicate,
+    JobEvent,
+    JobFailed,
+    JobPhase,
+    JobProgress,
+    JobQueued,
+    JobRejected,
+    JobReleased,
+    JobRetrying,
+    JobSample,
+)
+from training_schemas.progress import Phase
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    SUBMITTED = "submitted"
+    QUEUED = "queued"
+    CLAIMED = "claimed"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    CHECKPOINTING = "checkpointing"
+    SAMPLING = "sampling"
+    EXPORTING = "exporting"
+    RETRYING = "retrying"
+    RELEASED = "released"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+_ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+TERMINAL_STATES = _ENDED | {JobState.REJECTED}
+
+# How a worker parts with a job; it may do so before a trainer was started, without having said `claimed`.
+_PARTED = _ENDED | {JobState.RETRYING, JobState.RELEASED}
+_WAITING = _PARTED | {JobState.CLAIMED}
+
+# Whoever is lost says nothing: the next owner's claim may follow anything that a running job does.
+_RUNNING = _WAITING | {JobState.TRAINING, JobState.CHECKPOINTING, JobState.SAMPLING, JobState.EXPORTING}
+
+NEXT_STATES: dict[JobState, frozenset[JobState]] = {
+    JobState.SUBMITTED: _ENDED | {JobState.QUEUED, JobState.REJECTED},
+    JobState.QUEUED: _WAITING | {JobState.REJECTED},
+    JobState.CLAIMED: _RUNNING | {JobState.PREPARING},
+    JobState.PREPARING: _RUNNING | {JobState.PREPARING},
+    JobState.TRAINING: _RUNNING,
+    JobState.CHECKPOINTING: _RUNNING,
+    JobState.SAMPLING: _RUNNING,
+    JobState.EXPORTING: _WAITING | {JobState.EXPORTING},
+    JobState.RETRYING: _WAITING,
+    JobState.RELEASED: _WAITING,
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset(),
+    # The message was no job; another one with the same id may be, and may have been queued before.
+    JobState.REJECTED: _WAITING | {JobState.QUEUED},
+}
+
+_PHASE_STATES = {
+    Phase.TRAINING: JobState.TRAINING,
+    Phase.CHECKPOINTING: JobState.CHECKPOINTING,
+    Phase.SAMPLING: JobState.SAMPLING,
+    Phase.EXPORTING: JobState.EXPORTING,
+}
+
+_EVENT_STATES: dict[type[JobEvent], JobState] = {
+    JobQueued: JobState.QUEUED,
+    JobRejected: JobState.REJECTED,
+    JobClaimed: JobState.CLAIMED,
+    JobProgress: JobState.TRAINING,
+    JobCheckpoint: JobState.CHECKPOINTING,
+    JobSample: JobState.SAMPLING,
+    JobRetrying: JobState.RETRYING,
+    JobReleased: JobState.RELEASED,
+    JobCompleted: JobState.COMPLETED,
+    JobFailed: JobState.FAILED,
+    JobCancelled: JobState.CANCELLED,
+}
+
+# Said of one submission. It may be the second one of a job that is further; of that job they say nothing.
+_SUBMISSION_EVENTS = (JobQueued, JobRejected, JobDuplicate)
+_MOVED_BY_A_SUBMISSION = frozenset({JobState.SUBMITTED, JobState.QUEUED, JobState.REJECTED, JobState.FAILED})
+
+
+class IllegalTransitionError(ValueError):
+    """An event that cannot follow on the state that the job is in."""
+
+
+def told_state(event: JobEvent) -> JobState | None:
+    """The state that an event tells of by itself; None for one that says nothing of it, such as a warning."""
+    match event:
+        case JobPhase():
+            return _PHASE_STATES.get(event.phase, JobState.PREPARING)
+        case JobDuplicate():
+            return JobState(event.outcome)
+        case _:
+            return _EVENT_STATES.get(type(event))
+
+
+def next_state(state: JobState, event: JobEvent) -> JobState:
+    """The state of a job once ``event`` has happened in ``state``. Raises `IllegalTransitionError`.
+
+    What is said of a submission leaves a job that is further where it is. Only `JobQueued` after a failure counts: an
+    operator put the job back.
+    """
+    told = told_state(event)
+    if told is None:
+        return state
+    if isinstance(event, _SUBMISSION_EVENTS):
+        return told if state in _MOVED_BY_A_SUBMISSION and told in NEXT_STATES[state] else state
+    if told not in NEXT_STATES[state]:
+        raise IllegalTransitionError(f"cannot follow job {event.job_id}: {type(event).__name__} in state {state}")
+    return told
+
+
+def state_after(events: Iterable[JobEvent]) -> JobState:
+    """The state of a job after its events, from its submission on. Raises `IllegalTransitionError`.
+
+    The late words of an owner who was superseded, whose attempt is lower than one already heard of, are passed over.
+    """
+    state, attempt = JobState.SUBMITTED, 0
+    for event in events:
+        if event.attempt == 0 or event.attempt >= attempt:
+            state, attempt = next_state(state, event), max(attempt, event.attempt)
+    return state
