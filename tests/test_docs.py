@@ -1,14 +1,21 @@
 """The documents say what the code does."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 
-from training_schemas.events import EVENTS
+from training_presets.ladder import MOST_ACCUMULATION
+from training_schemas.events import EVENTS, JobDuplicate, JobEvent, JobPhase, decode_event
 from training_schemas.jobs import TrainingJob
+from training_schemas.progress import FailureReason, Phase
 from training_schemas.spec import FluxLoraParameters
+from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told_state
 from training_schemas.validation import decode_strictly
+from training_worker.policy import MOST_LOST, POLICY
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "schemas" / "golden" / "events"
@@ -58,3 +65,77 @@ def test_every_setting_of_the_trainer_is_documented() -> None:
     text = (ROOT / "docs" / "trainer.md").read_text()
 
     assert [name for name in FluxLoraParameters.__struct_encode_fields__ if f"`{name}`" not in text] == []
+
+
+def rows(document: str, first_column: str) -> list[list[str]]:
+    """The cells of a document's table, without the marks of code."""
+    _, _, table = (ROOT / document).read_text().partition(f"| {first_column} |")
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def words(states: Iterable[str]) -> list[str]:
+    """In an order that does not depend on how they are written."""
+    return sorted(states)
+
+
+def test_the_table_of_states_is_the_codes() -> None:
+    """A row for each state in the enum's order, and in each what may follow; none is left out or made up."""
+    documented = [(state, words(following.split())) for state, _, following in rows("docs/states.md", "state")]
+
+    assert documented == [(state, words(NEXT_STATES[state])) for state in JobState]
+
+
+def test_the_table_of_states_names_the_events_that_tell_of_them() -> None:
+    """All variants of the golden events are tried."""
+    documented = {state: set(told_by.split()) for state, told_by, _ in rows("docs/states.md", "state")}
+    telling: dict[str, set[str]] = {state: set() for state in JobState}
+    for event in variants():
+        if (state := told_state(event)) is not None:
+            telling[state].add(event.TYPE.split(".")[2])
+
+    assert documented == telling
+
+
+def variants() -> Iterator[JobEvent]:
+    """Each event of a job, and each phase and outcome that it can tell of."""
+    for kind in EVENTS:
+        match decode_event((GOLDEN / f"{kind}.json").read_bytes()).read():
+            case JobPhase() as event:
+                yield from (msgspec.structs.replace(event, phase=phase) for phase in Phase)
+            case JobDuplicate() as event:
+                outcomes = get_args(JobDuplicate.__annotations__["outcome"])
+                yield from (msgspec.structs.replace(event, outcome=outcome) for outcome in outcomes)
+            case JobEvent() as event:
+                yield event
+
+
+def test_the_terminal_states_are_named() -> None:
+    """In one sentence, in the enum's order."""
+    *most, last = [f"`{state}`" for state in JobState if state in TERMINAL_STATES]
+
+    assert f"{', '.join(most)} and {last} are terminal" in (ROOT / "docs" / "states.md").read_text()
+
+
+def test_the_table_of_reasons_is_the_policy() -> None:
+    """A row for each reason in the enum's order, with its rule; none is left out or made up."""
+    policy = [[reason, POLICY[reason].action, "yes" if POLICY[reason].counts else "no"] for reason in FailureReason]
+
+    assert rows("docs/states.md", "reason") == policy
+
+
+def test_the_diagram_of_states_shows_only_what_is_possible() -> None:
+    """Each arrow between two states is in the table."""
+    arrows = [line.split(" --> ") for line in blocks("docs/states.md", "mermaid")[0].splitlines() if "-->" in line]
+    between = [(JobState(start.strip()), JobState(end)) for start, end in arrows if "[*]" not in (start.strip(), end)]
+
+    assert [(start, end) for start, end in between if end not in NEXT_STATES[start]] == []
+    assert {state for arrow in between for state in arrow} == set(JobState)
+
+
+def test_the_limits_of_the_policy_are_documented() -> None:
+    """The figures in the text are those of the code."""
+    text = " ".join((ROOT / "docs" / "states.md").read_text().split())
+
+    assert f"After {MOST_LOST} such attempts" in text
+    assert f"Accumulation ends at {MOST_ACCUMULATION}" in text
