@@ -3,10 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# How often `make soak` plays each fault.
+ROUNDS ?= 20
+
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types unit bench clean
+.PHONY: help setup demo test lint types unit soak bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +35,18 @@ types: setup ## Check types
 unit: setup ## Run the fast tests: no broker, no trainer
 	$(BIN)/pytest -m "not broker and not trainer"
 
+soak: setup ## Play every fault ROUNDS times, each time at other moments, and count what was lost or done twice
+	$(BIN)/python -m tests.fault.soak --rounds $(ROUNDS)
+
 bench: setup ## Measure; prints figures, asserts nothing
 	$(BIN)/python -m benchmarks.pickup
 	$(BIN)/python -m benchmarks.routing
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.scale
+	@scripts/setup peers
+	$(BIN)/python -m benchmarks.peers
 
-clean: ## Remove the virtual environment and what tools and the demo leave
-	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache demo-output dist
+clean: ## Remove the virtual environments and what tools and the demo leave
+	rm -rf .venv .venv-peers .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache demo-output dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,19 +3,24 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-import aio_pika
 import pytest
+import pytest_asyncio
+from tests.support.cluster import Cluster
+from tests.support.fleet import Fleet, delete_fleet
+from tests.support.impatient import impatient
+from tests.support.proxy import Proxy
+from tests.support.real_training import make_materials
+from tests.support.small_disk import mounted
 
 from training_worker.broker.names import Names
-from training_worker.broker.topology import delete_topology
 from training_worker.demo.broker import NoBrokerError, PrivateBroker, find_broker
 
-BROKER_FIXTURES = {"broker_url", "private_broker"}
+BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,24 +56,73 @@ def broker_url(missing: Callable[[str], NoReturn]) -> Iterator[str]:
 @pytest.fixture
 def private_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
     """A node for one test, which may kill and restart it. Starting it takes seconds: prefer `broker_url`."""
-    node = PrivateBroker(tmp_path / "broker")
-    if not node.can_start:
-        missing("no rabbitmq-server is installed")
-    with node:
+    with _installed(PrivateBroker(tmp_path / "broker"), missing) as node:
         yield node
 
 
 @pytest.fixture
+def impatient_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
+    """A node for one test whose consumer timeout is `CONSUMER_TIMEOUT` instead of half an hour."""
+    with _installed(impatient(tmp_path / "broker"), missing) as node:
+        yield node
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[Cluster]:
+    """Three nodes for one test, which may kill and start them. Starting takes half a minute where CPUs are few."""
+    cluster = Cluster(tmp_path / "cluster")
+    _installed(cluster.nodes[0], missing)
+    with cluster:
+        yield cluster
+
+
+def _installed(node: PrivateBroker, missing: Callable[[str], NoReturn]) -> PrivateBroker:
+    if not node.can_start:
+        missing("no rabbitmq-server is installed")
+    return node
+
+
+@pytest.fixture
+def small_disk(missing: Callable[[str], NoReturn]) -> Iterator[Callable[[Path, int], Path]]:
+    """Mounts an empty file system of so many bytes at a path, as often as it is called, until the test ends."""
+    with ExitStack() as stack:
+
+        def small_disk(path: Path, size_bytes: int) -> Path:
+            try:
+                return stack.enter_context(mounted(path, size_bytes))
+            except PermissionError as error:
+                missing(str(error))
+
+        yield small_disk
+
+
+@pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A prefix that no other test uses. On a broker that outlives the tests, what has it is deleted afterwards."""
+    """A prefix that no other test uses. What has it is deleted afterwards: a broker with many queues is slow."""
     prefix = f"t{secrets.token_hex(4)}"
+    # Asked for here, so that it outlives what is deleted.
+    url = request.getfixturevalue("broker_url") if "broker_url" in request.fixturenames else None
     yield prefix
-    url = os.environ.get("TRAINING_AMQP_URL")
-    if url and "broker_url" in request.fixturenames:
-        asyncio.run(_delete(url, Names(prefix)))
+    if url is not None:
+        asyncio.run(delete_fleet(url, Names(prefix)))
 
 
-async def _delete(url: str, names: Names) -> None:
-    """Delete what a fleet declares. Its exclusive queues go with their owners; its leases expire."""
-    async with await aio_pika.connect(url, timeout=10) as connection:
-        await delete_topology(await connection.channel(), names)
+@pytest_asyncio.fixture
+async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
+    """A proxy in front of the broker. Ask for it before the fleet, so that it outlives the daemons."""
+    async with Proxy(broker_url) as proxy:
+        yield proxy
+
+
+@pytest_asyncio.fixture
+async def fleet(tmp_path: Path, broker_url: str, prefix: str) -> AsyncIterator[Fleet]:
+    """Daemons to start, each test's on queues of its own; those that still run are stopped."""
+    fleet = Fleet(tmp_path, broker_url, prefix)
+    yield fleet
+    await fleet.stop()
+
+
+@pytest.fixture(scope="session")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline and a drawn data set."""
+    return make_materials(tmp_path_factory.mktemp("materials"))

@@ -1,7 +1,9 @@
 """The documents say what the code does."""
 
+import inspect
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +17,9 @@ from training_schemas.progress import FailureReason, Phase
 from training_schemas.spec import FluxLoraParameters
 from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told_state
 from training_schemas.validation import decode_strictly
+from training_worker.broker.names import Names
+from training_worker.claim import Claim
+from training_worker.ownership import Ownership
 from training_worker.policy import MOST_LOST, POLICY
 
 ROOT = Path(__file__).parents[1]
@@ -139,3 +144,47 @@ def test_the_limits_of_the_policy_are_documented() -> None:
 
     assert f"After {MOST_LOST} such attempts" in text
     assert f"Accumulation ends at {MOST_ACCUMULATION}" in text
+
+
+def steps_in(document: str, heading: str) -> list[str]:
+    """The functions that the first column of the table below a heading names, in its order."""
+    table = (ROOT / document).read_text().partition(heading)[2].partition("\n|---|---|\n")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1].strip() for line in table.splitlines()]
+    return [cell.strip("`") for cell in cells if cell.startswith("`")]
+
+
+def calls_in(function: Callable[..., object]) -> list[str]:
+    """The names of what a function's source calls, in its order, each where it is called last."""
+    names = re.findall(r"\.(\w+)\(", inspect.getsource(function))
+    return list(dict.fromkeys(reversed(names)))[::-1]
+
+
+def test_the_claims_steps_are_documented_in_their_order() -> None:
+    """docs/protocol.md has each step that is taken, where it is taken."""
+    inner = calls_in(Claim._lock_and_announce)
+    taken = [step for call in calls_in(Claim.make) for step in (inner if call == "_lock_and_announce" else [call])]
+
+    documented = steps_in("docs/protocol.md", "**Claim**")
+    assert documented == [step for step in taken if step in documented]
+    public = {name for name, _ in inspect.getmembers(Claim, inspect.iscoroutinefunction) if not name.startswith("_")}
+    # Ends of the two short ways out, told in the text below the table.
+    assert public - set(documented) == {"make", "close", "step_back"}
+
+
+def test_the_steps_of_a_release_are_documented_in_their_order() -> None:
+    """Their order is what keeps a released job from being lost."""
+    documented = steps_in("docs/protocol.md", "(`Ownership.give_back`)")
+
+    assert documented == [call for call in calls_in(Ownership.give_back) if call in documented]
+    assert len(documented) == 5
+
+
+def test_every_name_on_the_broker_is_documented() -> None:
+    """docs/protocol.md's table has a row for each."""
+    names = Names("training")
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    fixed = [getattr(names, name) for name, kind in vars(Names).items() if isinstance(kind, property)]
+
+    assert [name for name in fixed if f"`{name}`" not in text] == []
+    for name in (names.lease("<job>"), names.owner("<job>"), f"{names.retry}.<seconds>"):
+        assert f"`{name}`" in text

@@ -3,12 +3,16 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from training_presets.ladder import steps_down
+from training_presets.planner import Plan
 from training_schemas.jobs import EngineName, TrainingJob, TrainingType
+from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import DoneRecord, FailureReason
-from training_schemas.spec import RunSpec
+from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
 from training_worker.cards import Card
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
@@ -53,6 +57,20 @@ def attempt_folder(job: TrainingJob, attempt: int) -> Path:
     return output.parent / f".{output.name}.{job.job_id}.{attempt}"
 
 
+def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlParameters:
+    """The plan's settings, a step further down the ladder for each time that the job has run out of memory."""
+    if not before.out_of_memory:
+        return plan.parameters
+    ladder = steps_down(plan.parameters)
+    return ladder[min(before.out_of_memory, len(ladder)) - 1] if ladder else plan.parameters
+
+
+def changes(plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> dict[str, Any]:
+    """What differs from the plan's settings, by its name on the wire."""
+    planned = msgspec.to_builtins(plan.parameters)
+    return {name: value for name, value in msgspec.to_builtins(parameters).items() if planned[name] != value}
+
+
 def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, card: Card, settings: Settings) -> RunSpec:
     """Settle everything that a trainer must know. Raises `AttemptError`, naming what is missing and where."""
     job = queued.job
@@ -69,9 +87,9 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, card: Card
         model_path=str(_model_folder(job, settings)),
         dataset_path=job.dataset_path,
         attempt_path=str(_make_attempt_folder(job, attempt)),
-        resume_from=_resume_point(before),
+        resume_from=_resume_path(before),
         device="cpu" if card.simulated else "cuda",
-        parameters=msgspec.to_builtins(queued.plan.parameters),
+        parameters=msgspec.to_builtins(stepped_down(queued.plan, before)),
     )
 
 
@@ -100,9 +118,14 @@ def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
     return folder
 
 
-def _resume_point(before: JobHistory) -> str | None:
-    readable = (saved.path for saved in reversed(before.checkpoints) if Path(saved.path).is_dir())
-    return next(readable, None)
+def resume_point(before: JobHistory) -> CheckpointSaved | None:
+    """The last checkpoint that can be read on this host."""
+    return next((saved for saved in reversed(before.checkpoints) if Path(saved.path).is_dir()), None)
+
+
+def _resume_path(before: JobHistory) -> str | None:
+    saved = resume_point(before)
+    return None if saved is None else saved.path
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -114,18 +137,36 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     result: DoneRecord
 
 
-def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord) -> None:
+def read_result(job: TrainingJob) -> DoneRecord | None:
+    """How the job ended, if its finished result is there already: the ledger forgets after a while."""
+    try:
+        manifest = msgspec.json.decode((output_folder(job) / MANIFEST_FILE).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return manifest.result if manifest.job == job else None
+
+
+def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord) -> DoneRecord:
     """Make a finished attempt the job's output, by one rename, and drop what earlier ones left.
+
+    Done before, it is not done again: a daemon may have died right after it. Returns what stands in the job's output.
 
     Raises `AttemptError` if the output cannot be written any more.
     """
     manifest = Manifest(job=job, worker_version=__version__, spec=spec, result=result)
     folder, output = Path(spec.attempt_path), output_folder(job)
+    there = read_result(job)
+    if there is None:
+        _move(manifest, folder, output)
+    for earlier in range(1, spec.attempt):
+        shutil.rmtree(attempt_folder(job, earlier), ignore_errors=True)
+    return there or result
+
+
+def _move(manifest: Manifest, folder: Path, output: Path) -> None:
     try:
         (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         folder.rename(output)
         fsync_folder(output.parent)
     except OSError as error:
         raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {error}") from None
-    for earlier in range(1, spec.attempt):
-        shutil.rmtree(attempt_folder(job, earlier), ignore_errors=True)

@@ -1,39 +1,47 @@
 """The client: what a backend or a dashboard does with a fleet. Needs the broker's address and nothing else."""
 
 import os
-import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from training_presets.planner import Plan, plan_job
-from training_schemas.commands import CancelJob
-from training_schemas.events import TERMINAL_EVENTS, Event, JobEvent, UnknownEventError, decode_event
-from training_schemas.jobs import JOB_TYPE, TrainingJob
+from training_presets.planner import plan_job
+from training_schemas.commands import (
+    CancelJob,
+    CheckpointJob,
+    Command,
+    DrainWorker,
+    PauseWorker,
+    ResumeWorker,
+    SampleJob,
+)
+from training_schemas.events import (
+    TERMINAL_EVENTS,
+    Event,
+    JobDuplicate,
+    JobEvent,
+    JobRefused,
+    UnknownEventError,
+    decode_event,
+)
+from training_schemas.jobs import JOB_TYPE, TrainingJob, job_digest
 from training_schemas.ledger import CancelRequested
 from training_schemas.validation import decode_strictly
-from training_worker.broker.names import SUBMIT_KEY, Names, job_key
+from training_worker.answers import CancelAnswer, Receipt, cancel_answer
+from training_worker.broker.names import SUBMIT_KEY, Names, job_key, worker_key
+from training_worker.letters import DeadLetter
 
 if TYPE_CHECKING:
     from training_worker.broker.session import Session
+    from training_worker.dead import DeadQueue
 
 # asyncio and the AMQP library are loaded when they are first needed, so that importing this module costs little.
 
 # How far back a job's events are looked for when nobody says when it was submitted, seconds.
 DEFAULT_HISTORY = 24 * 3600.0
-
-T = TypeVar("T")
-
-
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a submission is answered with: the broker has the job, and this is the plan it will be trained by."""
-
-    job_id: str
-    plan: Plan
-    submitted_at: float
 
 
 class AsyncTrainingWorkerAPI:
@@ -51,49 +59,116 @@ class AsyncTrainingWorkerAPI:
         from training_worker.broker.session import persistent  # noqa: PLC0415
 
         body = msgspec.json.encode(job)
-        plan = plan_job(decode_strictly(body, TrainingJob))
+        read = decode_strictly(body, TrainingJob)
+        plan = plan_job(read)
         message = persistent(body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
         submitted_at = time.time()
         async with self._session() as session:
             await session.publish(self._names.jobs, SUBMIT_KEY, message)
-        return Receipt(job_id=job.job_id, plan=plan, submitted_at=submitted_at)
+        return Receipt(job_id=job.job_id, digest=job_digest(read), plan=plan, submitted_at=submitted_at)
 
-    async def cancel(self, job_id: str) -> None:
-        """Ask for a job's end. Its owner saves a checkpoint and says so; a waiting job is cancelled when taken."""
+    async def cancel(self, job_id: str, *, since: float | None = None) -> CancelAnswer:
+        """Ask for a job's end. Its owner saves a checkpoint and says so; a waiting job is cancelled when taken.
+
+        The answer is what the ledger says of the job from ``since`` (unix seconds) or the last day on, up to now.
+        Raises `BrokerError`.
+        """
+        from training_worker.broker.ledger import read_history  # noqa: PLC0415
         from training_worker.broker.session import persistent  # noqa: PLC0415
 
-        entry = msgspec.json.encode(CancelRequested(job_id=job_id, time=time.time()))
-        command = msgspec.json.encode(CancelJob())
+        entry = CancelRequested(job_id=job_id, time=time.time())
+        command = persistent(msgspec.json.encode(CancelJob()))
         async with self._session() as session:
             # The ledger first: a worker that claims the job meanwhile sees one or the other.
-            await session.publish("", self._names.ledger, persistent(entry))
-            await session.publish(self._names.control, job_key(job_id), persistent(command), mandatory=False)
+            await session.publish("", self._names.ledger, persistent(msgspec.json.encode(entry)))
+            told = await session.offer(self._names.control, job_key(job_id), command)
+            # The job's end may be of our own making by now: what counts is how it stood before.
+            before = await read_history(session, self._names, job_id, _start(since), until=entry)
+        return cancel_answer(job_id, before, told=told)
 
-    async def events(self, job_id: str, *, since: float | None = None) -> AsyncIterator[JobEvent]:
+    async def checkpoint_now(self, job_id: str) -> bool:
+        """Ask for a checkpoint at the next step. False if nobody trains the job now. Raises `BrokerError`."""
+        return await self._tell(job_key(job_id), CheckpointJob())
+
+    async def sample_now(self, job_id: str) -> bool:
+        """Ask for sample pictures at the next step. False if nobody trains the job now. Raises `BrokerError`."""
+        return await self._tell(job_key(job_id), SampleJob())
+
+    async def drain(self, worker_id: str) -> bool:
+        """Have a worker, or ``all``, finish what is running and end. False if none is there. Raises `BrokerError`."""
+        return await self._tell(worker_key(worker_id), DrainWorker())
+
+    async def pause(self, worker_id: str) -> bool:
+        """Have a worker, or ``all``, take nothing new until resumed. False if none is there. Raises `BrokerError`."""
+        return await self._tell(worker_key(worker_id), PauseWorker())
+
+    async def resume(self, worker_id: str) -> bool:
+        """Have a worker, or ``all``, take jobs again. False if none is there. Raises `BrokerError`."""
+        return await self._tell(worker_key(worker_id), ResumeWorker())
+
+    async def _tell(self, key: str, command: Command) -> bool:
+        from training_worker.broker.session import persistent  # noqa: PLC0415
+
+        async with self._session() as session:
+            return await session.offer(self._names.control, key, persistent(msgspec.json.encode(command)))
+
+    async def events(
+        self, job_id: str, *, since: float | None = None, digest: str | None = None
+    ) -> AsyncIterator[JobEvent]:
         """A job's events, from ``since`` (unix seconds) or the last day on, up to the one that ends it.
 
-        They are replayed from the log, then live. Events of later versions are passed over.
+        They are replayed from the log, then live; what was said twice comes once. Events of later versions are passed
+        over. The news that the job had
+        ended before it was submitted ends them too, as does the refusal of the submission with this ``digest``.
         """
         from training_worker.broker.log import read_log  # noqa: PLC0415
 
-        start = time.time() - DEFAULT_HISTORY if since is None else since
+        seen: set[str] = set()
         async with self._session() as session:
-            async for body in read_log(session, self._names.events_log, start):
-                event = _read_event(body)
-                if isinstance(event, JobEvent) and event.job_id == job_id:
+            async for body in read_log(session, self._names.events_log, _start(since)):
+                event_id, event = _read_event(body)
+                if isinstance(event, JobEvent) and event.job_id == job_id and event_id not in seen:
+                    seen.add(event_id)
                     yield event
-                    if isinstance(event, TERMINAL_EVENTS):
+                    if _is_last(event, digest):
                         return
 
-    async def wait(self, job_id: str, *, since: float | None = None, limit: float | None = None) -> JobEvent:
-        """The event that ended a job, or will; at most ``limit`` seconds. Raises `TimeoutError`, `BrokerError`."""
+    async def wait(
+        self, job_id: str, *, since: float | None = None, limit: float | None = None, digest: str | None = None
+    ) -> JobEvent:
+        """The last of a job's `events`, at most ``limit`` seconds from now. Raises `TimeoutError`, `BrokerError`."""
         import asyncio  # noqa: PLC0415
 
         async with asyncio.timeout(limit):
-            async for event in self.events(job_id, since=since):
-                if isinstance(event, TERMINAL_EVENTS):
+            async for event in self.events(job_id, since=since, digest=digest):
+                if _is_last(event, digest):
                     return event
-        raise AssertionError  # the events of a job end with a terminal one or not at all
+        raise AssertionError  # the events of a job end with such a one or not at all
+
+    async def dead_letters(self, job_id: str | None = None) -> list[DeadLetter]:
+        """What lies in the dead queue, of this job or of all, oldest first. Raises `BrokerError`."""
+        async with self._dead_queue() as queue:
+            return [letter for letter in queue.letters if job_id in (None, letter.job_id)]
+
+    async def requeue(self, *job_ids: str) -> list[DeadLetter]:
+        """Put jobs back from the dead queue: each one's newest letter. Raises `LetterError`, `BrokerError`.
+
+        Their attempts begin anew, from their last checkpoint. Nothing is put back unless all can be.
+        """
+        async with self._dead_queue() as queue:
+            return await queue.requeue(job_ids)
+
+    async def drop(self, *job_ids: str) -> list[DeadLetter]:
+        """Drop all dead letters of these jobs. Raises `LetterError`, and then drops none; `BrokerError`."""
+        async with self._dead_queue() as queue:
+            return await queue.drop(job_ids)
+
+    @asynccontextmanager
+    async def _dead_queue(self) -> "AsyncIterator[DeadQueue]":
+        from training_worker.dead import opened  # noqa: PLC0415
+
+        async with self._session() as session, opened(session, self._names) as queue:
+            yield queue
 
     @asynccontextmanager
     async def _session(self) -> "AsyncIterator[Session]":
@@ -106,49 +181,18 @@ class AsyncTrainingWorkerAPI:
             await session.close()
 
 
-def _read_event(body: bytes) -> Event | None:
+def _start(since: float | None) -> float:
+    return time.time() - DEFAULT_HISTORY if since is None else since
+
+
+def _is_last(event: JobEvent, digest: str | None) -> bool:
+    refused = isinstance(event, JobRefused) and event.digest == digest
+    return refused or isinstance(event, (*TERMINAL_EVENTS, JobDuplicate))
+
+
+def _read_event(body: bytes) -> tuple[str, Event | None]:
     try:
-        return decode_event(body).read()
+        envelope = decode_event(body)
+        return envelope.id, envelope.read()
     except (UnknownEventError, msgspec.MsgspecError):
-        return None
-
-
-class TrainingWorkerAPI:
-    """The same for code without asyncio. One background thread runs the calls of all threads."""
-
-    def __init__(self, amqp_url: str | None = None, *, prefix: str | None = None) -> None:
-        """Talk to the broker at ``amqp_url``, else ``TRAINING_AMQP_URL``; to the fleet of ``prefix``."""
-        import asyncio  # noqa: PLC0415
-
-        self._api = AsyncTrainingWorkerAPI(amqp_url, prefix=prefix)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="training-worker-api", daemon=True).start()
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        import asyncio  # noqa: PLC0415
-
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def submit_job(self, job: TrainingJob) -> Receipt:
-        """Publish a job; when this returns, the broker has it. Raises `InvalidMessageError`, `BrokerError`."""
-        return self._call(self._api.submit_job(job))
-
-    def cancel(self, job_id: str) -> None:
-        """Ask for a job's end. Raises `BrokerError`."""
-        self._call(self._api.cancel(job_id))
-
-    def wait(self, job_id: str, *, since: float | None = None, limit: float | None = None) -> JobEvent:
-        """The event that ended a job, or will. Raises `TimeoutError`, `BrokerError`."""
-        return self._call(self._api.wait(job_id, since=since, limit=limit))
-
-    def events(self, job_id: str, *, since: float | None = None) -> Iterator[JobEvent]:
-        """A job's events up to the one that ends it. Raises `BrokerError`."""
-        events = self._api.events(job_id, since=since)
-        try:
-            while True:
-                try:
-                    yield self._call(anext(events))  # type: ignore[arg-type]
-                except StopAsyncIteration:
-                    return
-        finally:
-            self._call(events.aclose())  # type: ignore[attr-defined]
+        return "", None

@@ -7,6 +7,7 @@ TrainingWorkerError
         BrokerLostError     the connection or channel went away; the step is tried again on a new one
     JobLockedError          another worker owns the job
     NoGpuError              there is no card and none is configured; exit 78
+    LetterError             no such letter in the dead queue, or none that can be put back; exit 1
     AttemptError            an attempt cannot go on, for a reason of the closed list
 """
 
@@ -35,6 +36,10 @@ class BrokerLostError(BrokerError):
 
 class JobLockedError(TrainingWorkerError):
     """Another worker holds the lock of the job."""
+
+
+class LetterError(TrainingWorkerError):
+    """The dead queue has no such letter, or none that can be put back."""
 
 
 class AttemptError(TrainingWorkerError):

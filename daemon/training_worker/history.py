@@ -2,6 +2,7 @@
 
 import msgspec
 
+from training_schemas.base import Wire
 from training_schemas.ledger import (
     AnyEntry,
     AttemptEntry,
@@ -28,18 +29,31 @@ LOST = "lost"
 CHECKPOINTS = 3
 
 
+class Standing(Wire, frozen=True, kw_only=True):
+    """What an owner stands on: the name of its claim in the ledger, and what was true of the job before it."""
+
+    claim: str
+    before: "JobHistory"
+
+
 class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of a job.
+    """What is true of a job. ``claim`` is the name of the last claim.
 
     ``attempts`` are all that were claimed, ``checkpoints`` the last few, oldest first. ``counted`` are the failures
-    that count to the job's limit, ``out_of_memory`` those of that reason.
+    that count to the job's limit, ``out_of_memory`` those of that reason, and ``forgiven`` the lost attempts that
+    an operator has written off. ``submitted_at`` is when it was first submitted (unix seconds), ``requeued`` whether it
+    was ever put back after its end.
     """
 
     digest: str | None = None
+    submitted_at: float | None = None
+    requeued: bool = False
+    claim: str = ""
     attempts: tuple[AttemptSummary, ...] = ()
     checkpoints: tuple[CheckpointSaved, ...] = ()
     counted: int = 0
     out_of_memory: int = 0
+    forgiven: int = 0
     cancel_requested: bool = False
     terminal: EndEntry | None = None
 
@@ -49,9 +63,19 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
         return self.attempts[-1].attempt if self.attempts else 0
 
     @property
+    def saved_step(self) -> int:
+        """The step of the last checkpoint; 0 where there is none."""
+        return self.checkpoints[-1].step if self.checkpoints else 0
+
+    @property
+    def outcome(self) -> str | None:
+        """``completed``, ``failed`` or ``cancelled``; None while the job has not ended."""
+        return None if self.terminal is None else _end(self.terminal).outcome
+
+    @property
     def lost(self) -> int:
-        """How many attempts were claimed and never heard of again."""
-        return sum(summary.outcome == LOST for summary in self.attempts)
+        """How many attempts were claimed and never heard of again, since the job was last put back."""
+        return sum(_was_lost(summary) for summary in self.attempts) - self.forgiven
 
     @property
     def cost_usd(self) -> float:
@@ -63,10 +87,17 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(entry, AttemptEntry):
             return self._after_attempt(entry)
         match entry:
-            case Submitted():
-                return self._with(digest=self.digest or entry.digest)
+            case Submitted() if self.digest is None:
+                return self._with(digest=entry.digest, submitted_at=entry.time)
             case Requeued():
-                return self._with(counted=0, out_of_memory=0, cancel_requested=False, terminal=None)
+                return self._with(
+                    counted=0,
+                    out_of_memory=0,
+                    forgiven=self.forgiven + self.lost,
+                    cancel_requested=False,
+                    terminal=None,
+                    requeued=True,
+                )
             case CancelRequested():
                 return self._with(cancel_requested=True)
             case _:
@@ -75,12 +106,13 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
     def _after_attempt(self, entry: AttemptEntry) -> "JobHistory":
         match entry:
             case Claimed() if entry.attempt > self.attempt:
-                return self._with(attempts=(*self.attempts, _summary(entry, LOST)))
+                return self._with(attempts=(*self.attempts, _summary(entry, LOST)), claim=entry.claim)
             case EndEntry() if self.terminal is None:
                 return self._with(attempts=self._attempts_after(_end(entry)), terminal=entry)
             # The rest says nothing if it is of an owner who has lost the job and does not know it yet.
             case CheckpointSaved() if entry.attempt == self.attempt:
-                saved = (*(one for one in self.checkpoints if one != entry), entry)[-CHECKPOINTS:]
+                # A daemon that did not hear the confirm writes it again, at another time.
+                saved = (*(one for one in self.checkpoints if one.path != entry.path), entry)[-CHECKPOINTS:]
                 return self._with(attempts=self._attempts_after(_summary(entry, LOST, entry.usage)), checkpoints=saved)
             case Released() if entry.attempt == self.attempt:
                 return self._with(attempts=self._attempts_after(_summary(entry, "released", entry.usage)))
@@ -103,6 +135,10 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     def _with(self, **changes: object) -> "JobHistory":
         return msgspec.structs.replace(self, **changes)
+
+
+def _was_lost(summary: AttemptSummary) -> bool:
+    return summary.outcome == LOST or summary.reason == FailureReason.WORKER_LOST
 
 
 def _summary(

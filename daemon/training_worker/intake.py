@@ -3,24 +3,25 @@
 import asyncio
 import time
 import uuid
+from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
-from training_schemas.base import JobId
-from training_schemas.events import NO_JOB, JobQueued, JobRejected
+from training_schemas.events import Event, JobDuplicate, JobQueued
 from training_schemas.jobs import JOB_TYPE
 from training_schemas.ledger import Submitted
-from training_schemas.progress import Fault
 from training_schemas.validation import InvalidMessageError, refused
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
 from training_worker.broker.session import Session, broker_errors
-from training_worker.dead import bury
 from training_worker.errors import BrokerError
+from training_worker.history import JobHistory
 from training_worker.paths import path_faults
 from training_worker.queued_job import QueuedJob
+from training_worker.refusals import refuse, reject
 from training_worker.reporter import Speaker
 from training_worker.settings import Settings
 
@@ -37,6 +38,8 @@ class Intake:
         self._ledger = ledger
         self._speaker = speaker
         self._settings = settings
+        # The submissions of one job are handled one after the other: each sees in the ledger what became of the last.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
         """Serve for ever."""
@@ -45,7 +48,7 @@ class Intake:
     async def _serve_on(self, session: Session) -> None:
         async def on_message(message: AbstractIncomingMessage) -> None:
             try:
-                await self._handle(message)
+                await self._handle(message, session)
             except BrokerError as error:
                 # The message is not settled: the broker gives it to the next one once this session is gone.
                 log.warning("intake_interrupted", error=str(error))
@@ -57,15 +60,25 @@ class Intake:
             queue = await channel.get_queue(self._link.names.intake, ensure=False)
             await queue.consume(on_message)
 
-    async def _handle(self, message: AbstractIncomingMessage) -> None:
+    async def _handle(self, message: AbstractIncomingMessage, session: Session) -> None:
         try:
             queued = self._read(message)
         except InvalidMessageError as error:
             await reject(message, error.faults, self._link, self._speaker)
             return
-        await self._let_in(queued)
+        async with self._turns.setdefault(queued.job_id, asyncio.Lock()):
+            history = await self._ledger.recall(session, queued.job_id)
+            await self._decide(queued, history, message.body)
         with broker_errors():
             await message.ack()
+
+    async def _decide(self, queued: QueuedJob, history: JobHistory, body: bytes) -> None:
+        if history.digest not in (None, queued.digest):
+            await refuse(queued, body, self._link, self._speaker)
+        elif history.terminal is not None:
+            await self._answer(queued, history)
+        else:
+            await self._let_in(_as_first_submitted(queued, history), again=history.requeued)
 
     def _read(self, message: AbstractIncomingMessage) -> QueuedJob:
         if message.type not in (None, "", JOB_TYPE):
@@ -75,47 +88,34 @@ class Intake:
             raise InvalidMessageError(faults)
         return queued
 
-    async def _let_in(self, queued: QueuedJob) -> None:
+    async def _answer(self, queued: QueuedJob, history: JobHistory) -> None:
+        await self._say(JobDuplicate, queued, outcome=history.outcome, output_path=queued.job.output_path)
+        log.info("duplicate", job=queued.job_id, outcome=history.outcome)
+
+    async def _let_in(self, queued: QueuedJob, *, again: bool) -> None:
         entry = Submitted(job_id=queued.job_id, time=queued.submitted_at, digest=queued.digest)
-        event = self._speaker.state(
-            JobQueued,
-            f"{queued.job_id}/0/1",
-            job_id=queued.job_id,
-            attempt=0,
-            sequence=1,
-            training_type=queued.job.training_type,
-            tier=queued.plan.tier,
-            preset=queued.plan.preset,
-        )
+        plan = queued.plan
+        # Said twice of the same submission, it is the same event; of a job that was put back it is another one.
+        event_id = str(uuid.uuid4()) if again else f"{queued.job_id}/0/1"
+        said = {"training_type": plan.training_type, "tier": plan.tier, "preset": plan.preset}
         # One after the other on one channel, and confirmed together: the event is on its way before the job can be
         # taken, so that whoever reads the events sees it queued before it is claimed.
         await asyncio.gather(
             self._ledger.append(entry),
-            self._speaker.publish(event),
+            self._say(JobQueued, queued, event_id=event_id, **said),
             self._link.publish(self._link.names.jobs, queued.tier_key, queued.message()),
         )
         log.info("queued", job=queued.job_id, key=queued.tier_key)
 
-
-async def reject(message: AbstractIncomingMessage, faults: list[Fault], link: Link, speaker: Speaker) -> None:
-    """Tell everybody what is wrong with a message, put it into the dead queue, and settle it. Raises `BrokerError`."""
-    job_id = job_id_of(message.body)
-    text = str(InvalidMessageError(faults))
-    event = speaker.state(JobRejected, str(uuid.uuid4()), job_id=job_id, attempt=0, sequence=1, faults=faults)
-    await bury(link, message.body, job_id=job_id, reason="rejected", message=text)
-    await speaker.publish(event)
-    with broker_errors():
-        await message.ack()
-    log.warning("rejected", job=job_id, faults=text)
+    async def _say(self, kind: type[Event], queued: QueuedJob, *, event_id: str | None = None, **fields: Any) -> None:
+        identity = event_id or str(uuid.uuid4())
+        statement = self._speaker.state(kind, identity, job_id=queued.job_id, attempt=0, sequence=1, **fields)
+        await self._speaker.publish(statement)
 
 
-class _JobIdOnly(msgspec.Struct, rename="camel"):
-    job_id: JobId
-
-
-def job_id_of(body: bytes) -> str:
-    """The id in a message that need not be a valid job; `NO_JOB` if there is none."""
-    try:
-        return msgspec.json.decode(body, type=_JobIdOnly).job_id
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return NO_JOB
+def _as_first_submitted(queued: QueuedJob, history: JobHistory) -> QueuedJob:
+    """The job as of its first submission, from which on the ledger is searched for its attempts."""
+    if history.submitted_at is not None:
+        return msgspec.structs.replace(queued, submitted_at=history.submitted_at)
+    # The ledger has forgotten its submission: it is searched as a whole.
+    return msgspec.structs.replace(queued, submitted_at=0.0) if history.attempts else queued

@@ -11,27 +11,52 @@ WINDOW = 20
 
 
 class Meter:
-    """Counts from its making, when the trainer's process starts: from then on nobody else can use the card."""
+    """Counts from ``started``, when the trainer's process began: from then on nobody else can use the card.
 
-    def __init__(self, usd_per_hour: float | None, *, clock: Callable[[], float]) -> None:
+    All times are unix seconds, so that a daemon that finds the trainer again counts on.
+    """
+
+    def __init__(self, usd_per_hour: float | None, *, started: float, clock: Callable[[], float]) -> None:
         self._usd_per_hour = usd_per_hour
         self._clock = clock
-        self._started = clock()
+        self._started = started
         self._stopped: float | None = None
+        self._kept = started
         self._steps: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
-    def stop(self) -> None:
-        """The trainer's process has ended."""
-        self._stopped = self._clock()
+    def stop(self, time: float | None = None) -> None:
+        """The trainer's process has ended: now, or at a time in the past."""
+        self._stopped = self._clock() if time is None else time
+
+    def kept(self, time: float) -> None:
+        """All that was done up to ``time`` is in a checkpoint."""
+        self._kept = max(self._kept, time)
 
     def usage(self) -> Usage:
         """GPU-seconds and dollars up to now, or up to the end."""
-        end = self._clock() if self._stopped is None else self._stopped
-        seconds = end - self._started
-        return Usage(gpu_seconds=seconds, cost_usd=cost_usd(seconds, self._usd_per_hour))
+        return self._usage(wasted=0.0)
+
+    def usage_if_lost(self) -> Usage:
+        """The same, if what came after the last checkpoint is lost."""
+        return self._usage(wasted=max(0.0, self._end() - self._kept))
+
+    def _usage(self, wasted: float) -> Usage:
+        seconds = max(0.0, self._end() - self._started)
+        return Usage(
+            gpu_seconds=seconds, cost_usd=cost_usd(seconds, self._usd_per_hour), wasted_gpu_seconds=min(wasted, seconds)
+        )
+
+    def _end(self) -> float:
+        return self._clock() if self._stopped is None else self._stopped
+
+    def seconds_until(self, budget_usd: float) -> float | None:
+        """How long until the run has cost so much; None if its card has no price."""
+        if not self._usd_per_hour:
+            return None
+        return self._started + budget_usd / self._usd_per_hour * 3600 - self._clock()
 
     def step(self, number: int, time: float) -> None:
-        """An optimizer step ended at ``time`` (unix seconds, the trainer's clock)."""
+        """An optimizer step ended at ``time``, by the trainer's clock."""
         self._steps.append((number, time))
 
     def steps_per_minute(self) -> float | None:

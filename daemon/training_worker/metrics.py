@@ -29,6 +29,12 @@ class Metrics:
             ["training_type", "outcome"],
             registry=self.registry,
         )
+        self._wasted = Counter(
+            "training_worker_wasted_gpu_seconds_total",
+            "Those of these seconds that led to nothing that is kept.",
+            ["training_type", "outcome"],
+            registry=self.registry,
+        )
         self._dollars = Counter(
             "training_worker_cost_usd_total",
             "What those seconds cost at the card's price, in US dollars.",
@@ -46,6 +52,7 @@ class Metrics:
                 self._running.labels(record.training_type).dec()
                 self._ended.labels(*labels).inc()
                 self._gpu_seconds.labels(*labels).inc(record.usage.gpu_seconds)
+                self._wasted.labels(*labels).inc(record.usage.wasted_gpu_seconds)
                 self._dollars.labels(*labels).inc(record.usage.cost_usd or 0)
 
 

@@ -16,6 +16,7 @@ class AttemptOutcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     RELEASED = "released"
+    RETRIED = "retried"
     SUPERSEDED = "superseded"
 
 

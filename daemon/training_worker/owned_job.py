@@ -1,30 +1,43 @@
-"""An owned job: from the claim to the settlement, with a trainer in between."""
+"""An owned job: from the claim to the settlement, with one attempt after the other in between."""
 
 import asyncio
 import time
 
 import msgspec
+import structlog
 
-from training_schemas.events import JobClaimed
+from training_schemas.events import JobClaimed, JobWarning
 from training_schemas.progress import FailureReason
-from training_schemas.spec import RunLease, RunSpec
-from training_schemas.usage import Usage
-from training_worker.attempt import choose_engine, promote, resolve_spec
+from training_schemas.spec import RunLease
+from training_worker.attempt import (
+    changes,
+    choose_engine,
+    promote,
+    read_result,
+    resolve_spec,
+    resume_point,
+    stepped_down,
+)
 from training_worker.cards import Card
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.meter import Meter
-from training_worker.observations import AttemptEnded, AttemptOutcome, AttemptStarted, Observer
+from training_worker.observations import AttemptEnded, AttemptStarted, Observer
+from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.ownership import Owner, Ownership
+from training_worker.policy import MOST_LOST, too_often_lost
+from training_worker.process import Child
 from training_worker.queued_job import QueuedJob
 from training_worker.reporter import Reporter, Speaker
-from training_worker.run_folder import RunFolder
-from training_worker.runner import Broken, Done, Outcome, Runner, Stopped, trainer_environment
+from training_worker.run import Run, RunRecord, trainer_environment
+from training_worker.run_folder import CLOSING_FILE, Bookmark, RunFolder
+from training_worker.runner import Limits, Runner
 from training_worker.settings import Settings
-from training_worker.settlement import Settlement
+from training_worker.settlement import Closing, Settled, Settlement
+from training_worker.teller import Teller
 from training_worker.wishes import Wishes
 
-NOTHING_USED = Usage(gpu_seconds=0.0)
+log = structlog.get_logger()
 
 
 class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,108 +51,196 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnedJob:
-    """One job that is ours, on one card."""
+    """One job that is ours, on one card. ``found`` is the run that an earlier daemon left, if one did."""
 
-    def __init__(self, queued: QueuedJob, ownership: Ownership, wishes: Wishes, context: SlotContext) -> None:
+    def __init__(
+        self,
+        queued: QueuedJob,
+        ownership: Ownership,
+        wishes: Wishes,
+        context: SlotContext,
+        found: Run | None = None,
+    ) -> None:
         self._queued = queued
         self._ownership = ownership
         self._wishes = wishes
+        self._context = context
         self._card = context.card
         self._settings = context.settings
-        self._owner = context.owner
-        self._observe = context.observe
-        self._reporter = Reporter(context.speaker, queued.job_id, ownership.attempt)
-        self._folder: RunFolder | None = None
+        self._found = found
+        self._run: Run | None = found
 
     async def run(self) -> None:
-        """Train and settle. Returns when nothing of the job is left with this worker."""
-        training_type = self._queued.plan.training_type
-        self._observe(AttemptStarted(training_type=training_type))
+        """Train and settle. Returns when nothing of the job is left with this worker, or when it is detached."""
         async with asyncio.TaskGroup() as group:
-            publishing = group.create_task(self._reporter.run(), name="reporter")
             holding = group.create_task(self._hold(), name="hold")
-            outcome = await self._train()
-            self._ownership.let_go()
-            end = AttemptOutcome.SUPERSEDED
-            if await holding:
-                settlement = Settlement(self._queued, self._ownership, self._wishes, self._reporter)
-                end = await settlement.settle(outcome, self._owner.link)
-            publishing.cancel()
-        self._observe(AttemptEnded(training_type=training_type, outcome=end, usage=outcome.usage))
-        if self._folder is not None:
-            await asyncio.to_thread(self._folder.remove)
+            while await self._attempt():
+                pass
+            if self._wishes.detach.is_set():
+                holding.cancel()
 
-    async def _hold(self) -> bool:
-        ours = await self._ownership.hold(self._renewed)
-        if not ours:
+    async def _hold(self) -> None:
+        if not await self._ownership.hold(self._renewed):
             self._wishes.end("superseded")
-        return ours
 
     def _renewed(self, deadline: float) -> None:
-        if self._folder is not None:
-            self._folder.write_lease(self._lease(deadline))
+        if self._run is not None:
+            self._run.folder.write_lease(self._lease(deadline))
 
     def _lease(self, deadline: float) -> RunLease:
         return RunLease(deadline=deadline, max_isolation=self._settings.max_isolation)
 
-    async def _train(self) -> Outcome:
-        if self._ownership.before.cancel_requested:
+    async def _attempt(self) -> bool:
+        """One attempt. True if another one follows here."""
+        training_type = self._queued.plan.training_type
+        self._context.observe(AttemptStarted(training_type=training_type))
+        found, self._found = self._found, None
+        early = None if found is not None else await self._prepare()
+        reporter = self._make_reporter()
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(reporter.run(), name="reporter")
+            outcome = early or await self._train(reporter, found)
+            end = None if isinstance(outcome, Detached) else await self._settle(outcome, reporter)
+            telling.cancel()
+        if end is None:
+            return False
+        self._context.observe(AttemptEnded(training_type=training_type, outcome=end.outcome, usage=end.usage))
+        await self._clean_up()
+        return end.again
+
+    def _make_reporter(self) -> Reporter:
+        folder = None if self._run is None else self._run.folder
+        ownership = self._ownership
+        return Reporter(
+            self._context.speaker, ownership.publish, self._queued.job_id, ownership.attempt, Bookmark(folder)
+        )
+
+    async def _prepare(self) -> Outcome | None:
+        """Make the run; or say how the attempt ended before it began."""
+        before = self._ownership.before
+        if (result := await asyncio.to_thread(read_result, self._queued.job)) is not None:
+            return Done(record=result)
+        if before.cancel_requested:
             self._wishes.cancel()
         if self._wishes.stop.is_set():
-            return Stopped(step=saved_step(self._ownership.before), usage=NOTHING_USED)
+            return Stopped(step=before.saved_step)
         try:
-            spec, folder = await asyncio.to_thread(self._prepare)
+            self._check_limits(before)
+            self._run = await asyncio.to_thread(self._make_run)
         except AttemptError as error:
-            return broken(error, NOTHING_USED)
-        self._folder = folder
-        outcome = await self._run_trainer(spec, folder)
-        return await self._promote(spec, outcome) if isinstance(outcome, Done) else outcome
+            return Broken.because_of(error)
+        return None
 
-    async def _promote(self, spec: RunSpec, done: Done) -> Outcome:
-        try:
-            await asyncio.to_thread(promote, self._queued.job, spec, done.record)
-        except AttemptError as error:
-            return broken(error, done.usage)
-        return done
+    def _check_limits(self, before: JobHistory) -> None:
+        if too_often_lost(before):
+            message = f"given up: {MOST_LOST} attempts ended with their workers, and none of them was heard of again"
+            raise AttemptError(FailureReason.WORKER_LOST, message)
+        limit = self._queued.job.max_cost_usd
+        if limit is not None and before.cost_usd >= limit:
+            message = f"stopped: earlier attempts have cost {before.cost_usd:.4f} USD of {limit:g}"
+            raise AttemptError(FailureReason.BUDGET_EXHAUSTED, message)
 
-    def _prepare(self) -> tuple[RunSpec, RunFolder]:
-        before = self._ownership.before
-        spec = resolve_spec(self._queued, self._ownership.attempt, before, self._card, self._settings)
+    def _make_run(self) -> Run:
+        ownership, job = self._ownership, self._queued.job
+        before = ownership.before
+        spec = resolve_spec(self._queued, ownership.attempt, before, self._card, self._settings)
+        saved = resume_point(before) if spec.resume_from is not None else None
+        record = RunRecord(
+            job=job,
+            submitted_at=self._queued.submitted_at,
+            standing=ownership.standing,
+            card=self._card,
+            engine=choose_engine(job, self._settings)[0],
+            changes=changes(self._queued.plan, stepped_down(self._queued.plan, before)),
+            resumed_step=0 if saved is None else saved.step,
+            started_at=time.time(),
+        )
         try:
-            return spec, RunFolder.create(self._settings.state_dir, spec, self._lease(self._ownership.deadline))
+            folder = RunFolder.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
         except OSError as error:
-            raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot make run folder: {error}") from None
+            raise AttemptError(FailureReason.HOST_UNFIT, f"cannot make run folder: {error}") from None
+        return Run(folder=folder, spec=spec, record=record, queued=self._queued)
 
-    async def _run_trainer(self, spec: RunSpec, folder: RunFolder) -> Outcome:
-        name, engine = choose_engine(self._queued.job, self._settings)
-        resumed = saved_step(self._ownership.before) if spec.resume_from is not None else 0
-        self._reporter.emit(
+    async def _train(self, reporter: Reporter, found: Run | None) -> Outcome | Detached:
+        run = self._run
+        assert run is not None  # noqa: S101 - prepared, or found
+        runner = self._make_runner(run, reporter)
+        if not reporter.started:
+            self._announce(run, reporter)
+        if run.folder.find(CLOSING_FILE, Closing) is not None:
+            # What it comes to has been written down; what was to be said before that may not have been said.
+            return await runner.look_back(run.last_sign(), rebooted=False)
+        self._wishes.attach(run.folder)
+        follow = self._start_trainer if found is None else self._find_trainer
+        outcome = await follow(run, runner)
+        self._wishes.detached()
+        return await self._promote(run, outcome) if isinstance(outcome, Done) else outcome
+
+    def _make_runner(self, run: Run, reporter: Reporter) -> Runner:
+        record, job = run.record, self._queued.job
+        meter = Meter(self._card.usd_per_hour, started=record.started_at, clock=time.time)
+        teller = Teller(run.folder, meter, reporter, self._ownership, saved_step=record.resumed_step)
+        limits = Limits(
+            stop_grace=self._settings.stop_grace,
+            stall_preparing=self._settings.stall_preparing,
+            stall_training=self._settings.stall_training,
+            budget_usd=None if job.max_cost_usd is None else job.max_cost_usd - record.standing.before.cost_usd,
+        )
+        return Runner(run.folder, meter, teller, self._wishes, limits)
+
+    def _announce(self, run: Run, reporter: Reporter) -> None:
+        record = run.record
+        reporter.emit(
             JobClaimed,
-            training_type=spec.training_type,
+            training_type=run.spec.training_type,
             gpu=self._card.describe(),
-            engine=name,
-            resume_step=resumed,
+            engine=record.engine,
+            resume_step=record.resumed_step,
+            changes=record.changes,
         )
-        runner = Runner(
-            folder,
-            Meter(self._card.usd_per_hour, clock=time.monotonic),
-            self._reporter,
-            stop=self._wishes.stop,
-            checkpoint_saved=self._ownership.checkpoint_saved,
-        )
-        return await runner.run(
-            engine.command,
-            trainer_environment(self._card),
-            grace=self._settings.stop_grace,
-            saved_step=resumed,
-        )
+        if self._queued.job.max_cost_usd is not None and self._card.usd_per_hour is None:
+            message = f"maxCostUSD cannot be kept: no price is known for {self._card.name}"
+            reporter.emit(JobWarning, message=message)
 
+    async def _start_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
+        command = choose_engine(self._queued.job, self._settings)[1].command
+        try:
+            child = run.start(command, trainer_environment(self._card))
+        except OSError as error:
+            return Broken(reason=FailureReason.HOST_UNFIT, message=f"cannot start trainer: {error}")
+        log.info("trainer_started", pid=child.pid, folder=str(run.folder.path))
+        return await runner.follow(child)
 
-def broken(error: AttemptError, usage: Usage) -> Broken:
-    """The outcome of an attempt that could not go on."""
-    return Broken(reason=error.reason, message=error.message, faults=error.faults, usage=usage)
+    async def _find_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
+        identity = run.identity
+        if identity is None:
+            log.warning("trainer_never_started", folder=str(run.folder.path))
+            return Stopped(step=run.record.resumed_step)
+        child = Child.find(identity)
+        if child is not None:
+            log.info("trainer_found", pid=child.pid, folder=str(run.folder.path))
+            return await runner.follow(child)
+        log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
+        await asyncio.to_thread(identity.kill_leftovers, run.mark)
+        return await runner.look_back(run.last_sign(), rebooted=not identity.same_boot)
 
+    async def _promote(self, run: Run, done: Done) -> Outcome:
+        # Whoever was cut off must not put its result in the place of the next owner's.
+        if not await self._ownership.confirm():
+            return done
+        try:
+            record = await asyncio.to_thread(promote, self._queued.job, run.spec, done.record)
+        except AttemptError as error:
+            return Broken.because_of(error, done.usage)
+        return msgspec.structs.replace(done, record=record)
 
-def saved_step(before: JobHistory) -> int:
-    """The step of the last checkpoint that the ledger knows; 0 where there is none."""
-    return before.checkpoints[-1].step if before.checkpoints else 0
+    async def _settle(self, outcome: Outcome, reporter: Reporter) -> Settled:
+        folder = None if self._run is None else self._run.folder
+        settlement = Settlement(self._queued, self._ownership, self._wishes, reporter, folder)
+        decided = None if folder is None else folder.find(CLOSING_FILE, Closing)
+        return await settlement.carry_out(decided or settlement.decide(outcome, self._settings.retry_delays))
+
+    async def _clean_up(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            await asyncio.to_thread(run.folder.remove)

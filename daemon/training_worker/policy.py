@@ -42,6 +42,7 @@ POLICY: dict[FailureReason, Rule] = {
     FailureReason.DISK_FULL: _RETRY,
     FailureReason.TRAINER_CRASHED: _RETRY,
     FailureReason.STALLED: _RETRY,
+    FailureReason.HOST_UNFIT: _RETRY,
     FailureReason.WORKER_LOST: Rule(action=Action.RETRY_ELSEWHERE, counts=False),
     FailureReason.BUDGET_EXHAUSTED: _GIVE_UP,
 }

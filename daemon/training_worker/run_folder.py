@@ -3,13 +3,67 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+import structlog
 
-from training_schemas.spec import LEASE_FILE, PROGRESS_FILE, SPEC_FILE, STDERR_FILE, STDOUT_FILE, RunLease, RunSpec
+from training_schemas.base import Wire
+from training_schemas.spec import (
+    LEASE_FILE,
+    PROGRESS_FILE,
+    REQUESTS_FILE,
+    SPEC_FILE,
+    STDERR_FILE,
+    STDOUT_FILE,
+    RequestLine,
+    RunLease,
+    RunRequest,
+    RunSpec,
+)
+from training_worker.identity import Identity
 from training_worker.tail import last_lines
 
+log = structlog.get_logger()
+
 OUTPUT_LINES = 50
+
+# What only the daemon reads: who the trainer is, how far its records have been told, and what has been decided.
+IDENTITY_FILE = "process"
+RECORD_FILE = "run.json"
+CURSOR_FILE = "cursor.json"
+STOP_FILE = "stop.json"
+CLOSING_FILE = "closing.json"
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Cursor(Wire, frozen=True, kw_only=True):
+    """How far an attempt has been told: events that were confirmed, and bytes of the progress file they came from."""
+
+    sequence: int = 0
+    offset: int = 0
+
+
+class StopOrder(Wire, frozen=True, kw_only=True):
+    """That the trainer was asked to stop, and why."""
+
+    why: str
+    cancelled: bool
+
+
+class Bookmark:
+    """Where an attempt's telling stands; kept in the run folder, if there is one."""
+
+    def __init__(self, folder: "RunFolder | None") -> None:
+        self._folder = folder
+        self.cursor = (folder and folder.find(CURSOR_FILE, Cursor)) or Cursor()
+
+    def move(self, cursor: Cursor) -> None:
+        """It has come so far."""
+        self.cursor = cursor
+        if self._folder is not None:
+            self._folder.write(CURSOR_FILE, cursor)
 
 
 class RunFolder:
@@ -19,13 +73,20 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, state_dir: Path, spec: RunSpec, lease: RunLease) -> "RunFolder":
-        """Make the folder with its spec, its lease and an empty progress file. Raises `OSError`."""
-        folder = cls(state_dir / "runs" / f"{spec.job_id}.{spec.attempt}")
+    def create(cls, state_dir: Path, spec: RunSpec, lease: RunLease, record: msgspec.Struct) -> "RunFolder":
+        """Make the folder with its spec, its lease, its record and an empty progress file. Raises `OSError`."""
+        folder = cls(runs_dir(state_dir) / f"{spec.job_id}.{spec.attempt}")
+        # Left by an attempt of the same number that the ledger has forgotten: nobody will ask for it.
+        identity = Identity.read(folder.identity)
+        if identity is not None and identity.is_alive:
+            raise FileExistsError(f"{folder.path} belongs to process {identity.pid}, which still runs")
+        folder.remove()
         folder.path.mkdir(parents=True)
         (folder.path / SPEC_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2))
         folder.write_lease(lease)
         folder.progress.touch()
+        # Last: a folder without it was never finished.
+        folder.write(RECORD_FILE, record)
         return folder
 
     @property
@@ -43,19 +104,57 @@ class RunFolder:
         """Where the trainer's standard error goes."""
         return self.path / STDERR_FILE
 
+    @property
+    def identity(self) -> Path:
+        """Where the trainer writes down who it is."""
+        return self.path / IDENTITY_FILE
+
+    def write(self, name: str, content: msgspec.Struct) -> None:
+        """Write one of the daemon's files; nobody ever sees half of it."""
+        new = self.path / f"{name}.new"
+        new.write_bytes(msgspec.json.encode(content))
+        new.replace(self.path / name)
+
+    def read(self, name: str, kind: type[T]) -> T | None:
+        """One of the daemon's files; None if it is not there. Raises `msgspec.MsgspecError`."""
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+
+    def find(self, name: str, kind: type[T]) -> T | None:
+        """The same; also None if the file was torn by a loss of power."""
+        try:
+            return self.read(name, kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("file_unreadable", path=str(self.path / name), error=str(error))
+            return None
+
     def write_lease(self, lease: RunLease) -> None:
-        """Tell the trainer until when the job is ours; it never sees half a file."""
-        new = self.path / f"{LEASE_FILE}.new"
-        new.write_bytes(msgspec.json.encode(lease))
-        new.replace(self.path / LEASE_FILE)
+        """Tell the trainer until when the job is ours."""
+        self.write(LEASE_FILE, lease)
+
+    def request(self, request: RunRequest) -> None:
+        """Ask the trainer for something."""
+        with (self.path / REQUESTS_FILE).open("ab") as file:
+            file.write(msgspec.json.encode(RequestLine(request=request)) + b"\n")
 
     def output_tail(self) -> list[str]:
         """The trainer's last words."""
         return last_lines(self.stderr, OUTPUT_LINES) or last_lines(self.stdout, OUTPUT_LINES)
 
     def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the folder. It gets another name first: half a folder is not found again."""
+        gone = self.path.with_name(f".{self.path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def runs_dir(state_dir: Path) -> Path:
+    """Where the run folders are."""
+    return state_dir / "runs"
 
 
 def fsync_folder(path: Path) -> None:

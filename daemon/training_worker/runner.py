@@ -1,203 +1,145 @@
-"""The runner: one attempt's trainer, from its start to its end, and what it says on the way.
+"""The runner: waits for the end of one attempt's trainer, stops it where it must, and judges how it ended.
 
-It knows nothing of queues. It is told to stop by an event, and says how the attempt ended by an `Outcome`.
+It knows nothing of queues. It may have been another daemon that started the trainer.
 """
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
 
-from training_schemas.events import JobCheckpoint, JobPhase, JobProgress, JobSample, JobWarning
-from training_schemas.progress import (
-    AnyRecord,
-    CheckpointRecord,
-    DoneRecord,
-    FailedRecord,
-    FailureReason,
-    Fault,
-    Phase,
-    PhaseRecord,
-    SampleRecord,
-    StepRecord,
-    StoppedRecord,
-    WarningRecord,
-    decode_record,
-)
-from training_schemas.usage import Usage
-from training_worker.cards import Card
+from training_schemas.progress import DoneRecord, FailedRecord, FailureReason, Phase, StoppedRecord
 from training_worker.meter import Meter
-from training_worker.process import Child, Exit
-from training_worker.reporter import Reporter
+from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
+from training_worker.process import UNKNOWN, Child, Exit
 from training_worker.run_folder import RunFolder
-from training_worker.tail import follow_lines
+from training_worker.teller import Teller
+from training_worker.waiting import first_of
+from training_worker.wishes import Wishes
+
+# A step that takes longer than the bound is no stall, if others took nearly as long.
+STALLED_STEPS = 10
 
 log = structlog.get_logger()
 
-# What a trainer needs of the daemon's environment. All else stays here, secrets first of all.
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a trainer may take to stop, and to say nothing new (seconds); and what it may cost (US dollars)."""
 
-class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer ended well."""
-
-    record: DoneRecord
-    usage: Usage
-
-
-class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer stopped before its end; a later attempt can go on after ``step`` steps."""
-
-    step: int
-    usage: Usage
-
-
-class Broken(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer failed."""
-
-    reason: FailureReason
-    message: str
-    faults: list[Fault] = []
-    output_tail: list[str] = []
-    usage: Usage = Usage(gpu_seconds=0.0)
-
-
-Outcome = Done | Stopped | Broken
-CheckpointSaved = Callable[[int, str], Awaitable[None]]
-
-
-def trainer_environment(card: Card) -> dict[str, str]:
-    """The environment of a trainer: its one card and no other, no network for model hubs, none of our settings."""
-    own = {
-        "CUDA_VISIBLE_DEVICES": "" if card.simulated else card.uuid,
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | own
+    stop_grace: float
+    stall_preparing: float
+    stall_training: float
+    budget_usd: float | None
 
 
 class Runner:
-    """One attempt's trainer.
+    """Sees one attempt's trainer through."""
 
-    ``checkpoint_saved`` is awaited with the step and folder of each checkpoint. When ``stop`` is set, the trainer is
-    asked to save one and end.
-    """
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        meter: Meter,
-        reporter: Reporter,
-        *,
-        stop: asyncio.Event,
-        checkpoint_saved: CheckpointSaved,
-    ) -> None:
+    def __init__(self, folder: RunFolder, meter: Meter, teller: Teller, wishes: Wishes, limits: Limits) -> None:
         self._folder = folder
         self._meter = meter
-        self._reporter = reporter
-        self._checkpoint_saved = checkpoint_saved
-        self._stop = stop
-        self._phase = Phase.STARTING
-        self._saved_step = 0
-        self._last: AnyRecord | None = None
+        self._teller = teller
+        self._wishes = wishes
+        self._limits = limits
 
-    async def run(self, command: list[str], env: dict[str, str], *, grace: float, saved_step: int) -> Outcome:
-        """Start the trainer, follow it, and judge how it ended.
-
-        It gets ``grace`` seconds to stop when asked to; ``saved_step`` is that of the checkpoint it goes on from, or 0.
-        """
-        self._saved_step = saved_step
-        try:
-            child = Child.start(
-                [*command, str(self._folder.path)], env=env, stdout=self._folder.stdout, stderr=self._folder.stderr
-            )
-        except OSError as error:
-            return Broken(reason=FailureReason.CONFIG_INVALID, message=f"cannot start trainer: {error}")
-        log.info("trainer_started", pid=child.pid, folder=str(self._folder.path))
+    async def follow(self, child: Child) -> Outcome | Detached:
+        """See a trainer that runs to its end."""
         ended = asyncio.Event()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow(ended), name="tail")
-                end = await self._wait(child, grace)
-                self._meter.stop()
-                ended.set()
-        finally:
-            child.kill()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._teller.follow(ended), name="tail")
+            watching = group.create_task(self._watch(), name="watchdog")
+            end = await self._end_of(child)
+            self._meter.stop()
+            watching.cancel()
+            ended.set()
+        if end is None:
+            child.leave()
+            return Detached()
         log.info("trainer_ended", pid=child.pid, exit=str(end))
         return self._judge(end)
 
-    async def _wait(self, child: Child, grace: float) -> Exit:
-        waiting = asyncio.create_task(child.wait(), name="child-wait")
-        stopping = asyncio.create_task(self._stop.wait(), name="child-stop")
+    async def look_back(self, last_sign: float, *, rebooted: bool) -> Outcome:
+        """Judge a trainer that ended while nobody watched, and gave its last sign of life then (unix seconds).
+
+        If the host was ``rebooted`` meanwhile, its end was no fault of its own.
+        """
+        self._meter.stop(last_sign)
+        ended = asyncio.Event()
+        ended.set()
+        await self._teller.follow(ended)
+        outcome = self._judge(UNKNOWN)
+        if rebooted and isinstance(outcome, Broken) and outcome.reason is FailureReason.TRAINER_CRASHED:
+            return msgspec.structs.replace(
+                outcome, reason=FailureReason.WORKER_LOST, message="the host went down under the trainer"
+            )
+        return outcome
+
+    async def _end_of(self, child: Child) -> Exit | None:
+        wishes = self._wishes
+        await first_of(child.ended, wishes.detach, wishes.stop, self._teller.alarm)
+        if child.ended.is_set():
+            return await child.wait()
+        if wishes.detach.is_set():
+            return None
         try:
-            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.result() if waiting.done() else await child.stop(grace)
-        finally:
-            waiting.cancel()
-            stopping.cancel()
+            return await child.stop(self._limits.stop_grace, wishes.abort)
+        except TimeoutError:
+            # It hangs in the kernel, as under a broken driver. The job is not kept waiting for it.
+            log.error("trainer_cannot_be_killed", pid=child.pid)  # noqa: TRY400 - the traceback says nothing
+            return UNKNOWN
 
-    async def _follow(self, ended: asyncio.Event) -> None:
-        async for line in follow_lines(self._folder.progress, ended):
-            try:
-                record = decode_record(line)
-            except msgspec.MsgspecError as error:
-                log.warning("record_unreadable", error=str(error), line=line[:200])
-                continue
-            self._last = record
-            await self._tell(record)
+    async def _watch(self) -> None:
+        """Raise the alarm when the trainer has stalled or has used up its budget."""
+        moved = self._teller.phase_began
+        while (left := min(self._until_stalled(), self._until_spent())) > 0:
+            moved.clear()
+            await first_of(moved, timeout=left)
+        if self._until_spent() <= 0:
+            message = f"stopped: the job has cost its limit of {self._limits.budget_usd:g} USD for this attempt"
+            self._teller.raise_alarm(FailureReason.BUDGET_EXHAUSTED, message)
+        else:
+            message = f"stopped: nothing new for {self._stall_bound():.0f} s in phase {self._teller.phase}"
+            self._teller.raise_alarm(FailureReason.STALLED, message)
 
-    async def _tell(self, record: AnyRecord) -> None:
-        emit = self._reporter.emit
-        match record:
-            case PhaseRecord():
-                self._phase = record.phase
-                emit(JobPhase, phase=record.phase, total=record.total)
-            case StepRecord():
-                self._tell_step(record)
-            case CheckpointRecord():
-                self._saved_step = record.step
-                await self._checkpoint_saved(record.step, record.path)
-                emit(JobCheckpoint, step=record.step, path=record.path)
-            case SampleRecord():
-                emit(JobSample, step=record.step, path=record.path, prompt=record.prompt)
-            case WarningRecord():
-                emit(JobWarning, message=record.message)
-            case DoneRecord() | StoppedRecord() | FailedRecord():
-                pass  # the outcome, once the process has ended too
+    def _until_stalled(self) -> float:
+        return self._teller.last_at + self._stall_bound() - asyncio.get_running_loop().time()
 
-    def _tell_step(self, record: StepRecord) -> None:
-        self._meter.step(record.step, record.time)
-        self._reporter.emit(
-            JobProgress,
-            phase=self._phase,
-            step=record.step,
-            total_steps=record.total_steps,
-            loss=record.loss,
-            learning_rate=record.learning_rate,
-            usage=self._meter.usage(),
-            steps_per_minute=self._meter.steps_per_minute(),
-            seconds_left=self._meter.seconds_left(record.total_steps - record.step),
-        )
+    def _stall_bound(self) -> float:
+        if self._teller.phase is not Phase.TRAINING:
+            return self._limits.stall_preparing
+        return max(self._limits.stall_training, STALLED_STEPS * self._teller.longest_step)
+
+    def _until_spent(self) -> float:
+        if self._limits.budget_usd is None:
+            return float("inf")
+        left = self._meter.seconds_until(self._limits.budget_usd)
+        return float("inf") if left is None else left
+
+    @property
+    def _told_to_stop(self) -> bool:
+        return self._wishes.stop.is_set() or self._teller.alarm.is_set()
 
     def _judge(self, end: Exit) -> Outcome:
-        usage = self._meter.usage()
-        match self._last:
-            case DoneRecord() if end.status == 0:
-                return Done(record=self._last, usage=usage)
+        teller, usage = self._teller, self._meter.usage_if_lost()
+        match teller.last:
+            # Its end may have been our own signal, come too late.
+            case DoneRecord() if end.status == 0 or end == UNKNOWN or self._told_to_stop:
+                return Done(record=teller.last, usage=self._meter.usage())
             case FailedRecord(reason=reason, message=message, faults=faults):
                 tail = self._folder.output_tail()
                 return Broken(reason=reason, message=message, faults=faults, output_tail=tail, usage=usage)
+            case _ if teller.trouble is not None:
+                return msgspec.structs.replace(
+                    Broken.because_of(teller.trouble, usage), output_tail=self._folder.output_tail()
+                )
             case StoppedRecord():
-                return Stopped(step=self._saved_step, usage=usage)
-            case _ if self._stop.is_set():
-                return Stopped(step=self._saved_step, usage=usage)
+                return Stopped(step=teller.saved_step, usage=usage)
+            case _ if self._wishes.stop.is_set():
+                return Stopped(step=teller.saved_step, usage=usage)
             case _:
                 return Broken(
                     reason=FailureReason.TRAINER_CRASHED,
-                    message=f"trainer ended without a word in phase {self._phase}: {end}",
+                    message=f"trainer ended without a word in phase {teller.phase}: {end}",
                     output_tail=self._folder.output_tail(),
                     usage=usage,
                 )

@@ -43,6 +43,7 @@ def default_engines() -> dict[EngineName, EngineSettings]:
 
 
 Seconds = Annotated[float, Meta(gt=0)]
+Delay = Annotated[int, Meta(ge=1, le=86_400)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,9 +51,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. ``models`` is the allow-list:
     the name that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by words of a
-    card's name. ``lease`` is how long a job stays with a worker that is gone; ``max_isolation``, how long a trainer
-    goes on alone after that; ``stop_grace``, how long a trainer may take to stop. Without ``metrics_port`` no metrics
-    are served.
+    card's name. ``lease`` is how long a job stays with a worker that is gone, and ``grace`` how much longer it waits
+    for it after that; ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to
+    stop. ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A
+    trainer that says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled.
+    Without ``metrics_port`` no metrics are served.
     """
 
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
@@ -69,6 +72,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prices: dict[str, Annotated[float, Meta(ge=0)]] = {}
     engines: dict[EngineName, EngineSettings] = field(default_factory=default_engines)
     lease: Annotated[float, Meta(ge=2)] = 120
+    grace: Delay = 30
+    retry_delays: Annotated[list[Delay], Meta(min_length=1)] = field(default_factory=lambda: [30, 120, 600])
+    stall_preparing: Seconds = 1800
+    stall_training: Seconds = 600
     max_isolation: Seconds = 1800
     stop_grace: Seconds = 60
     metrics_host: str = "127.0.0.1"

@@ -1,54 +1,107 @@
-"""The settlement: what is said and written when an attempt has ended, and how its job is given up."""
+"""The settlement: what is decided once an attempt has ended, written down, and then carried out.
 
+It is written into the run folder first. A daemon that dies on the way is followed by one that carries out the same
+decision, and says the same words.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
-from training_schemas.events import JobCancelled, JobCompleted, JobEvent, JobFailed, JobReleased
-from training_schemas.ledger import Cancelled, Completed, Failed, TerminalEntry
-from training_worker.broker.link import Link
+from training_presets.ladder import steps_down
+from training_schemas.base import Wire
+from training_schemas.events import (
+    JobCancelled,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobReleased,
+    JobRetrying,
+    decode_event,
+)
+from training_schemas.ledger import AttemptFailed, Cancelled, Completed, EndEntry, Failed, Released, TerminalEntry
+from training_schemas.usage import Usage
 from training_worker.dead import bury
 from training_worker.observations import AttemptOutcome
+from training_worker.outcome import NOTHING_USED, Broken, Done, Outcome, Stopped
 from training_worker.ownership import Ownership
+from training_worker.policy import Action, Decision, decide
 from training_worker.queued_job import QueuedJob
-from training_worker.reporter import Reporter
-from training_worker.runner import Broken, Done, Outcome, Stopped
+from training_worker.reporter import Reporter, Words
+from training_worker.run_folder import CLOSING_FILE, RunFolder
 from training_worker.wishes import Wishes
 
 log = structlog.get_logger()
 
 
-class Settlement:
-    """What is said and written once an attempt has ended, while the job is still ours."""
+class Closing(Wire, frozen=True, kw_only=True):
+    """What ends an attempt: an entry for the ledger, the last event, and what becomes of the job.
 
-    def __init__(self, queued: QueuedJob, ownership: Ownership, wishes: Wishes, reporter: Reporter) -> None:
+    ``delay`` is for how long the job waits before it is back in its queue (seconds), and ``avoid`` the worker that
+    should leave it to others. ``here`` is for one that is tried again at once, on the same card.
+    """
+
+    entry: Completed | Failed | Cancelled | Released | AttemptFailed
+    words: Words
+    outcome: AttemptOutcome
+    delay: int = 0
+    avoid: str | None = None
+    here: bool = False
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended for this worker, what it used, and whether another one follows here."""
+
+    outcome: AttemptOutcome
+    usage: Usage
+    again: bool
+
+
+class Settlement:
+    """The end of one attempt, while the job is still ours."""
+
+    def __init__(
+        self,
+        queued: QueuedJob,
+        ownership: Ownership,
+        wishes: Wishes,
+        reporter: Reporter,
+        folder: RunFolder | None,
+    ) -> None:
         self._queued = queued
         self._ownership = ownership
         self._wishes = wishes
         self._reporter = reporter
+        self._folder = folder
 
-    async def settle(self, outcome: Outcome, link: Link) -> AttemptOutcome:
-        """Say how the attempt ended, and give up the job: for good, or back to its queue."""
+    def decide(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
+        """Put into words how the attempt ended and what follows, and write it down.
+
+        ``delays`` are how long a job waits before it is tried again elsewhere (seconds).
+        """
+        closing = self._closing(outcome, delays)
+        if self._folder is not None:
+            self._folder.write(CLOSING_FILE, closing)
+        return closing
+
+    def _closing(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
         match outcome:
             case Done():
-                ours, end = await self._complete(outcome), AttemptOutcome.COMPLETED
-            case Broken():
-                ours, end = await self._fail(outcome, link), AttemptOutcome.FAILED
-            case Stopped() if self._wishes.cancelled:
-                ours, end = await self._cancel(outcome), AttemptOutcome.CANCELLED
+                return self._completed(outcome)
+            case _ if self._wishes.cancelled:
+                return self._cancelled(outcome)
             case Stopped():
-                ours, end = await self._give_back(outcome), AttemptOutcome.RELEASED
-        log.info("job_ended", outcome=end if ours else AttemptOutcome.SUPERSEDED)
-        return end if ours else AttemptOutcome.SUPERSEDED
+                return self._released(outcome)
+            case Broken():
+                return self._broken(outcome, delays)
 
-    async def _cancel(self, outcome: Stopped) -> bool:
-        entry = self._ownership.entry(Cancelled)
-        return await self._end(entry, JobCancelled, step=outcome.step, usage=outcome.usage)
-
-    async def _complete(self, outcome: Done) -> bool:
+    def _completed(self, outcome: Done) -> Closing:
         record = outcome.record
-        return await self._end(
-            self._ownership.entry(Completed),
+        return self._end(
+            self._ownership.entry(Completed, usage=outcome.usage),
+            AttemptOutcome.COMPLETED,
             JobCompleted,
             output_path=self._queued.job.output_path,
             steps=record.steps,
@@ -57,37 +110,116 @@ class Settlement:
             fixed_loss_before=record.fixed_loss_before,
             fixed_loss_after=record.fixed_loss_after,
             artifacts=record.artifacts,
-            usage=outcome.usage,
         )
 
-    async def _fail(self, outcome: Broken, link: Link) -> bool:
-        # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
-        await bury(
-            link,
-            self._queued.message().body,
-            job_id=self._queued.job_id,
-            reason=outcome.reason,
-            message=outcome.message,
+    def _cancelled(self, outcome: Stopped | Broken) -> Closing:
+        entry = self._ownership.entry(Cancelled, usage=outcome.usage)
+        return self._end(entry, AttemptOutcome.CANCELLED, JobCancelled, step=self._ownership.history.saved_step)
+
+    def _released(self, outcome: Stopped) -> Closing:
+        words = self._reporter.word(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
+        return Closing(
+            entry=self._ownership.entry(Released, usage=outcome.usage), words=words, outcome=AttemptOutcome.RELEASED
         )
-        return await self._end(
-            self._ownership.entry(Failed, reason=outcome.reason),
+
+    def _broken(self, outcome: Broken, delays: Sequence[int]) -> Closing:
+        before = self._ownership.before
+        decision = decide(
+            outcome.reason,
+            before=before,
+            max_attempts=self._queued.job.max_attempts,
+            steps_down_left=before.out_of_memory < len(steps_down(self._queued.plan.parameters)),
+            delays=delays,
+        )
+        if decision.action is Action.GIVE_UP:
+            return self._failed(outcome)
+        return self._retried(outcome, decision)
+
+    def _failed(self, outcome: Broken) -> Closing:
+        return self._end(
+            self._ownership.entry(Failed, reason=outcome.reason, message=outcome.message, usage=outcome.usage),
+            AttemptOutcome.FAILED,
             JobFailed,
             reason=outcome.reason,
             message=outcome.message,
             faults=outcome.faults,
             output_tail=outcome.output_tail,
-            usage=outcome.usage,
         )
 
-    async def _end(self, entry: TerminalEntry, event: type[JobEvent], **fields: Any) -> bool:
+    def _retried(self, outcome: Broken, decision: Decision) -> Closing:
+        here = decision.action is Action.RETRY_HERE
+        entry = self._ownership.entry(
+            AttemptFailed,
+            reason=outcome.reason,
+            message=outcome.message,
+            counted=decision.counted,
+            usage=outcome.usage,
+        )
+        words = self._reporter.word(
+            JobRetrying,
+            reason=outcome.reason,
+            message=outcome.message,
+            here=here,
+            counted=decision.counted,
+            delay_seconds=decision.delay,
+            output_tail=outcome.output_tail,
+            usage=outcome.usage,
+        )
+        avoid = None if here else entry.worker
+        return Closing(
+            entry=entry, words=words, outcome=AttemptOutcome.RETRIED, delay=decision.delay, avoid=avoid, here=here
+        )
+
+    def _end(self, entry: TerminalEntry, outcome: AttemptOutcome, event: type[JobEvent], **fields: Any) -> Closing:
+        attempts = list(self._ownership.history.after(entry).attempts)
+        words = self._reporter.word(event, **fields, usage=entry.usage, attempts=attempts)
+        # The ledger keeps the event too: should we die before it is said, whoever finds the entry says it for us.
+        return Closing(entry=msgspec.structs.replace(entry, event=words.event), words=words, outcome=outcome)
+
+    async def carry_out(self, closing: Closing) -> Settled:
+        """Say and write how the attempt ended, and give up the job: for good, for now, or not at all."""
+        if isinstance(closing.entry, EndEntry):
+            ours = await self._finish(closing, closing.entry)
+        else:
+            self._reporter.say(closing.words)
+            await self._reporter.flush()
+            ours = await self._pass_on(closing, closing.entry)
+        outcome = closing.outcome if ours else AttemptOutcome.SUPERSEDED
+        log.info("job_ended", outcome=outcome)
+        return Settled(outcome=outcome, usage=closing.entry.usage or NOTHING_USED, again=ours and closing.here)
+
+    async def _finish(self, closing: Closing, entry: TerminalEntry) -> bool:
+        await self._reporter.flush()
+        if isinstance(entry, Failed):
+            # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
+            await self._bury(closing, entry)
         if not await self._ownership.report(entry):
             return False
-        self._reporter.emit(event, **fields)
-        await self._reporter.flush()
+        if self._ownership.found_reported:
+            await self._ownership.say_end()
+        else:
+            self._reporter.say(closing.words)
+            await self._reporter.flush()
         await self._ownership.leave()
         return True
 
-    async def _give_back(self, outcome: Stopped) -> bool:
-        self._reporter.emit(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
-        await self._reporter.flush()
-        return await self._ownership.release()
+    async def _bury(self, closing: Closing, entry: Failed) -> None:
+        event = decode_event(bytes(closing.words.event)).read()
+        assert isinstance(event, JobFailed)  # noqa: S101 - what a failure is told with
+        await bury(
+            self._ownership.link,
+            self._queued.message().body,
+            job_id=self._queued.job_id,
+            reason=entry.reason,
+            message=entry.message,
+            faults=event.faults,
+            history=event.attempts,
+            output_tail=event.output_tail,
+        )
+
+    async def _pass_on(self, closing: Closing, entry: Released | AttemptFailed) -> bool:
+        if closing.here:
+            assert isinstance(entry, AttemptFailed)  # noqa: S101 - only a failure is tried again
+            return await self._ownership.try_again(entry)
+        job = self._queued if closing.avoid is None else self._queued.elsewhere(closing.avoid)
+        return await self._ownership.give_back(entry, job, closing.delay)

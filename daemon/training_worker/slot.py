@@ -2,19 +2,23 @@
 
 import asyncio
 
+import msgspec
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.contextvars import bound_contextvars
 
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_schemas.validation import InvalidMessageError
-from training_worker.broker.session import Session
+from training_worker.broker.names import delayed_key
+from training_worker.broker.session import Session, broker_errors
+from training_worker.claim import Claim, NotOurs
 from training_worker.errors import BrokerError
 from training_worker.gate import Gate
-from training_worker.intake import reject
 from training_worker.owned_job import OwnedJob, SlotContext
-from training_worker.ownership import NotOurs, claim
+from training_worker.ownership import Ownership
 from training_worker.queued_job import QueuedJob
+from training_worker.refusals import reject
+from training_worker.run import Run
 from training_worker.take import Source
 from training_worker.wishes import Wishes
 
@@ -28,12 +32,40 @@ class Slot:
         self._context = context
         self._owner = context.owner
         self._tier = tier
-        self._wishes: Wishes | None = None
+        self._wishes = Wishes()
 
     def release(self, why: str) -> None:
         """Give the running job back to its queue, with a checkpoint."""
-        if self._wishes is not None:
-            self._wishes.end(why)
+        self._wishes.release(why)
+
+    def abort(self) -> None:
+        """Give the running job back to its queue, without waiting for a checkpoint."""
+        self._wishes.abort.set()
+        self._wishes.release("aborted")
+
+    def detach(self) -> None:
+        """Leave the running job's trainer to the daemon that comes next."""
+        self._wishes.detach.set()
+
+    async def take_up(self, runs: list[Run]) -> None:
+        """See to the runs that an earlier daemon left on this card."""
+        for run in runs:
+            if self._wishes.detach.is_set():
+                return
+            with bound_contextvars(job=run.record.job.job_id, gpu=run.record.card.uuid):
+                await self._take_up(run)
+
+    async def _take_up(self, run: Run) -> None:
+        queued, wishes = run.queued, self._new_wishes()
+        ownership = Ownership(self._owner, queued, run.record.standing, wishes.receive)
+        # The card as it was: its settings may have changed, what the run costs has not.
+        context = msgspec.structs.replace(self._context, card=run.record.card)
+        await OwnedJob(queued, ownership, wishes, context, found=run).run()
+
+    def _new_wishes(self) -> Wishes:
+        """Wishes of another job; orders to this slot hold for it too."""
+        self._wishes = self._wishes.for_next_job()
+        return self._wishes
 
     async def run(self, gate: Gate, families: list[ModelFamily]) -> None:
         """Take and train jobs, one at a time, until the gate is drained."""
@@ -66,24 +98,33 @@ class Slot:
             await source.quiet()
             return
         with bound_contextvars(job=queued.job_id, gpu=self._context.card.uuid):
+            if queued.should_avoid(self._owner.worker):
+                await self._pass_on(queued, delivery, session)
+                await source.quiet()
+                return
             await self._own(queued, delivery, session, source)
+
+    async def _pass_on(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
+        """Leave a job that failed here to another worker, for a while."""
+        names, delay = self._owner.link.names, self._context.settings.retry_delays[0]
+        await session.publish(names.retry, delayed_key(delay, queued.tier_key), queued.passed_on().message())
+        with broker_errors():
+            await delivery.ack()
+        log.info("passed_on", times=queued.passed + 1)
 
     async def _own(
         self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session, source: Source
     ) -> None:
-        self._wishes = wishes = Wishes()
-        try:
-            result = await claim(self._owner, queued, delivery, session, wishes.receive)
-            # Only now, and beside the start of the trainer: telling a handful of queues takes as long as a claim.
-            quieting = asyncio.create_task(_quiet(source, session), name="quiet")
-            if isinstance(result, NotOurs):
-                log.info("not_ours", why=result.name)
-            else:
-                log.info("claimed", attempt=result.attempt)
-                await OwnedJob(queued, result, wishes, self._context).run()
-            await quieting
-        finally:
-            self._wishes = None
+        wishes = self._new_wishes()
+        result = await Claim(self._owner, queued, delivery, session, wishes.receive).make()
+        # Only now, and beside the start of the trainer: telling a handful of queues takes as long as a claim.
+        quieting = asyncio.create_task(_quiet(source, session), name="quiet")
+        if isinstance(result, NotOurs):
+            log.info("not_ours", why=result.name)
+        else:
+            log.info("claimed", attempt=result.attempt)
+            await OwnedJob(queued, result, wishes, self._context).run()
+        await quieting
 
 
 async def _quiet(source: Source, session: Session) -> None:

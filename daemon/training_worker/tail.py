@@ -36,14 +36,14 @@ class FileWatch:
         os.close(self._fd)
 
 
-async def follow_lines(path: Path, ended: asyncio.Event) -> AsyncIterator[bytes]:
+async def follow_lines(path: Path, ended: asyncio.Event) -> AsyncIterator[tuple[bytes, int]]:
     """The whole lines of an existing file, as they are written, until ``ended`` is set and the file is read to its end.
 
-    A last line without an end is left out: its writer died in the middle of it.
+    Each comes with the offset after it. A last line without an end is left out: its writer died in the middle of it.
     """
     watch = FileWatch(path)
     finish = asyncio.create_task(_set_after(ended, watch.changed), name="tail-end")
-    rest = b""
+    rest, offset = b"", 0
     try:
         with path.open("rb") as file:
             while True:
@@ -52,7 +52,8 @@ async def follow_lines(path: Path, ended: asyncio.Event) -> AsyncIterator[bytes]
                 while chunk := file.read(_CHUNK):
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
-                        yield line
+                        offset += len(line) + 1
+                        yield line, offset
                 if was_ended:
                     return
                 await watch.changed.wait()

@@ -13,6 +13,9 @@ from training_worker.gate import Gate
 # RabbitMQ serves the consumer of the highest priority first.
 HIGHEST_PRIORITY = 10
 
+# A broker to which a whole fleet comes back at once answers late. To give up on it adds to that.
+GET_TIMEOUT = 60.0
+
 
 class Source:
     """The queues that one card can serve, on one session's channel. At most one job is held at a time."""
@@ -47,7 +50,8 @@ class Source:
             for queue, _ in self._queues:
                 if gate.closed:
                     return None
-                if (message := await queue.get(fail=False)) is not None:
+                # A get does not notice by itself that its connection is gone.
+                if (message := await self._session.wait_for(queue.get(fail=False, timeout=GET_TIMEOUT))) is not None:
                     return message
             for queue, priority in self._queues:
                 self._consumers[await queue.consume(self._arrived.put, arguments={"x-priority": priority})] = queue

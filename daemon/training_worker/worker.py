@@ -6,6 +6,7 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
+from enum import Enum, IntEnum, auto
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_worker.attempt import served_types
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
-from training_worker.broker.names import Names, worker_key
+from training_worker.broker.names import ALL_WORKERS, Names, worker_key
 from training_worker.broker.session import Session, broker_errors
 from training_worker.cards import Card
 from training_worker.errors import SettingsError
@@ -28,17 +29,38 @@ from training_worker.observations import Observer
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
 from training_worker.reporter import Speaker
+from training_worker.run import Run, find_runs
 from training_worker.settings import Settings
 from training_worker.slot import Slot
+from training_worker.state_lock import only_daemon
 from training_worker.version import __version__
 
 # What may follow a trainer's grace when a worker is told to stop: saying so, giving the job back.
 SETTLE_TIMEOUT = 20.0
 GOODBYE_TIMEOUT = 2.0
+ABORT_TIMEOUT = 5.0
 
-ALL_WORKERS = "all"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = structlog.get_logger()
+
+
+class Ending(Enum):
+    """How a worker's run ended."""
+
+    DONE = auto()
+    ABORTED = auto()
+    REPLACED = auto()
+    """It is to be executed anew, in place: its trainers run on."""
+
+
+class Stage(IntEnum):
+    """How far a worker is on its way out."""
+
+    WORKING = 0
+    DRAINING = 1
+    RELEASING = 2
+    ABORTING = 3
 
 
 def served_families(settings: Settings) -> list[ModelFamily]:
@@ -56,25 +78,36 @@ class Worker:
         self._cards = cards
         self._families = served_families(settings)
         self._gate = Gate()
+        self._stage = Stage.WORKING
+        self._ending = Ending.DONE
         self._why = ""
         # No limit until told to release.
         self._limit = asyncio.Timeout(None)
-        self._link = Link(settings.amqp_url, Names(settings.prefix), client=f"training-worker {settings.worker_id}")
+        self._link = Link(
+            settings.amqp_url,
+            Names(settings.prefix),
+            client=f"training-worker {settings.worker_id}",
+            delays=[settings.grace, *settings.retry_delays],
+        )
         self._ledger = Ledger(self._link, clock=time.time)
         simulated = any(card.simulated for card in cards)
         self._speaker = Speaker(self._link, settings.worker_id, simulated=simulated, clock=time.time)
         self._intake = Intake(self._link, self._ledger, self._speaker, settings)
         self._slots = self._make_slots()
 
-    def _make_slots(self) -> list[Slot]:
-        owner = Owner(
+    def _make_slots(self) -> dict[str, Slot]:
+        self._owner = owner = Owner(
             link=self._link,
             ledger=self._ledger,
+            speaker=self._speaker,
             worker=self._settings.worker_id,
             lease=self._settings.lease,
+            grace=self._settings.grace,
             clock=time.time,
         )
-        slots = [Slot(self._context(card, owner), card.tier) for card in self._cards if card.tier is not None]
+        slots = {
+            card.uuid: Slot(self._context(card, owner), card.tier) for card in self._cards if card.tier is not None
+        }
         if not slots or not self._families:
             lowest = next(iter(MemoryTier))
             raise SettingsError(f"cannot start: no card of {lowest} or more, or no engine for a whole family of models")
@@ -87,23 +120,43 @@ class Worker:
 
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""
-        log.info("draining", why=why)
-        self._why = why
-        self._gate.drain()
+        self._leave(Stage.DRAINING, why)
 
     def release(self, why: str) -> None:
         """Give back what is running, take nothing new, end within a bounded time."""
-        log.info("releasing", why=why)
-        self._why = why
-        self._gate.drain()
-        bound = self._settings.stop_grace + SETTLE_TIMEOUT
-        self._limit.reschedule(asyncio.get_running_loop().time() + bound)
-        for slot in self._slots:
+        self._leave(Stage.RELEASING, why)
+        self._end_within(self._settings.stop_grace + SETTLE_TIMEOUT)
+        for slot in self._slots.values():
             slot.release(why)
 
-    async def run(self) -> None:
-        """Work until drained or released."""
-        with self._signals():
+    def abort(self, why: str) -> None:
+        """Give back what is running without waiting for a checkpoint, and end at once."""
+        self._leave(Stage.ABORTING, why)
+        self._ending = Ending.ABORTED
+        self._end_within(ABORT_TIMEOUT)
+        for slot in self._slots.values():
+            slot.abort()
+
+    def replace(self) -> None:
+        """End, and leave what is running to the program that takes this one's place."""
+        self._leave(Stage.DRAINING, "SIGHUP")
+        self._ending = Ending.REPLACED
+        self._end_within(SETTLE_TIMEOUT)
+        for slot in self._slots.values():
+            slot.detach()
+
+    def _leave(self, stage: Stage, why: str) -> None:
+        log.info("leaving", stage=stage.name.lower(), why=why)
+        self._stage = max(self._stage, stage)
+        self._why = why
+        self._gate.drain()
+
+    def _end_within(self, seconds: float) -> None:
+        self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    async def run(self) -> Ending:
+        """Work until told to leave."""
+        with only_daemon(self._settings.state_dir), self._signals():
             async with asyncio.TaskGroup() as group:
                 services = [
                     group.create_task(self._link.run(), name="link"),
@@ -112,18 +165,40 @@ class Worker:
                     group.create_task(self._presence(), name="presence"),
                 ]
                 await self._run_slots()
-                await self._say_goodbye()
+                if self._ending is not Ending.REPLACED:
+                    await self._say_goodbye()
                 for service in reversed(services):
                     service.cancel()
-        log.info("ended")
+            if self._ending is Ending.REPLACED:
+                # Signals are blocked in this thread alone: no other one may take them on the way to the next program.
+                await asyncio.get_running_loop().shutdown_default_executor()
+        log.info("ended", how=self._ending.name.lower())
+        return self._ending
 
     async def _run_slots(self) -> None:
+        runs = await asyncio.to_thread(find_runs, self._settings.state_dir)
         try:
             async with self._limit, asyncio.TaskGroup() as group:
-                for number, slot in enumerate(self._slots):
-                    group.create_task(slot.run(self._gate, self._families), name=f"slot-{number}")
+                for uuid, slot in self._slots.items():
+                    own = [run for run in runs if run.record.card.uuid == uuid]
+                    group.create_task(self._run_slot(slot, own), name=f"slot-{uuid}")
+                for slot, run in self._strays(runs):
+                    group.create_task(slot.take_up([run]), name=f"stray-{run.record.job.job_id}")
         except TimeoutError:
-            log.warning("release_timed_out")
+            log.warning("leaving_timed_out")
+
+    async def _run_slot(self, slot: Slot, runs: list[Run]) -> None:
+        await slot.take_up(runs)
+        await slot.run(self._gate, self._families)
+
+    def _strays(self, runs: list[Run]) -> Iterator[tuple[Slot, Run]]:
+        """Runs on cards that this worker has no slot for any more: they are seen to the end all the same."""
+        known = set(self._slots)
+        for run in runs:
+            if run.record.card.uuid not in known:
+                slot = Slot(self._context(run.record.card, self._owner), MemoryTier.GB8)
+                self._slots[f"stray-{run.folder.path.name}"] = slot
+                yield slot, run
 
     async def _presence(self) -> None:
         """On each session: listen to commands, and say that this worker is here."""
@@ -169,21 +244,31 @@ class Worker:
     async def _say(self, kind: type[Event], **fields: Any) -> None:
         await self._speaker.publish(self._speaker.state(kind, str(uuid.uuid4()), **fields))
 
+    def _on_signal(self, number: signal.Signals) -> None:
+        """SIGTERM releases and SIGINT drains; the next one, but for SIGTERM after a drain, aborts. SIGHUP replaces."""
+        match number, self._stage:
+            case signal.SIGHUP, Stage.WORKING:
+                self.replace()
+            case signal.SIGHUP, _:
+                pass
+            case signal.SIGINT, Stage.WORKING:
+                self.drain(number.name)
+            case signal.SIGTERM, Stage.WORKING | Stage.DRAINING:
+                self.release(number.name)
+            case _:
+                self.abort(number.name)
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM releases, SIGINT drains. The second of a kind takes its default: it ends the daemon at once."""
         loop = asyncio.get_running_loop()
-        actions = {signal.SIGTERM: self.release, signal.SIGINT: self.drain}
-
-        def on_signal(number: signal.Signals) -> None:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-            actions[number](number.name)
-
-        for number in actions:
-            loop.add_signal_handler(number, on_signal, number)
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        # A program that took the place of another one has them blocked until now: none was lost in between.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield
         finally:
-            for number in actions:
+            if self._ending is Ending.REPLACED:
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            for number in SIGNALS:
                 loop.remove_signal_handler(number)

@@ -1,8 +1,10 @@
 """The job: the one message that a backend publishes."""
 
+import hashlib
 from enum import StrEnum
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, field
 
 from training_schemas.base import JobId, StrictWire, Text
@@ -91,3 +93,8 @@ class TrainingJob(StrictWire, frozen=True, kw_only=True):
         dict[Annotated[str, Meta(min_length=1, max_length=63)], Annotated[str, Meta(max_length=256)]],
         Meta(max_length=32),
     ] = {}
+
+
+def job_digest(job: TrainingJob) -> str:
+    """SHA-256 of the job's canonical JSON: the same id with another digest is another job."""
+    return hashlib.sha256(msgspec.json.encode(job, order="deterministic")).hexdigest()

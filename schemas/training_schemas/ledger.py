@@ -35,7 +35,9 @@ class Submitted(JobEntry, frozen=True, kw_only=True, tag="training.ledger.submit
 
 
 class Claimed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.claimed.v1"):
-    """A worker owns the job for this attempt."""
+    """A worker owns the job for this attempt; ``claim`` is a name that no other claim has."""
+
+    claim: str = ""
 
 
 class CheckpointSaved(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.checkpoint.v1"):

@@ -40,6 +40,7 @@ class FailureReason(StrEnum):
     DISK_FULL = "diskFull"
     TRAINER_CRASHED = "trainerCrashed"
     STALLED = "stalled"
+    HOST_UNFIT = "hostUnfit"
     WORKER_LOST = "workerLost"
     BUDGET_EXHAUSTED = "budgetExhausted"
 

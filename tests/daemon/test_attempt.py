@@ -7,13 +7,24 @@ from typing import Any
 import msgspec
 import pytest
 
+from training_presets.ladder import steps_down
 from training_presets.planner import plan_job
 from training_schemas.jobs import EngineName, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import Artifact, DoneRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec
 from training_schemas.validation import convert_strictly
-from training_worker.attempt import attempt_folder, choose_engine, promote, resolve_spec, served_types
+from training_worker.attempt import (
+    attempt_folder,
+    changes,
+    choose_engine,
+    promote,
+    read_result,
+    resolve_spec,
+    resume_point,
+    served_types,
+    stepped_down,
+)
 from training_worker.cards import Card
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
@@ -369,3 +380,120 @@ def test_attempts_of_several_jobs_with_one_output_are_kept_apart(host: Host) -> 
 
     assert [folder.name for folder in folders] == [".portrait.a.1", ".portrait.a.2", ".portrait.b.1"]
     assert {folder.parent for folder in folders} == {host.outputs}
+
+
+def test_a_result_that_is_there_is_read(host: Host) -> None:
+    """A job whose end the ledger has forgotten is not trained again."""
+    job = host.queued().job
+    assert read_result(job) is None
+    promote(job, host.train(), RESULT)
+
+    assert read_result(job) == RESULT
+
+
+@pytest.mark.parametrize("change", [{"job_id": "b"}, {"lora_rank": 2}])
+def test_the_result_of_another_job_is_none(host: Host, change: dict[str, Any]) -> None:
+    """Though it lies in the same place."""
+    promote(host.queued().job, host.train(), RESULT)
+
+    assert read_result(msgspec.structs.replace(host.queued().job, **change)) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"job": 7}'])
+def test_a_manifest_that_cannot_be_read_is_no_result(host: Host, content: bytes) -> None:
+    """Somebody else may have written it."""
+    (host.outputs / "portrait").mkdir()
+    (host.outputs / "portrait" / "manifest.json").write_bytes(content)
+
+    assert read_result(host.queued().job) is None
+
+
+def test_an_output_that_is_no_folder_has_no_result(host: Host) -> None:
+    """Nor has one whose manifest is no file."""
+    (host.outputs / "portrait").touch()
+    assert read_result(host.queued().job) is None
+
+    (host.outputs / "other" / "manifest.json").mkdir(parents=True)
+    assert read_result(host.queued(output_path=str(host.outputs / "other")).job) is None
+
+
+def test_a_result_that_was_promoted_is_not_promoted_again(host: Host) -> None:
+    """The daemon died right after it; the next one finds it done."""
+    job, spec = host.queued().job, host.train()
+    promote(job, spec, RESULT)
+    before = (host.outputs / "portrait" / "manifest.json").stat().st_mtime_ns
+
+    promote(job, spec, RESULT)
+
+    assert (host.outputs / "portrait" / "manifest.json").stat().st_mtime_ns == before
+    assert (host.outputs / "portrait" / ARTIFACT.path).read_bytes() == b"abc"
+
+
+def test_a_promotion_that_was_interrupted_is_finished(host: Host) -> None:
+    """What earlier attempts left takes gigabytes: it is dropped, whoever comes to it."""
+    job, spec = host.queued().job, host.train(attempt=3)
+    promote(job, spec, RESULT)
+    (host.outputs / ".portrait.a.1" / "checkpoint-1").mkdir(parents=True)
+
+    promote(job, spec, RESULT)
+
+    assert [path.name for path in host.outputs.iterdir()] == ["portrait"]
+
+
+def test_the_result_of_an_owner_who_was_faster_stands(host: Host) -> None:
+    """Cut off, somebody else put its result in place: it is as good, and what is told is what is there."""
+    job, spec = host.queued().job, host.train()
+    promote(job, spec, RESULT)
+
+    assert promote(job, spec, msgspec.structs.replace(RESULT, steps=11)) == RESULT
+
+
+def test_the_last_checkpoint_that_can_be_read_is_gone_on_from(host: Host) -> None:
+    """The very last one may lie on another host's disk."""
+    saved: list[CheckpointSaved] = []
+    for step in (5, 9):
+        folder = host.outputs / f"checkpoint-{step}"
+        folder.mkdir()
+        saved += checkpoint(folder).checkpoints
+    before = JobHistory(checkpoints=(*saved, *checkpoint(host.outputs / "gone").checkpoints))
+
+    assert resume_point(before) == saved[1]
+    assert host.spec(before=before).resume_from == saved[1].path
+    assert resume_point(JobHistory()) is None
+
+
+def test_each_time_out_of_memory_is_a_step_down_the_ladder(host: Host) -> None:
+    """At its end it stays; an optimizer step sees the same number of images all the while."""
+    plan = host.queued(batch_size=4).plan
+    settings = [stepped_down(plan, JobHistory(out_of_memory=times)) for times in range(6)]
+    ladder = steps_down(plan.parameters)
+
+    assert settings == ([plan.parameters, *ladder] + [ladder[-1]] * 6)[:6]
+    assert {one.batch_size * one.gradient_accumulation_steps for one in settings} == {
+        plan.parameters.batch_size * plan.parameters.gradient_accumulation_steps
+    }
+
+
+def test_a_job_that_cannot_do_with_less_keeps_its_settings(host: Host) -> None:
+    """There is no ladder."""
+    plan = host.queued(batch_size=1).plan
+
+    assert stepped_down(plan, JobHistory(out_of_memory=2)) == plan.parameters
+
+
+def test_what_was_changed_is_said_in_the_names_of_the_wire(host: Host) -> None:
+    """And nothing else."""
+    plan = host.queued(batch_size=4).plan
+    lower = msgspec.structs.replace(plan.parameters, batch_size=2)
+
+    assert changes(plan, plan.parameters) == {}
+    assert changes(plan, lower) == {"batchSize": 2}
+
+
+def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host: Host) -> None:
+    """The trainer is told, not left to find out."""
+    plan = host.queued(batch_size=4).plan
+
+    spec = host.spec(before=JobHistory(out_of_memory=1), batch_size=4)
+
+    assert convert_strictly(spec.parameters, FluxLoraParameters) == steps_down(plan.parameters)[0]

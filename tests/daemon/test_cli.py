@@ -15,6 +15,7 @@ import pytest
 from training_presets.planner import plan_job
 from training_presets.presets import presets
 from training_worker.cli import main
+from training_worker.cli.app import app
 from training_worker.jobs import flux_lora_job
 from training_worker.version import __version__
 
@@ -144,7 +145,9 @@ def test_a_file_that_cannot_be_read_ends_with_65_and_its_name(program: Program, 
     assert program.err == f"training-worker: {tmp_path}: Is a directory\n"
 
 
-@pytest.mark.parametrize("arguments", [["submit", "FILE"], ["cancel", "a"], ["watch", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [["submit", "FILE"], ["cancel", "a"], ["watch", "a"], ["pause", "all"], ["dead", "list"]]
+)
 def test_a_broker_that_is_away_ends_with_69_and_one_line(
     program: Program, job_file: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
@@ -194,7 +197,7 @@ def test_the_program_says_what_it_can_do(program: Program) -> None:
     """Every command is in the help."""
     assert program.run("--help") == 0
 
-    assert [c for c in ("run", "submit", "watch", "cancel", "plan", "presets", "demo") if c not in program.out] == []
+    assert [name for name in app.commands if name not in program.out] == []
 
 
 def test_the_program_says_its_version(program: Program) -> None:

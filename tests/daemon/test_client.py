@@ -11,7 +11,8 @@ import pytest
 
 from training_schemas.jobs import MemoryTier, TrainingJob, TrainingType
 from training_schemas.validation import InvalidMessageError
-from training_worker.client import AsyncTrainingWorkerAPI, TrainingWorkerAPI
+from training_worker.blocking import TrainingWorkerAPI
+from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.errors import BrokerError, TrainingWorkerError
 from training_worker.jobs import flux_lora_job
 
@@ -34,10 +35,31 @@ def nobody() -> Iterator[str]:
     [
         lambda api: api.submit_job(JOB),
         lambda api: api.cancel("a"),
+        lambda api: api.checkpoint_now("a"),
+        lambda api: api.sample_now("a"),
+        lambda api: api.drain("all"),
+        lambda api: api.pause("all"),
+        lambda api: api.resume("all"),
+        lambda api: api.dead_letters(),
+        lambda api: api.requeue("a"),
+        lambda api: api.drop("a"),
         lambda api: api.wait("a"),
         lambda api: list(api.events("a")),
     ],
-    ids=["submit", "cancel", "wait", "events"],
+    ids=[
+        "submit",
+        "cancel",
+        "checkpoint",
+        "sample",
+        "drain",
+        "pause",
+        "resume",
+        "letters",
+        "requeue",
+        "drop",
+        "wait",
+        "events",
+    ],
 )
 def test_every_call_says_that_the_broker_cannot_be_reached(
     nobody: str, call: Callable[[TrainingWorkerAPI], object]
@@ -126,7 +148,7 @@ def test_a_client_can_be_used_from_many_threads_after_a_failure(nobody: str) -> 
     """One call's error is that call's alone."""
     api = TrainingWorkerAPI(nobody)
 
-    async def in_threads() -> list[BaseException | None]:
+    async def in_threads() -> list[object]:
         calls = [asyncio.to_thread(api.cancel, "a") for _ in range(4)]
         return await asyncio.gather(*calls, return_exceptions=True)
 

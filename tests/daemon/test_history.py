@@ -22,7 +22,7 @@ from training_schemas.ledger import (
     Submitted,
 )
 from training_schemas.usage import Usage
-from training_worker.history import JobHistory
+from training_worker.history import JobHistory, Standing
 
 SUBMITTED = Submitted(job_id="a", time=1.0, digest="d1")
 CLAIMED = Claimed(job_id="a", time=2.0, attempt=1, worker="w1")
@@ -57,7 +57,9 @@ def test_a_whole_life_adds_up() -> None:
 
 def test_the_first_submission_is_the_job() -> None:
     """The same id with another digest is another job, and does not replace the first."""
-    assert fold(SUBMITTED, Submitted(job_id="a", time=9.0, digest="d2")).digest == "d1"
+    history = fold(SUBMITTED, Submitted(job_id="a", time=9.0, digest="d2"))
+
+    assert (history.digest, history.submitted_at) == ("d1", 1.0)
 
 
 def test_the_last_checkpoint_is_the_one_to_go_on_from() -> None:
@@ -68,6 +70,16 @@ def test_the_last_checkpoint_is_the_one_to_go_on_from() -> None:
     ]
 
     assert fold(SUBMITTED, CLAIMED, SAVED, again, *later).checkpoints == (SAVED, *later)
+
+
+def test_a_checkpoint_that_is_written_again_later_is_still_one() -> None:
+    """It does not crowd out the ones before it."""
+    saved = [CheckpointSaved(job_id="a", time=3.0, attempt=1, worker="w1", step=n, path=f"/c{n}") for n in (1, 2, 3)]
+    again = msgspec.structs.replace(saved[2], time=9.0, usage=USED)
+
+    history = fold(SUBMITTED, CLAIMED, *saved, again, again)
+
+    assert [one.path for one in history.checkpoints] == ["/c1", "/c2", "/c3"]
 
 
 def test_what_a_superseded_owner_still_writes_is_passed_over() -> None:
@@ -111,7 +123,37 @@ def test_a_requeued_job_begins_anew_and_keeps_its_past() -> None:
     again = history.after(Requeued(job_id="a", time=9.0))
 
     assert (again.terminal, again.cancel_requested, again.counted) == (None, False, 0)
+    assert (history.outcome, history.requeued, again.outcome, again.requeued) == ("failed", False, None, True)
     assert (again.attempt, again.checkpoints, again.attempts) == (1, (SAVED,), history.attempts)
+
+
+def test_lost_attempts_are_forgiven_once_the_job_is_requeued() -> None:
+    """Those before it count no more, those after it do; the attempts themselves stay in the account."""
+    claims = [Claimed(job_id="a", time=float(number), attempt=number, worker="w1") for number in range(1, 7)]
+    failed = Failed(job_id="a", time=4.0, attempt=3, worker="w1", reason="workerLost")
+    history = fold(SUBMITTED, *claims[:3], failed, Requeued(job_id="a", time=9.0))
+    assert (history.lost, history.forgiven) == (0, 3)
+
+    assert history.after(claims[3]).lost == 1
+    twice = fold(SUBMITTED, *claims[:3], failed, Requeued(job_id="a", time=9.0), *claims[3:])
+    twice = twice.after(Requeued(job_id="a", time=99.0))
+    assert (twice.lost, twice.forgiven, len(twice.attempts)) == (0, 6, 6)
+
+
+def test_the_last_claim_is_known_by_its_name() -> None:
+    """By it an owner whose confirm was lost recognises itself; one of an attempt that is over changes nothing."""
+    first = Claimed(job_id="a", time=2.0, attempt=1, worker="w1", claim="c1")
+    second = Claimed(job_id="a", time=3.0, attempt=2, worker="w1", claim="c2")
+    late = Claimed(job_id="a", time=4.0, attempt=2, worker="w2", claim="c3")
+
+    assert [fold(first).claim, fold(first, second).claim, fold(first, second, late).claim] == ["c1", "c2", "c2"]
+
+
+def test_what_an_owner_stands_on_can_be_written_down() -> None:
+    """The daemon that comes next stands on the same."""
+    standing = Standing(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
+
+    assert msgspec.json.decode(msgspec.json.encode(standing), type=Standing) == standing
 
 
 def test_a_cancellation_is_remembered_through_release_and_claim() -> None:

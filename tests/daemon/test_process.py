@@ -4,11 +4,13 @@ import asyncio
 import os
 import select
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from training_worker.process import Child, Exit
+from training_worker.identity import RECORD_SELF, Identity
+from training_worker.process import UNKNOWN, Child, Exit
 from training_worker.tail import follow_lines
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
@@ -23,18 +25,22 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.stdout = folder / "out.txt"
         self.stderr = folder / "err.txt"
+        self.identity = folder / "process"
 
     def start(self, script: str, env: dict[str, str] | None = None) -> Child:
         """Run a script in ``/bin/sh``."""
-        command = ["/bin/sh", "-c", script]
-        return Child.start(command, env={"PATH": "/usr/bin:/bin"} | (env or {}), stdout=self.stdout, stderr=self.stderr)
+        return self.run(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"} | (env or {}))
+
+    def run(self, command: list[str], env: dict[str, str]) -> Child:
+        """Run a program."""
+        return Child.start(command, env=env, stdout=self.stdout, stderr=self.stderr, identity=self.identity)
 
     async def until_says(self, word: str) -> str:
         """Wait until a line of the output starts with a word; the rest of that line."""
         said: list[str] = []
         enough = asyncio.Event()
         async with asyncio.timeout(PATIENCE):
-            async for line in follow_lines(self.stdout, enough):
+            async for line, _ in follow_lines(self.stdout, enough):
                 if line.startswith(word.encode()):
                     said.append(line.decode().removeprefix(word).strip())
                     enough.set()
@@ -50,6 +56,11 @@ def shell(tmp_path: Path) -> Shell:
 async def end(child: Child) -> Exit:
     """How it ended, by itself."""
     return await asyncio.wait_for(child.wait(), PATIENCE)
+
+
+def kill(child: Child) -> None:
+    """What somebody else may do to it."""
+    os.killpg(child.pid, signal.SIGKILL)
 
 
 def is_gone(pid: int) -> bool:
@@ -99,16 +110,13 @@ async def test_output_goes_to_files_after_what_is_there(shell: Shell) -> None:
     assert (shell.stdout.read_text(), shell.stderr.read_text()) == ("before\nout\n", "err\n")
 
 
-async def test_a_child_has_exactly_the_environment_it_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_child_has_exactly_the_environment_it_was_given(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon's own variables, secrets first of all, do not reach it."""
     monkeypatch.setenv("TRAINING_AMQP_URL", "amqp://user:secret@broker/")
-    out = tmp_path / "out.txt"
 
-    await end(Child.start(["/usr/bin/env"], env={"ONE": "1", "TWO": "2"}, stdout=out, stderr=out))
+    await end(shell.run(["/usr/bin/env"], {"ONE": "1", "TWO": "2"}))
 
-    assert sorted(out.read_text().splitlines()) == ["ONE=1", "TWO=2"]
+    assert sorted(shell.stdout.read_text().splitlines()) == ["ONE=1", "TWO=2"]
 
 
 async def test_a_child_reads_nothing_from_the_daemon(shell: Shell) -> None:
@@ -124,16 +132,27 @@ async def test_a_child_leads_a_session_of_its_own(shell: Shell) -> None:
     await shell.until_says("ready")
 
     assert (os.getsid(child.pid), os.getpgid(child.pid)) == (child.pid, child.pid)
-    child.kill()
+    kill(child)
     assert await end(child) == Exit(signal=signal.SIGKILL)
 
 
-async def test_a_missing_program_is_an_error_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["/no-such-folder/program", "no-such-program", "/etc/passwd"])
+async def test_a_missing_program_is_an_error_at_once(shell: Shell, program: str) -> None:
     """No child, no waiting: the operator's setting is wrong."""
-    out = tmp_path / "out.txt"
+    with pytest.raises(FileNotFoundError, match=f"no such program: {program}"):
+        shell.run([program], {"PATH": "/usr/bin:/bin"})
 
-    with pytest.raises(FileNotFoundError, match="no-such-program"):
-        Child.start([str(tmp_path / "no-such-program")], env={}, stdout=out, stderr=out)
+    assert not shell.identity.exists()
+
+
+async def test_a_program_is_looked_for_on_the_path_of_its_own_environment(shell: Shell, tmp_path: Path) -> None:
+    """That is where it is then executed from."""
+    program = tmp_path / "bin" / "trainer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
+
+    assert await end(shell.run(["trainer"], {"PATH": str(program.parent)})) == Exit(status=7)
 
 
 async def test_a_child_that_respects_sigterm_ends_in_its_own_way(shell: Shell) -> None:
@@ -182,11 +201,10 @@ async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell
 
 
 async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
-    """Waiting, stopping and killing after the end answer or do nothing; they never signal a stranger of that id."""
+    """Waiting and stopping after the end answer; they never signal a stranger of that id."""
     child = shell.start("exit 5")
 
     assert await end(child) == Exit(status=5)
-    child.kill()
     assert await end(child) == Exit(status=5)
     assert await child.stop(SHORT_GRACE) == Exit(status=5)
 
@@ -196,7 +214,7 @@ async def test_many_can_wait_for_the_same_child(shell: Shell) -> None:
     child = shell.start("echo ready; exec sleep 60")
     waiting = [asyncio.create_task(end(child)) for _ in range(3)]
     await shell.until_says("ready")
-    child.kill()
+    kill(child)
 
     assert await asyncio.gather(*waiting) == [Exit(signal=signal.SIGKILL)] * 3
 
@@ -212,7 +230,7 @@ async def test_cancelling_the_wait_leaves_the_child_alone(shell: Shell) -> None:
 
     assert waiting.cancelled()
     os.kill(child.pid, 0)
-    child.kill()
+    kill(child)
     assert await end(child) == Exit(signal=signal.SIGKILL)
 
 
@@ -224,3 +242,83 @@ async def test_an_ended_child_leaves_no_descriptor_open(shell: Shell) -> None:
         await end(shell.start("exit 0"))
 
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_a_child_writes_down_who_it_is_before_the_program_begins(shell: Shell) -> None:
+    """Whenever the daemon dies, a trainer that runs can be found."""
+    child = shell.start('cat "$IDENTITY"', {"IDENTITY": str(shell.identity)})
+    identity = Identity.read(shell.identity) if await end(child) == Exit(status=0) else None
+
+    assert shell.stdout.read_text() == shell.identity.read_text()
+    assert identity is not None
+    assert identity.pid == child.pid
+
+
+def found(shell: Shell) -> Child:
+    """The child that runs, found by what it wrote down."""
+    identity = Identity.read(shell.identity)
+    child = Child.find(identity) if identity is not None else None
+    assert child is not None
+    return child
+
+
+async def test_a_child_that_was_left_is_found_again_and_its_end_is_told(shell: Shell) -> None:
+    """A daemon that was executed anew in place is still its parent."""
+    child = shell.start("trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done")
+    await shell.until_says("ready")
+    child.leave()
+
+    again = found(shell)
+
+    assert again.pid == child.pid
+    assert await again.stop(PATIENCE) == Exit(status=3)
+    child._reap()  # for the sake of `subprocess`, which has not seen the end
+
+
+async def test_a_child_of_somebody_else_is_waited_for_as_well(shell: Shell) -> None:
+    """After a crash of the daemon nobody knows its status, but that it has ended is known."""
+    script = "sleep 60 & echo grandchild $!; trap 'exit 3' TERM; while :; do sleep 0.01; done"
+    command = ["setsid", "--fork", "/bin/sh", "-c", RECORD_SELF, "sh", str(shell.identity), "/bin/sh", "-c", script]
+    with shell.stdout.open("wb") as file:
+        subprocess.run(command, stdout=file, check=True)  # noqa: ASYNC221 - it ends at once
+    grandchild = int(await shell.until_says("grandchild"))
+
+    child = found(shell)
+    assert not child.ended.is_set()
+    exit_ = await asyncio.wait_for(child.stop(PATIENCE), PATIENCE)
+
+    assert (exit_, str(exit_)) == (UNKNOWN, "exit status unknown")
+    assert is_gone(grandchild)
+
+
+async def test_a_child_that_has_ended_is_not_found(shell: Shell) -> None:
+    """Its id may be a stranger's by now."""
+    await end(shell.start("exit 0"))
+
+    identity = Identity.read(shell.identity)
+    assert identity is not None
+    assert Child.find(identity) is None
+
+
+async def test_a_stop_can_be_hurried(shell: Shell) -> None:
+    """Whoever asks twice does not wait for the rest of the grace."""
+    child = shell.start("trap 'echo heard' TERM; echo ready; while :; do sleep 0.01; done")
+    await shell.until_says("ready")
+    hurry = asyncio.Event()
+    stopping = asyncio.create_task(child.stop(10 * PATIENCE, hurry))
+    await shell.until_says("heard")
+    assert not stopping.done()
+
+    hurry.set()
+
+    assert await asyncio.wait_for(stopping, PATIENCE) == Exit(signal=signal.SIGKILL)
+
+
+async def test_a_stop_that_is_in_a_hurry_from_the_start_still_asks_first(shell: Shell) -> None:
+    """It ends, in one way or the other."""
+    child = shell.start("trap '' TERM; echo ready; while :; do sleep 0.01; done")
+    await shell.until_says("ready")
+    hurry = asyncio.Event()
+    hurry.set()
+
+    assert await asyncio.wait_for(child.stop(10 * PATIENCE, hurry), PATIENCE) == Exit(signal=signal.SIGKILL)

@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 from training_schemas.jobs import TrainingJob
 from training_schemas.validation import InvalidMessageError
 from training_worker.jobs import flux_lora_job
-from training_worker.queued_job import SUBMITTED_HEADER, QueuedJob
+from training_worker.queued_job import AVOID_HEADER, MOST_PASSES, PASSED_HEADER, SUBMITTED_HEADER, QueuedJob
 
 JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o", priority=4, labels={"b": "2", "a": "1"})
 BODY = msgspec.json.encode(JOB)
@@ -123,6 +123,59 @@ def test_another_job_under_the_same_id_has_another_digest(changes: dict[str, Any
     body = msgspec.json.encode(job(**changes))
 
     assert QueuedJob.submitted(body, 1.0).digest != QueuedJob.submitted(BODY, 1.0).digest
+
+
+def test_a_job_that_failed_on_a_worker_is_left_to_others_for_a_few_times() -> None:
+    """That worker may be the only one that can train it."""
+    queued = QueuedJob.submitted(BODY, 1.0)
+    assert not queued.should_avoid("w1")
+    queued = queued.elsewhere("w1")
+
+    avoided = []
+    for _ in range(MOST_PASSES + 1):
+        assert not queued.should_avoid("w2")
+        avoided.append(queued.should_avoid("w1"))
+        queued = QueuedJob.waiting(delivered(queued.passed_on().message()))
+
+    assert avoided == [True] * MOST_PASSES + [False]
+
+
+def test_a_job_that_fails_again_is_counted_anew() -> None:
+    """On the same worker or on another one; only the last one is avoided."""
+    queued = QueuedJob.submitted(BODY, 1.0).elsewhere("w1").passed_on().passed_on()
+
+    assert (queued.elsewhere("w2").avoid, queued.elsewhere("w2").passed) == ("w2", 0)
+    assert queued.elsewhere("w2").should_avoid("w1") is False
+
+
+def test_a_job_that_failed_nowhere_says_nothing_of_it() -> None:
+    """Its headers are those of every job."""
+    headers = QueuedJob.submitted(BODY, 1.0).message().headers
+
+    assert headers.keys() == {SUBMITTED_HEADER}
+
+
+@pytest.mark.parametrize("value", [7, True, None, [], {"a": 1}], ids=repr)
+def test_what_nobody_can_have_avoided_is_not_avoided(value: Any) -> None:
+    """A header that others wrote does no harm."""
+    message = Message(BODY, headers={AVOID_HEADER: value, PASSED_HEADER: 1})
+
+    assert QueuedJob.waiting(delivered(message)).avoid is None
+
+
+@pytest.mark.parametrize("value", ["2", 1.5, True, None, [1]], ids=repr)
+def test_passes_that_nobody_can_have_counted_are_none(value: Any) -> None:
+    """The job is left to others a few times more."""
+    message = Message(BODY, headers={AVOID_HEADER: "w1", PASSED_HEADER: value})
+
+    assert QueuedJob.waiting(delivered(message)).passed == 0
+
+
+def test_avoiding_a_worker_makes_no_other_job() -> None:
+    """Its digest is what its sender wrote."""
+    queued = QueuedJob.submitted(BODY, 1.0)
+
+    assert queued.elsewhere("w1").passed_on().digest == queued.digest
 
 
 @settings(deadline=None, max_examples=40)

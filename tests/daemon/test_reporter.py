@@ -1,39 +1,19 @@
-"""What an attempt says: numbered without holes, published in order, and never waited for by the trainer."""
+"""What an attempt says: numbered without holes, in order, each thing once, and never waited for by the trainer."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
-from aio_pika import DeliveryMode, Message
+from aio_pika import DeliveryMode
+from tests.support.owning import PATIENCE, RecordingLink, a_reporter, own, speaker, told, told_in_part
+from tests.support.runs import make_folder
 
-from training_schemas.events import JobEvent, JobPhase, JobWarning, WorkerOffline, decode_event
+from training_schemas.events import JobPhase, JobWarning, WorkerOffline, decode_event
+from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import Phase
-from training_worker.broker.link import Link
-from training_worker.broker.names import Names
-from training_worker.reporter import Reporter, Speaker
-
-# Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 30.0
-
-
-class RecordingLink(Link):
-    """A link whose broker is a list; it can be away."""
-
-    def __init__(self) -> None:
-        super().__init__("amqp://nowhere/", Names("studio"), client="tests")
-        self.published: list[tuple[str, str, Message]] = []
-        self.back = asyncio.Event()
-        self.back.set()
-
-    async def publish(self, exchange: str, key: str, message: Message) -> None:
-        """Keep what is published, once the broker is there."""
-        await self.back.wait()
-        self.published.append((exchange, key, message))
-
-    def events(self) -> list[JobEvent]:
-        """What was said about jobs."""
-        events = [decode_event(message.body).read() for _, _, message in self.published]
-        return [event for event in events if isinstance(event, JobEvent)]
+from training_worker.reporter import Reporter, Speaker, retell
+from training_worker.run_folder import Bookmark, Cursor, RunFolder
 
 
 @pytest.fixture
@@ -42,23 +22,16 @@ async def link() -> RecordingLink:
     return RecordingLink()
 
 
-def speaker(link: RecordingLink) -> Speaker:
-    """A worker that trains on a stand-in, at a fixed time."""
-    return Speaker(link, "w1", simulated=True, clock=lambda: 86_400.0)
-
-
-async def told(reporter: Reporter) -> None:
-    """Publish all that was emitted."""
-    running = asyncio.create_task(reporter.run())
-    await asyncio.wait_for(reporter.flush(), PATIENCE)
-    running.cancel()
-    await asyncio.wait({running})
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """The folder of an attempt."""
+    return make_folder(tmp_path)
 
 
 async def test_events_are_numbered_from_one_and_published_in_order(link: RecordingLink) -> None:
     """In each attempt anew, whatever kinds they are."""
     for attempt in (1, 2):
-        reporter = Reporter(speaker(link), "portrait", attempt)
+        reporter = a_reporter(link, attempt=attempt)
         reporter.emit(JobPhase, phase=Phase.TRAINING)
         reporter.emit(JobWarning, message="one")
         reporter.emit(JobWarning, message="two")
@@ -74,7 +47,7 @@ async def test_events_are_numbered_from_one_and_published_in_order(link: Recordi
 
 async def test_an_event_is_published_under_its_own_key_and_says_who_speaks(link: RecordingLink) -> None:
     """The exchange is that of the fleet; the envelope's id is that of the event, for ever."""
-    reporter = Reporter(speaker(link), "portrait", 2)
+    reporter = a_reporter(link, attempt=2)
     reporter.emit(JobWarning, message="one")
     await told(reporter)
 
@@ -90,7 +63,7 @@ async def test_an_event_is_published_under_its_own_key_and_says_who_speaks(link:
 
 async def test_an_event_survives_the_broker_and_can_be_told_by_its_properties(link: RecordingLink) -> None:
     """Persistent, with content type, id and type."""
-    reporter = Reporter(speaker(link), "portrait", 1)
+    reporter = a_reporter(link)
     reporter.emit(JobWarning, message="one")
     await told(reporter)
 
@@ -103,7 +76,7 @@ async def test_an_event_survives_the_broker_and_can_be_told_by_its_properties(li
 async def test_emitting_does_not_wait_for_a_broker_that_is_away(link: RecordingLink) -> None:
     """Nothing is lost meanwhile, and a flush ends only when all of it is confirmed."""
     link.back.clear()
-    reporter = Reporter(speaker(link), "portrait", 1)
+    reporter = a_reporter(link)
     running = asyncio.create_task(reporter.run())
     for number in range(100):
         reporter.emit(JobWarning, message=str(number))
@@ -123,7 +96,8 @@ async def test_emitting_does_not_wait_for_a_broker_that_is_away(link: RecordingL
 async def test_an_event_has_the_time_at_which_it_was_said(link: RecordingLink) -> None:
     """Not that at which a broker came back."""
     times = iter([1.0, 2.0, 3.0])
-    reporter = Reporter(Speaker(link, "w1", simulated=False, clock=lambda: next(times)), "portrait", 1)
+    worker = Speaker(link, "w1", simulated=False, clock=lambda: next(times))
+    reporter = Reporter(worker, link.publish, "portrait", 1, Bookmark(None))
     for _ in range(3):
         reporter.emit(JobWarning, message="one")
     await told(reporter)
@@ -147,4 +121,94 @@ async def test_an_event_that_lacks_a_field_is_an_error_of_the_caller(
 ) -> None:
     """It is raised where the mistake is, not where events are published."""
     with pytest.raises(TypeError):
-        Reporter(speaker(link), "portrait", 1).emit(JobWarning, **fields)
+        a_reporter(link).emit(JobWarning, **fields)
+
+
+async def test_the_next_daemon_goes_on_with_the_next_number(link: RecordingLink, folder: RunFolder) -> None:
+    """What was confirmed is told; what was not has its number again."""
+    before = a_reporter(link, folder)
+    assert not before.started
+    for number in (1, 2, 3):
+        before.emit(JobWarning, upto=100 * number, message=str(number))
+    await told_in_part(before, link, 2)
+
+    link = RecordingLink()
+    after = a_reporter(link, folder)
+    assert after.started
+    assert [after.has_told(offset) for offset in (100, 200, 201, 300)] == [True, True, False, False]
+    after.emit(JobWarning, upto=300, message="3")
+    await told(after)
+
+    assert [message.message_id for _, _, message in link.published] == ["portrait/1/3"]
+    assert after.has_told(300)
+    assert Bookmark(folder).cursor == Cursor(sequence=3, offset=300)
+
+
+async def test_nothing_is_told_before_it_is_confirmed(link: RecordingLink, folder: RunFolder) -> None:
+    """The bookmark is where the broker is, not where the trainer is."""
+    reporter = a_reporter(link, folder)
+    reporter.emit(JobWarning, upto=100, message="1")
+
+    assert not reporter.has_told(100)
+    assert not reporter.started
+    await told(reporter)
+    assert reporter.has_told(100)
+
+
+async def test_an_event_without_a_record_leaves_the_place_in_the_file(link: RecordingLink, folder: RunFolder) -> None:
+    """It is the daemon's own."""
+    reporter = a_reporter(link, folder)
+    reporter.emit(JobWarning, upto=100, message="1")
+    reporter.emit(JobWarning, message="2")
+    await told(reporter)
+
+    assert Bookmark(folder).cursor == Cursor(sequence=2, offset=100)
+
+
+async def test_entries_of_the_ledger_are_written_in_their_turn(link: RecordingLink) -> None:
+    """Whoever reads both sees them in one order; an entry has no number."""
+    saved = own(link).entry(CheckpointSaved, step=5, path="/c5")
+    reporter = a_reporter(link)
+    reporter.emit(JobWarning, message="before")
+    reporter.write(saved)
+    reporter.emit(JobWarning, message="after")
+    await told(reporter)
+
+    before, entry, after = link.said()
+    assert entry == saved
+    assert (before, after) == tuple(link.events())
+    assert [event.sequence for event in link.events()] == [1, 2]
+    assert link.published[1][:2] == ("", "studio.ledger")
+    assert link.published[1][2].delivery_mode is DeliveryMode.PERSISTENT
+
+
+async def test_words_are_said_as_they_were_put_and_only_once(link: RecordingLink, folder: RunFolder) -> None:
+    """The daemon that wrote them down may have died before or after it said them."""
+    reporter = a_reporter(link, folder)
+    reporter.emit(JobWarning, message="one")
+    words = reporter.word(JobWarning, message="last")
+    assert (words.sequence, words.event_id, words.key) == (2, "portrait/1/2", "job.portrait.warning")
+    await told(reporter)
+
+    for _ in range(2):
+        again = a_reporter(link, folder)
+        again.say(words)
+        await told(again)
+
+    assert len(link.published) == 2
+    _, key, message = link.published[1]
+    assert (key, message.body, message.message_id) == (words.key, bytes(words.event), words.event_id)
+    assert message.type == "training.job.warning.v1"
+
+
+async def test_what_was_said_can_be_said_again_from_its_body(link: RecordingLink) -> None:
+    """Byte for byte, under the same id and key."""
+    reporter = a_reporter(link)
+    reporter.emit(JobWarning, message="one")
+    await told(reporter)
+    _, key, message = link.published[0]
+
+    statement = retell(message.body)
+
+    assert (statement.key, statement.message.body) == (key, message.body)
+    assert (statement.message.message_id, statement.message.type) == (message.message_id, message.type)

@@ -1,39 +1,27 @@
 """The folder where daemon and trainer meet: complete before the trainer starts, and never half written."""
 
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support.runs import LEASE, SPEC, make_folder
 
-from training_schemas.jobs import EngineName, TrainingType
-from training_schemas.spec import RunLease, RunSpec
-from training_worker.run_folder import OUTPUT_LINES, RunFolder, fsync_folder
-
-SPEC = RunSpec(
-    job_id="portrait",
-    attempt=2,
-    training_type=TrainingType.FLUX_LORA,
-    engine=EngineName.DIFFUSERS,
-    model_path="/models/flux",
-    dataset_path="/datasets/set",
-    attempt_path="/models/.portrait.portrait.2",
-    resume_from=None,
-    device="cuda",
-    parameters={"loraRank": 16, "validationPrompts": ["a cät"]},
-)
-LEASE = RunLease(deadline=1000.0, max_isolation=1800.0)
+from training_schemas.spec import RequestLine, RunLease, RunRequest, RunSpec
+from training_worker.identity import RECORD_SELF, Identity
+from training_worker.run_folder import CURSOR_FILE, OUTPUT_LINES, Bookmark, Cursor, RunFolder, StopOrder, fsync_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     """The folder of one attempt."""
-    return RunFolder.create(tmp_path / "state", SPEC, LEASE)
+    return make_folder(tmp_path / "state")
 
 
 def test_a_new_folder_has_all_that_a_trainer_needs(folder: RunFolder, tmp_path: Path) -> None:
     """Its name says whose it is; the spec and the lease are there, and a file to append to."""
     assert folder.path == tmp_path / "state" / "runs" / "portrait.2"
-    assert sorted(path.name for path in folder.path.iterdir()) == ["lease", "progress.jsonl", "spec.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["lease", "progress.jsonl", "run.json", "spec.json"]
     assert msgspec.json.decode((folder.path / "spec.json").read_bytes(), type=RunSpec) == SPEC
     assert msgspec.json.decode((folder.path / "lease").read_bytes(), type=RunLease) == LEASE
     assert folder.progress.read_bytes() == b""
@@ -52,16 +40,6 @@ def test_a_spec_says_that_there_is_nothing_to_resume_from(folder: RunFolder) -> 
     assert msgspec.json.decode((folder.path / "spec.json").read_bytes()).keys() == {
         field.encode_name for field in msgspec.structs.fields(RunSpec)
     }
-
-
-def test_the_folder_of_another_attempt_is_never_taken_over(folder: RunFolder, tmp_path: Path) -> None:
-    """What is there may belong to a trainer that still runs."""
-    folder.progress.write_text("record\n")
-
-    with pytest.raises(FileExistsError):
-        RunFolder.create(tmp_path / "state", SPEC, LEASE)
-
-    assert folder.progress.read_text() == "record\n"
 
 
 def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunFolder) -> None:
@@ -112,3 +90,90 @@ def test_a_folder_can_be_synced_and_a_file_cannot(tmp_path: Path) -> None:
     fsync_folder(tmp_path)
     with pytest.raises(NotADirectoryError):
         fsync_folder(tmp_path / "file")
+
+
+def test_a_folder_whose_trainer_still_runs_is_never_replaced(folder: RunFolder, tmp_path: Path) -> None:
+    """Two trainers must not write into one folder."""
+    folder.progress.write_text("record\n")
+    command = ["/bin/sh", "-c", RECORD_SELF, "sh", str(folder.identity), "/bin/sh", "-c", "echo; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as trainer:
+        assert trainer.stdout is not None
+        trainer.stdout.readline()
+        try:
+            with pytest.raises(FileExistsError, match=f"belongs to process {trainer.pid}, which still runs"):
+                make_folder(tmp_path / "state")
+        finally:
+            trainer.kill()
+
+    assert folder.progress.read_text() == "record\n"
+
+
+@pytest.mark.parametrize("identity", [None, "half", "boot\n1 (sh) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1\n"])
+def test_a_folder_whose_trainer_has_ended_is_replaced(folder: RunFolder, tmp_path: Path, identity: str | None) -> None:
+    """Nothing of the old attempt is left in it, the place up to which it was told least of all."""
+    folder.progress.write_text("record\n")
+    Bookmark(folder).move(Cursor(sequence=5, offset=7))
+    if identity is not None:
+        folder.identity.write_text(identity)
+
+    again = make_folder(tmp_path / "state")
+
+    assert again.path == folder.path
+    assert again.progress.read_bytes() == b""
+    assert not again.identity.exists()
+    assert Bookmark(again).cursor == Cursor(sequence=0, offset=0)
+    assert [path.name for path in folder.path.parent.iterdir()] == ["portrait.2"]
+    assert Identity.read(again.identity) is None
+
+
+def test_a_bookmark_begins_at_the_start_and_is_found_where_it_was_left(folder: RunFolder) -> None:
+    """By the daemon that comes next."""
+    bookmark = Bookmark(folder)
+    assert bookmark.cursor == Cursor(sequence=0, offset=0)
+
+    bookmark.move(Cursor(sequence=2, offset=300))
+    bookmark.move(Cursor(sequence=3, offset=450))
+
+    assert bookmark.cursor == Bookmark(folder).cursor == Cursor(sequence=3, offset=450)
+
+
+def test_a_bookmark_without_a_folder_is_remembered_all_the_same() -> None:
+    """An attempt that never came to a run has something to tell as well."""
+    bookmark = Bookmark(None)
+    bookmark.move(Cursor(sequence=1))
+
+    assert bookmark.cursor == Cursor(sequence=1, offset=0)
+
+
+def test_requests_are_a_line_each_in_their_order(folder: RunFolder) -> None:
+    """The trainer reads on where it was."""
+    for request in (RunRequest.CHECKPOINT, RunRequest.SAMPLE, RunRequest.CHECKPOINT):
+        folder.request(request)
+
+    lines = (folder.path / "requests.jsonl").read_bytes().splitlines()
+    assert [msgspec.json.decode(line, type=RequestLine).request for line in lines] == [
+        RunRequest.CHECKPOINT,
+        RunRequest.SAMPLE,
+        RunRequest.CHECKPOINT,
+    ]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(folder: RunFolder) -> None:
+    """Who dies while writing leaves the old one; who reads meanwhile has the old one to its end."""
+    folder.write(CURSOR_FILE, Cursor(sequence=1))
+    (folder.path / f"{CURSOR_FILE}.new").write_text('{"sequence": 2, "off')
+
+    assert folder.read(CURSOR_FILE, Cursor) == Cursor(sequence=1)
+    with (folder.path / CURSOR_FILE).open("rb") as old:
+        folder.write(CURSOR_FILE, Cursor(sequence=3))
+        assert msgspec.json.decode(old.read(), type=Cursor) == Cursor(sequence=1)
+    assert folder.read(CURSOR_FILE, Cursor) == Cursor(sequence=3)
+
+
+def test_a_file_that_was_never_written_is_none_and_one_that_is_wrong_an_error(folder: RunFolder) -> None:
+    """Nobody goes on from what cannot be read."""
+    assert folder.read("stop.json", StopOrder) is None
+    (folder.path / "stop.json").write_text('{"why": 7}')
+
+    with pytest.raises(msgspec.ValidationError):
+        folder.read("stop.json", StopOrder)

@@ -1,29 +1,304 @@
-"""What a trainer is given of its daemon's environment."""
+"""A trainer is seen to its end, stopped where it must be, and judged: real children, and records of every kind."""
 
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import msgspec
 import pytest
+from tests.support import runs
+from tests.support.owning import PATIENCE, RecordingLink, a_reporter, own
 
-from training_worker.cards import Card
-from training_worker.runner import trainer_environment
+from training_schemas.progress import AnyRecord, FailureReason, Phase
+from training_worker.meter import Meter
+from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
+from training_worker.process import Child
+from training_worker.run import Run
+from training_worker.run_folder import STOP_FILE, StopOrder
+from training_worker.runner import Limits, Runner
+from training_worker.tail import follow_lines
+from training_worker.teller import Teller
+from training_worker.wishes import Wishes
+
+# For trainers that must not be stopped before their end.
+LONG = 10 * PATIENCE
+SHORT = 0.1
+OBEDIENT = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done"
+DEAF = "trap '' TERM; echo ready; while :; do sleep 0.01; done"
+LIMITS = Limits(stop_grace=LONG, stall_preparing=LONG, stall_training=LONG, budget_usd=None)
 
 
-def card(*, simulated: bool) -> Card:
-    """The second of a host's cards."""
-    return Card(uuid="GPU-2", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
+class Watch:
+    """One daemon that sees to a run."""
+
+    def __init__(self, run: Run, limits: Limits = LIMITS, started: float | None = None) -> None:
+        self.run = run
+        self.wishes = Wishes()
+        self.wishes.attach(run.folder)
+        link = RecordingLink()
+        self.meter = Meter(3.6, started=time.time() if started is None else started, clock=time.time)
+        self.teller = Teller(run.folder, self.meter, a_reporter(link, run.folder), own(link), saved_step=5)
+        self.runner = Runner(run.folder, self.meter, self.teller, self.wishes, limits)
+
+    def start(self, script: str) -> Child:
+        """Start a trainer that is a shell's script."""
+        return self.run.start(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"})
+
+    async def see(self, script: str, *records: AnyRecord) -> Outcome | Detached:
+        """See a trainer to its end that has recorded this already."""
+        runs.append(self.run.folder, *records)
+        return await asyncio.wait_for(self.runner.follow(self.start(script)), PATIENCE)
+
+    async def see_stopped(self, why: str, script: str, *records: AnyRecord) -> Outcome | Detached:
+        """The same, of a trainer that is told to stop as soon as it says that it is ready."""
+        runs.append(self.run.folder, *records)
+        child = self.start(script)
+        following = asyncio.create_task(self.runner.follow(child))
+        await self.until_ready(child)
+        self.wishes.end(why)
+        return await asyncio.wait_for(following, PATIENCE)
+
+    async def until_ready(self, child: Child) -> None:
+        """Wait until the trainer has printed a line."""
+        async with asyncio.timeout(PATIENCE):
+            await anext(follow_lines(self.run.folder.stdout, child.ended))
+
+    async def see_broken(self, script: str, *records: AnyRecord) -> Broken:
+        """The same, of a trainer that fails."""
+        outcome = await self.see(script, *records)
+        assert isinstance(outcome, Broken)
+        return outcome
+
+    async def look_back(self, *records: AnyRecord, last_sign: float = 0.0, rebooted: bool = False) -> Outcome:
+        """Judge a trainer that nobody saw end."""
+        runs.append(self.run.folder, *records)
+        return await asyncio.wait_for(self.runner.look_back(last_sign, rebooted=rebooted), PATIENCE)
 
 
-def test_a_trainer_sees_its_own_card_by_uuid_and_no_other() -> None:
-    """An index would mean another card after a restart of the host."""
-    assert trainer_environment(card(simulated=False))["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose trainer has not started."""
+    return runs.make_run(tmp_path)
 
 
-def test_a_trainer_of_a_simulated_card_sees_no_card_at_all() -> None:
-    """Else it would train on a card that somebody else was given."""
-    assert trainer_environment(card(simulated=True))["CUDA_VISIBLE_DEVICES"] == ""
+async def test_a_trainer_that_says_done_and_ends_well_is_done(run: Run) -> None:
+    """With its result, and what it has used."""
+    result = runs.done()
+
+    outcome = await Watch(run, started=time.time() - 100).see("exit 0", runs.step(1), result)
+
+    assert isinstance(outcome, Done)
+    assert outcome.record == result
+    assert 100 <= outcome.usage.gpu_seconds < 100 + PATIENCE
+    assert outcome.usage.wasted_gpu_seconds == 0.0
 
 
-def test_a_trainer_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it needs is passed on by name; all else stays with the daemon."""
-    monkeypatch.setenv("TRAINING_AMQP_URL", "amqp://user:secret@broker/")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+async def test_a_last_record_that_comes_with_the_end_counts(run: Run) -> None:
+    """It is read before the trainer is judged."""
+    line = msgspec.json.encode(runs.done()).decode()
 
-    assert "secret" not in str(trainer_environment(card(simulated=False)))
+    assert isinstance(await Watch(run).see(f"echo '{line}' >> \"$0/progress.jsonl\""), Done)
+
+
+async def test_a_trainer_that_ends_without_a_word_has_crashed(run: Run) -> None:
+    """Told are the phase, how it ended, and its last lines of output; what no checkpoint holds is wasted."""
+    started = time.time() - 100
+    records: list[AnyRecord] = [runs.phase(), runs.checkpoint(1, at=started + 60), runs.step(2)]
+
+    broken = await Watch(run, started=started).see_broken("echo oops >&2; exit 9", *records)
+
+    assert (broken.reason, broken.output_tail) == (FailureReason.TRAINER_CRASHED, ["oops"])
+    assert broken.message == "trainer ended without a word in phase training: exit status 9"
+    assert broken.usage.wasted_gpu_seconds == pytest.approx(broken.usage.gpu_seconds - 60)
+
+
+@pytest.mark.parametrize("end", ["exit 1", "kill -KILL $$"])
+async def test_done_is_not_believed_if_the_trainer_ends_badly(run: Run, end: str) -> None:
+    """It may have died while it still wrote."""
+    assert (await Watch(run).see_broken(end, runs.done())).reason == FailureReason.TRAINER_CRASHED
+
+
+async def test_a_trainer_that_knows_why_it_failed_is_quoted(run: Run) -> None:
+    """Its reason, its message and each fault."""
+    record = runs.failed(FailureReason.DATASET_INVALID)
+
+    broken = await Watch(run).see_broken("exit 1", record)
+
+    assert (broken.reason, broken.message, broken.faults) == (record.reason, record.message, record.faults)
+
+
+async def test_a_trainer_that_prepares_for_too_long_has_stalled(run: Run) -> None:
+    """It is stopped; the phase and the bound are told."""
+    limits = msgspec.structs.replace(LIMITS, stall_preparing=SHORT)
+
+    broken = await Watch(run, limits).see_broken(OBEDIENT, runs.phase(Phase.CACHING_TEXT))
+
+    assert broken.reason == FailureReason.STALLED
+    assert broken.message == "stopped: nothing new for 0 s in phase cachingText"
+
+
+async def test_a_trainer_that_stalls_in_training_does_not_have_the_time_that_preparing_has(run: Run) -> None:
+    """The bound is that of the phase, from the moment at which the phase begins."""
+    watch = Watch(run, msgspec.structs.replace(LIMITS, stall_training=SHORT))
+    child = watch.start(OBEDIENT)
+    following = asyncio.create_task(watch.runner.follow(child))
+    await watch.until_ready(child)
+
+    runs.append(run.folder, runs.phase(), runs.step(1))
+
+    outcome = await asyncio.wait_for(following, PATIENCE)
+    assert isinstance(outcome, Broken)
+    assert outcome.reason == FailureReason.STALLED
+
+
+async def test_a_step_that_takes_about_as_long_as_others_is_no_stall(run: Run) -> None:
+    """A large card at full resolution may need minutes for each."""
+    limits = msgspec.structs.replace(LIMITS, stall_training=SHORT)
+    steps = [runs.step(1, at=0.0), runs.step(2, at=LONG)]
+
+    assert isinstance(await Watch(run, limits).see("sleep 0.4", runs.phase(), *steps, runs.done()), Done)
+
+
+async def test_a_job_is_stopped_when_it_has_cost_its_limit(run: Run) -> None:
+    """Which is told."""
+    limits = msgspec.structs.replace(LIMITS, budget_usd=0.0002)
+
+    broken = await Watch(run, limits).see_broken(OBEDIENT, runs.step(1))
+
+    assert broken.reason == FailureReason.BUDGET_EXHAUSTED
+    assert "limit of 0.0002 USD" in broken.message
+    assert broken.usage.cost_usd is not None
+    assert broken.usage.cost_usd >= 0.0002
+
+
+async def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
+    """Nothing that comes after it is worth its price."""
+    broken = await Watch(run).see_broken(OBEDIENT, runs.step(1), runs.step(2, loss=None))
+
+    assert broken.reason == FailureReason.LOSS_NOT_FINITE
+
+
+async def test_what_the_trainer_says_of_its_failure_counts_more_than_the_alarm(run: Run) -> None:
+    """It was nearer."""
+    watch = Watch(run)
+    watch.teller.raise_alarm(FailureReason.STALLED, "stopped")
+
+    broken = await watch.see_broken("exit 1", runs.failed(FailureReason.DISK_FULL))
+
+    assert broken.reason == FailureReason.DISK_FULL
+
+
+async def test_a_trainer_that_is_told_to_stop_has_stopped(run: Run) -> None:
+    """Whether it says so or not; a later attempt goes on from its last checkpoint."""
+    records: list[AnyRecord] = [runs.step(8), runs.checkpoint(8), runs.step(9)]
+    outcome = await Watch(run).see_stopped("SIGTERM", OBEDIENT, *records)
+
+    assert isinstance(outcome, Stopped)
+    assert outcome.step == 8
+
+
+async def test_a_trainer_that_resumed_and_saved_nothing_new_stops_where_it_began(run: Run) -> None:
+    """Its own attempt is lost, what came before is not."""
+    outcome = await Watch(run).see_stopped("SIGTERM", OBEDIENT, runs.step(6))
+
+    assert isinstance(outcome, Stopped)
+    assert outcome.step == 5
+
+
+async def test_a_trainer_that_stopped_by_itself_has_stopped(run: Run) -> None:
+    """It found itself an orphan."""
+    assert isinstance(await Watch(run).see("exit 3", runs.stopped(5)), Stopped)
+
+
+async def test_a_trainer_that_was_done_before_it_could_stop_is_done(run: Run) -> None:
+    """The result is there."""
+    script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+
+    assert isinstance(await Watch(run).see_stopped("SIGTERM", script, runs.done()), Done)
+
+
+async def test_an_abort_does_not_wait_for_the_grace(run: Run) -> None:
+    """The trainer is asked, and killed."""
+    watch = Watch(run)
+    watch.wishes.abort.set()
+
+    assert isinstance(await watch.see_stopped("aborted", DEAF), Stopped)
+
+
+async def test_a_trainer_that_is_left_runs_on_and_is_found(run: Run) -> None:
+    """By the daemon that takes this one's place, which sees it to the same end."""
+    watch = Watch(run)
+    child = watch.start(OBEDIENT)
+    following = asyncio.create_task(watch.runner.follow(child))
+    watch.wishes.detach.set()
+    assert await asyncio.wait_for(following, PATIENCE) == Detached()
+
+    identity = run.identity
+    while identity is None:
+        await asyncio.sleep(0.01)
+        identity = run.identity
+    assert not child.ended.is_set()
+    os.kill(child.pid, 0)
+    later, again = Watch(run), Child.find(identity)
+    assert again is not None
+    later.wishes.end("SIGTERM")
+    assert isinstance(await asyncio.wait_for(later.runner.follow(again), PATIENCE), Stopped)
+    child._reap()  # for the sake of `subprocess`, which has not seen the end
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ([], "trainerCrashed"),
+        ([runs.phase(), runs.step(1)], "trainerCrashed"),
+        ([runs.step(1), runs.checkpoint(1)], "trainerCrashed"),
+        ([runs.sample(1)], "trainerCrashed"),
+        ([runs.warning()], "trainerCrashed"),
+        ([runs.step(1, loss=None)], "lossNotFinite"),
+        ([runs.failed(FailureReason.OUT_OF_MEMORY)], "outOfMemory"),
+    ],
+)
+async def test_a_trainer_that_failed_unseen_is_judged_by_its_last_record(
+    run: Run, records: list[AnyRecord], reason: str
+) -> None:
+    """Its exit status is not known."""
+    outcome = await Watch(run).look_back(*records)
+
+    assert isinstance(outcome, Broken)
+    assert outcome.reason == reason
+
+
+async def test_a_trainer_that_crashed_unseen_says_so(run: Run) -> None:
+    """No status is made up."""
+    outcome = await Watch(run).look_back(runs.phase())
+
+    assert isinstance(outcome, Broken)
+    assert outcome.message == "trainer ended without a word in phase training: exit status unknown"
+
+
+async def test_a_trainer_that_was_done_unseen_is_done(run: Run) -> None:
+    """It has cost what it had cost at its last sign of life, not what the daemon's absence would add."""
+    outcome = await Watch(run, started=1000.0).look_back(runs.done(), last_sign=1090.0)
+
+    assert isinstance(outcome, Done)
+    assert outcome.usage.gpu_seconds == 90.0
+
+
+@pytest.mark.parametrize("last", [runs.stopped(7), runs.checkpoint(7)])
+async def test_a_trainer_that_was_told_to_stop_by_an_earlier_daemon_has_stopped(run: Run, last: AnyRecord) -> None:
+    """The order was written down: its end is no crash."""
+    run.folder.write(STOP_FILE, StopOrder(why="SIGTERM", cancelled=False))
+
+    outcome = await Watch(run).look_back(runs.checkpoint(7), last)
+
+    assert isinstance(outcome, Stopped)
+    assert outcome.step == 7
+
+
+async def test_a_trainer_that_its_host_took_down_is_no_crash(run: Run) -> None:
+    """Its end was no fault of its own, and does not count against the job."""
+    outcome = await Watch(run).look_back(runs.phase(), rebooted=True)
+
+    assert isinstance(outcome, Broken)
+    assert outcome.reason is FailureReason.WORKER_LOST

@@ -69,6 +69,10 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
         output_roots = ["/out"]
         gpus = ["NVIDIA L4:23034MiB"]
         lease = 30
+        grace = 5
+        retry_delays = [1, 60]
+        stall_preparing = 3600
+        stall_training = 900.5
         max_isolation = 600.5
         stop_grace = 5
         metrics_port = 9100
@@ -90,6 +94,10 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
         output_roots=[Path("/out")],
         gpus=["NVIDIA L4:23034MiB"],
         lease=30,
+        grace=5,
+        retry_delays=[1, 60],
+        stall_preparing=3600,
+        stall_training=900.5,
         max_isolation=600.5,
         stop_grace=5,
         metrics_port=9100,
@@ -111,6 +119,10 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
         ("STATE_DIR", "/srv/state", Path("/srv/state")),
         ("LEASE", "30", 30.0),
         ("MAX_ISOLATION", "600.5", 600.5),
+        ("GRACE", "5", 5),
+        ("RETRY_DELAYS", "[1, 60]", [1, 60]),
+        ("STALL_PREPARING", "3600", 3600.0),
+        ("STALL_TRAINING", "900.5", 900.5),
         ("METRICS_PORT", "9100", 9100),
         ("GPUS", '["a:1MiB", "b:2MiB"]', ["a:1MiB", "b:2MiB"]),
         ("GPUS", "[]", []),
@@ -152,6 +164,14 @@ def test_variables_that_are_no_settings_are_left_alone(file: Path) -> None:
         ("lease = 1", "lease"),
         ("lease = nan", "lease"),
         ("stop_grace = 0", "stop_grace"),
+        ("grace = 0", "grace"),
+        ("grace = 1.5", "grace"),
+        ("grace = 86401", "grace"),
+        ("retry_delays = []", "retry_delays"),
+        ("retry_delays = [0]", "retry_delays"),
+        ("retry_delays = 30", "retry_delays"),
+        ("stall_preparing = 0", "stall_preparing"),
+        ("stall_training = -1", "stall_training"),
         ("max_isolation = -1", "max_isolation"),
         ("metrics_port = 0", "metrics_port"),
         ("metrics_port = 65536", "metrics_port"),

@@ -25,7 +25,10 @@ class Reader:
         self._task = asyncio.create_task(self._follow(path))
 
     async def _follow(self, path: Path) -> None:
-        async for line in follow_lines(path, self._ended):
+        offset = 0
+        async for line, after in follow_lines(path, self._ended):
+            offset += len(line) + 1
+            assert after == offset
             self._lines.put_nowait(line)
 
     async def read(self, count: int) -> list[bytes]:

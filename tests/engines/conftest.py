@@ -1,6 +1,7 @@
 """What the trainer's tests share: a tiny model, a small data set, and runs over them."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,6 @@ import pytest
 from training_schemas.jobs import EngineName, TrainingType
 from training_schemas.progress import AnyRecord, decode_record
 from training_schemas.spec import (
-    LEASE_FILE,
     PROGRESS_FILE,
     SPEC_FILE,
     FluxLoraParameters,
@@ -120,14 +120,24 @@ def write_run(tmp_path: Path, tiny_model: Path, robots: Path) -> WriteRun:
 
 @pytest.fixture
 def train() -> Train:
-    """Run a run folder in this process, by a clock of its own if one is given; gives exit code and records."""
+    """Run a run folder in this process, by the clock and the writer that are given; gives exit code and records."""
     from training_worker.engines.diffusers.__main__ import run  # noqa: PLC0415
     from training_worker.engines.diffusers.control import Control  # noqa: PLC0415
     from training_worker.engines.diffusers.progress import ProgressWriter  # noqa: PLC0415
 
-    def train_here(folder: Path, clock: Callable[[], float] = time.time) -> tuple[int, list[AnyRecord]]:
-        with ProgressWriter(folder / PROGRESS_FILE) as progress:
-            code = run(folder, progress, Control(folder / LEASE_FILE, clock))
+    def train_here(
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        writer: Callable[[Path], ProgressWriter] = ProgressWriter,
+    ) -> tuple[int, list[AnyRecord]]:
+        control = Control(folder, clock)
+        previous = signal.getsignal(signal.SIGTERM)
+        control.listen()
+        try:
+            with writer(folder / PROGRESS_FILE) as progress:
+                code = run(folder, progress, control)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
         return code, read_records(folder)
 
     return train_here

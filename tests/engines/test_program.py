@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 from tests.engines.conftest import Train, WriteRun, read_records
 from tests.engines.trainers import assert_same_adapter
@@ -25,6 +26,7 @@ from training_schemas.progress import (
     StepRecord,
     StoppedRecord,
 )
+from training_schemas.spec import LEASE_FILE, PROGRESS_FILE, RunLease
 from training_worker.engines.diffusers.adapters import ADAPTER_FILE
 
 pytestmark = pytest.mark.trainer
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.trainer
 Record = TypeVar("Record", bound=AnyRecord)
 
 PROGRAM = "training_worker.engines.diffusers"
+MAX_ISOLATION = 600
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
@@ -40,6 +43,13 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def write_lease(folder: Path, deadline: float) -> None:
+    """Write a lease as the daemon does, in one go."""
+    path = folder / f".{LEASE_FILE}"
+    path.write_bytes(msgspec.json.encode(RunLease(deadline=deadline, max_isolation=MAX_ISOLATION)))
+    path.rename(folder / LEASE_FILE)
 
 
 def of_type(records: list[AnyRecord], kind: type[Record]) -> list[Record]:
@@ -110,6 +120,39 @@ def test_sigterm_saves_the_work_for_another_attempt(write_run: WriteRun, train: 
     assert_same_adapter(whole, resumed)
 
 
+def test_an_orphan_saves_its_work_and_ends(write_run: WriteRun) -> None:
+    """Its daemon is gone, and somebody else may have the job by now."""
+    folder = write_run(max_train_steps=100_000)
+    write_lease(folder, deadline=time.time())
+    with start("-m", PROGRAM, str(folder)) as program:
+        while program.poll() is None and not of_type(read_records(folder), StepRecord):
+            time.sleep(0.02)
+        write_lease(folder, deadline=time.time() - MAX_ISOLATION)
+        output = program.communicate(timeout=60)
+
+    checkpoint, last = read_records(folder)[-2:]
+    assert (3, ("", "")) == (program.returncode, output)
+    assert isinstance(checkpoint, CheckpointRecord)
+    assert isinstance(last, StoppedRecord)
+    assert (checkpoint.step, "orphan") == (last.step, last.why)
+    assert Path(checkpoint.path).is_dir()
+
+
+def test_a_stop_is_heard_from_the_first_moment_that_the_run_can_be_seen(write_run: WriteRun) -> None:
+    """Before the training libraries are there; earlier still, the signal just ends the program."""
+    folder = write_run()
+    with start("-m", PROGRAM, str(folder)) as program:
+        while program.poll() is None and not (folder / PROGRESS_FILE).exists():
+            time.sleep(0.01)
+        program.send_signal(signal.SIGTERM)
+        output = program.communicate(timeout=60)
+
+    last = read_records(folder)[-1]
+    assert (3, ("", "")) == (program.returncode, output)
+    assert isinstance(last, StoppedRecord)
+    assert (0, "signal") == (last.step, last.why)
+
+
 def test_a_bad_data_set_is_told_before_anything_slow_happens(write_run: WriteRun, tmp_path: Path) -> None:
     """All of its faults, in the one record of the failure, without importing torch."""
     dataset = tmp_path / "dataset"
@@ -126,6 +169,18 @@ def test_a_bad_data_set_is_told_before_anything_slow_happens(write_run: WriteRun
     assert isinstance(failed, FailedRecord)
     assert FailureReason.DATASET_INVALID == failed.reason
     assert [str(dataset / "a.png"), str(dataset / "a.txt")] == [fault.path for fault in failed.faults]
+
+
+def test_a_stop_after_the_last_record_leaves_the_exit_status_as_it_is(write_run: WriteRun, tmp_path: Path) -> None:
+    """The two should not contradict each other: a run that is done would be taken for one that was stopped."""
+    folder = write_run(dataset_path=str(tmp_path / "nowhere"))
+    with start("-m", PROGRAM, str(folder)) as program:
+        while program.poll() is None and not of_type(read_records(folder), FailedRecord):
+            time.sleep(0.001)
+        program.send_signal(signal.SIGTERM)
+        program.communicate(timeout=60)
+
+    assert program.returncode == 1
 
 
 def test_a_run_folder_that_is_missing_is_told_on_stderr() -> None:

@@ -221,9 +221,9 @@ async def test_a_trainer_that_cannot_be_started_fails_the_job(fleet: Fleet) -> N
     """A wrong command in the settings is said as such."""
     await fleet.start(engines={"diffusers": {"command": ["/no/such/python"], "training_types": ["FLUX_LORA"]}})
 
-    event = await failed(fleet)
+    event = await failed(fleet, max_attempts=1)
 
-    assert event.reason == "configInvalid"
+    assert event.reason == "hostUnfit"
     assert "/no/such/python" in event.message
 
 

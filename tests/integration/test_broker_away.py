@@ -61,7 +61,7 @@ async def test_a_worker_that_was_away_for_longer_than_its_lease_has_lost_the_job
     claimed = [event for event in events if isinstance(event, JobClaimed)]
     assert [(event.worker, event.attempt) for event in claimed] == [("first", 1), ("second", 2)]
     assert events[-1].worker == "second"
-    assert first.logged("job_ended") == []
+    assert [entry["outcome"] for entry in first.logged("job_ended")] == ["superseded"]
 
 
 async def test_messages_that_came_while_the_broker_was_away_are_taken_after(proxy: Proxy, fleet: Fleet) -> None:

@@ -1,27 +1,13 @@
 """The client's commands against a real broker and a real daemon."""
 
-import asyncio
-import os
-import subprocess
-import sys
-
 import msgspec
 import pytest
-from tests.support.fleet import ROOT, Fleet
+from tests.support.command_line import run
+from tests.support.fleet import Fleet
 
 from training_schemas.events import JobCancelled, JobProgress
 
 pytestmark = pytest.mark.broker
-
-
-async def run(fleet: Fleet, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """``training-worker`` with these arguments, for this fleet, without a terminal."""
-    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
-    env = os.environ | {"PYTHONPATH": path, "TRAINING_AMQP_URL": fleet.url, "TRAINING_PREFIX": fleet.names.prefix}
-    command = [sys.executable, "-m", "training_worker", *arguments]
-    return await asyncio.to_thread(
-        subprocess.run, command, env=env, capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def write_job(fleet: Fleet, *, training_type: str = "FLUX_LORA") -> str:
@@ -50,7 +36,7 @@ async def test_submit_with_watch_tells_the_job_in_plain_lines_without_a_terminal
 async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_status(fleet: Fleet) -> None:
     """Whoever comes late sees the whole job from the log."""
     await fleet.start(mode="crash")
-    await fleet.submit("portrait")
+    await fleet.submit("portrait", max_attempts=1)
     await fleet.events("portrait")
 
     done = await run(fleet, "watch", "portrait")
@@ -61,14 +47,14 @@ async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_sta
 
 
 async def test_cancel_ends_a_running_job(fleet: Fleet) -> None:
-    """The command returns at once; the job's end comes as an event."""
+    """The command says whom it told; the job's end comes as an event."""
     await fleet.start(mode="slow")
     await fleet.submit("portrait", max_train_steps=600)
     await fleet.until("portrait", JobProgress)
 
     done = await run(fleet, "cancel", "portrait")
 
-    assert (done.returncode, done.stdout) == (0, "portrait: cancellation requested\n")
+    assert (done.returncode, done.stdout) == (0, "portrait: running; told w1, attempt 1\n")
     assert isinstance((await fleet.events("portrait"))[-1], JobCancelled)
 
 

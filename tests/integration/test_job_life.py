@@ -184,7 +184,7 @@ async def test_a_copy_of_a_finished_job_is_settled_without_training(fleet: Fleet
     job = await fleet.submit("portrait")
     await daemon.until_logged("job_ended")
 
-    await fleet.publish(msgspec.json.encode(job))
+    await fleet.publish(msgspec.json.encode(job), key="flux.24gb")
     await daemon.until_logged("not_ours")
 
     assert [entry["why"] for entry in daemon.logged("not_ours")] == ["FINISHED_BEFORE"]
@@ -252,7 +252,7 @@ async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_the_job_up(
 async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_output(fleet: Fleet) -> None:
     """The event names how the trainer ended and what it printed last; the message waits in the dead queue."""
     await fleet.start(mode="crash")
-    await fleet.submit("portrait")
+    await fleet.submit("portrait", max_attempts=1)
 
     failed = (await fleet.events("portrait"))[-1]
     letter = await fleet.dead()

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support.fleet import ROOT, Fleet
+from tests.support.real_training import TRAINER, run_module, start, submit
 
 from training_schemas.events import (
     JobCheckpoint,
@@ -25,61 +25,6 @@ from training_schemas.events import (
 )
 
 pytestmark = [pytest.mark.broker, pytest.mark.trainer]
-
-TRAINER = {
-    "diffusers": {
-        "command": [sys.executable, "-m", "training_worker.engines.diffusers"],
-        "training_types": ["FLUX_LORA"],
-    }
-}
-SMALL = {
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
-    "weight_dtype": "float32",
-    "t5_tokenizer_max_length": 64,
-}
-
-
-def run_module(module: str, *arguments: Path) -> str:
-    """Run one of our programs and return what it prints."""
-    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pipeline and a drawn data set."""
-    folder = tmp_path_factory.mktemp("materials")
-    run_module("training_worker.engines.diffusers.tiny", folder / "model")
-    run_module("training_worker.engines.demo_dataset", folder / "dataset")
-    return folder
-
-
-async def start(fleet: Fleet, materials: Path, worker_id: str = "w1") -> Any:
-    """A daemon with the built-in trainer and the tiny model."""
-    if not (fleet.folder / "datasets" / "robots").exists():
-        shutil.copytree(materials / "dataset", fleet.folder / "datasets" / "robots")
-    models = {"black-forest-labs/FLUX.1-dev": str(materials / "model")}
-    return await fleet.start(worker_id, models=models, engines=TRAINER, stop_grace=30)
-
-
-async def submit(fleet: Fleet, **fields: Any) -> None:
-    """A job small enough for a CPU."""
-    overrides = SMALL | fields.pop("config_overrides", {})
-    await fleet.submit(
-        "robot",
-        dataset_path=str(fleet.folder / "datasets" / "robots"),
-        resolution=64,
-        lora_rank=8,
-        learning_rate=0.01,
-        config_overrides=overrides,
-        **fields,
-    )
 
 
 async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fleet, materials: Path) -> None:

@@ -9,6 +9,17 @@ refuse    a failed record that names two faults
 deaf      a step, then ignores SIGTERM for ever
 squat     done, but something appeared in the output's place meanwhile
 grandchild  done, leaving behind a process that holds its output open
+steady    all phases, a step every 0.05 s, a checkpoint every five; honours SIGTERM, requests and its lease
+brisk     steady, ten times as fast
+dwell:PHASE  steady, but it stays in this phase until it is told to stop
+filler    writes checkpoints that grow until the disk is full
+obliging  steady, with a checkpoint only when asked for one
+killer    kills itself at its third step, every time
+hog       out of memory with a micro-batch of more than one image
+diverge   a second step whose loss is not a number
+stuck     a step, then nothing new for ever
+silent    steady, but what it leaves on SIGTERM is no record
+Where the data set has a folder ``traces`` beside it, every start, step and end is noted there, for those who count.
 Standard library alone, and little of that: its start-up time is part of what the benchmarks measure.
 """
 
@@ -23,10 +34,25 @@ class Trainer:
     def __init__(self, folder: str) -> None:
         with open(os.path.join(folder, "spec.json")) as file:
             self.spec = json.load(file)
-        self.file = os.open(os.path.join(folder, "progress.jsonl"), os.O_WRONLY | os.O_APPEND)
+        self.progress = os.path.join(folder, "progress.jsonl")
+        self.file = os.open(self.progress, os.O_WRONLY | os.O_APPEND)
+        self.requested = 0
         self.sequence = 0
         self.stopping = False
+        self.pace = 0.05
         signal.signal(signal.SIGTERM, self.on_term)
+
+    def trace(self, what: str, step: int = 0) -> None:
+        """Note something where no daemon and no other trainer can take it back."""
+        folder = os.path.join(os.path.dirname(self.spec["datasetPath"]), "traces")
+        if not os.path.isdir(folder):
+            return
+        line = json.dumps(
+            {"what": what, "step": step, "attempt": self.spec["attempt"], "pid": os.getpid(), "time": time.time()}
+        )
+        file = os.open(os.path.join(folder, self.spec["jobId"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, line.encode() + b"\n")
+        os.close(file)
 
     def on_term(self, *_: object) -> None:
         self.stopping = True
@@ -38,11 +64,12 @@ class Trainer:
 
     def step(self, number: int) -> None:
         total = self.spec["parameters"]["maxTrainSteps"]
+        self.trace("step", number)
         self.record("step", step=number, totalSteps=total, loss=1 / number, learningRate=1e-4)
 
     def checkpoint(self, number: int) -> None:
         path = os.path.join(self.spec["attemptPath"], f"checkpoint-{number}")
-        os.makedirs(path)
+        os.makedirs(path, exist_ok=True)
         self.record("checkpoint", step=number, path=path)
 
     def done(self, steps: int) -> None:
@@ -70,6 +97,118 @@ class Trainer:
                 sys.exit(3)
             time.sleep(0.1)
         self.done(total)
+
+    def steady(self) -> None:
+        self.trace("start")
+        first = saved = self.first_step()
+        total = self.spec["parameters"]["maxTrainSteps"]
+        for phase in ("starting", "cachingText", "loadingModel"):
+            self.pause(phase, saved)
+        self.record("phase", phase="training")
+        self.trace("training")
+        for number in range(first + 1, total + 1):
+            self.step(number)
+            time.sleep(self.pace)
+            requests = self.requests()
+            if (number % 5 == 0 and sys.argv[1] != "obliging") or "checkpoint" in requests:
+                self.checkpoint(number)
+                saved = number
+            if "sample" in requests:
+                self.record("sample", step=number, path=f"{number}.png", prompt="a cat")
+            self.stop_if_told(number, saved)
+        for phase in ("sampling", "exporting"):
+            self.pause(phase, saved)
+        self.trace("end")
+        self.done(total)
+
+    def first_step(self) -> int:
+        resumed = self.spec["resumeFrom"]
+        return int(os.path.basename(resumed).rpartition("-")[2]) if resumed else 0
+
+    def pause(self, phase: str, saved: int) -> None:
+        self.record("phase", phase=phase)
+        self.trace(phase)
+        for _ in range(10_000 if sys.argv[1] == f"dwell:{phase}" else 6):
+            time.sleep(self.pace)
+            self.stop_if_told(saved, saved)
+
+    def requests(self) -> str:
+        path = os.path.join(os.path.dirname(self.progress), "requests.jsonl")
+        with open(path) if os.path.exists(path) else open(os.devnull) as file:
+            lines = file.readlines()
+        new, self.requested = lines[self.requested :], len(lines)
+        return "".join(new)
+
+    def stop_if_told(self, number: int, saved: int) -> None:
+        with open(os.path.join(os.path.dirname(self.progress), "lease")) as file:
+            lease = json.load(file)
+        orphan = time.time() > lease["deadline"] + lease["maxIsolation"]
+        if not self.stopping and not orphan:
+            return
+        if number > saved:
+            self.checkpoint(number)
+        self.trace("end")
+        if sys.argv[1] != "silent":
+            self.record("stopped", step=number, why="orphan" if orphan else "signal")
+        sys.exit(3)
+
+    def obliging(self) -> None:
+        self.steady()
+
+    def brisk(self) -> None:
+        self.pace /= 10
+        self.steady()
+
+    def dwell(self) -> None:
+        self.steady()
+
+    def silent(self) -> None:
+        self.steady()
+
+    def killer(self) -> None:
+        self.trace("start")
+        self.record("phase", phase="training")
+        for number in (1, 2, 3):
+            self.step(number)
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def filler(self) -> None:
+        self.trace("start")
+        self.record("phase", phase="checkpointing")
+        path = os.path.join(self.spec["attemptPath"], "checkpoint-1")
+        try:
+            with open(path, "wb") as file:
+                while True:
+                    file.write(bytes(100_000))
+                    file.flush()
+        except OSError as error:
+            os.unlink(path)
+            self.record("failed", reason="diskFull", message=f"cannot write: {error}")
+        sys.exit(1)
+
+    def hog(self) -> None:
+        if self.spec["parameters"]["batchSize"] > 1:
+            self.record("failed", reason="outOfMemory", message="cannot go on: out of memory")
+            sys.exit(1)
+        self.steady()
+
+    def diverge(self) -> None:
+        self.record("phase", phase="training")
+        self.step(1)
+        total = self.spec["parameters"]["maxTrainSteps"]
+        self.record("step", step=2, totalSteps=total, loss=None, learningRate=1e-4)
+        while not self.stopping:
+            time.sleep(0.05)
+        self.record("stopped", step=2, why="signal")
+        sys.exit(3)
+
+    def stuck(self) -> None:
+        self.record("phase", phase="training")
+        self.step(1)
+        while not self.stopping:
+            time.sleep(0.05)
+        sys.exit(3)
 
     def crash(self) -> None:
         self.record("phase", phase="training")
@@ -101,4 +240,4 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    getattr(Trainer(sys.argv[2]), sys.argv[1])()
+    getattr(Trainer(sys.argv[2]), sys.argv[1].partition(":")[0])()

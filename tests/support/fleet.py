@@ -1,12 +1,14 @@
 """Real daemons on a real broker, with a trainer that trains nothing or with the real one."""
 
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ import aio_pika
 import msgspec
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from training_schemas.events import Event, JobEvent, decode_event
-from training_schemas.jobs import TrainingJob
+from training_schemas.events import Event, JobEvent, WorkerOffline, decode_event, encode_event, wrap
+from training_schemas.jobs import MemoryTier, ModelFamily, TrainingJob
 from training_schemas.ledger import AnyEntry, Barrier, decode_entry
 from training_worker.broker.log import read_log
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session, persistent
+from training_worker.broker.topology import delete_topology
 from training_worker.client import AsyncTrainingWorkerAPI
+from training_worker.errors import BrokerError
+from training_worker.identity import Identity
 from training_worker.jobs import make_job
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +40,9 @@ CARD_80 = "NVIDIA H100 80GB HBM3:81559MiB"
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 60.0
 
+# Of the daemons under test, and the defaults.
+DELAYS = (1, 20, 30, 120, 600)
+
 
 class Daemon:
     """One ``training-worker run`` as a process."""
@@ -45,6 +53,16 @@ class Daemon:
         self.worker_id = worker_id
         self._entries: list[dict[str, Any]] = []
         self._read = 0
+
+    def kill(self) -> None:
+        """End the daemon alone, as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def trainers(self) -> list[int]:
+        """The process ids of the trainers that this daemon started, oldest first; whether they run or not."""
+        return [entry["pid"] for entry in self.logged("trainer_started")]
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the daemon alone."""
@@ -81,10 +99,17 @@ class Fleet:
         self.names = Names(prefix)
         self.api = AsyncTrainingWorkerAPI(url, prefix=prefix)
         self._daemons: list[Daemon] = []
+        self._delays: set[int] = set()
+        self._job_ids: set[str] = set()
         for name in ("datasets/set", "models", "base", "no-nvml"):
             (folder / name).mkdir(parents=True)
         # Hides the cards of a machine that has some: a library that cannot be loaded is no library.
         (folder / "no-nvml" / "libnvidia-ml.so.1").touch()
+
+    def move(self, url: str) -> None:
+        """Talk to another node of the broker from now on; the daemons' own addresses stay."""
+        self.url = url
+        self.api = AsyncTrainingWorkerAPI(url, prefix=self.names.prefix)
 
     def settings(self, worker_id: str, gpus: list[str], mode: str, **changes: Any) -> dict[str, Any]:
         """A daemon's settings, with a fake trainer in ``mode`` that can do everything."""
@@ -101,6 +126,8 @@ class Fleet:
             "models": {"black-forest-labs/FLUX.1-dev": base, "stabilityai/stable-diffusion-xl-base-1.0": base},
             "engines": {"diffusers": {"command": command, "training_types": TYPES}},
             "lease": 10,
+            "grace": 1,
+            "retry_delays": [1],
             "stop_grace": 5,
         } | changes
 
@@ -111,6 +138,7 @@ class Fleet:
         gpus: list[str] | None = None,
         mode: str = "ok",
         online: bool = True,
+        program: Sequence[str] = ("-m", "training_worker"),
         **changes: Any,
     ) -> Daemon:
         """Start a daemon; by default wait until it is connected."""
@@ -123,9 +151,10 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
         env = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(self.folder / "no-nvml")}
         with log.open("wb") as file:
-            command = [sys.executable, "-m", "training_worker", "run", "--config", str(config)]
+            command = [sys.executable, *program, "run", "--config", str(config)]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)  # noqa: ASYNC220 - takes milliseconds
         daemon = Daemon(process, log, worker_id)
+        self._delays.update((settings["grace"], *settings["retry_delays"]))
         self._daemons.append(daemon)
         if online:
             await daemon.until_logged("broker_connected")
@@ -140,11 +169,22 @@ class Fleet:
             try:
                 await daemon.ended()
             except subprocess.TimeoutExpired:
-                daemon.process.kill()
-                await daemon.ended()
+                daemon.kill()
+        for run in self.folder.glob("state-*/runs/*/process"):
+            identity = Identity.read(run)
+            if identity is not None and identity.is_alive:
+                os.killpg(identity.pid, signal.SIGKILL)
+
+    async def delete(self) -> None:
+        """Delete what the fleet has left on the broker, once its daemons have ended."""
+        async with self.channel() as channel:
+            await delete_topology(channel, self.names, self._delays)
+            for job_id in self._job_ids:
+                await channel.queue_delete(self.names.lease(job_id))
 
     def job(self, job_id: str, training_type: str = "FLUX_LORA", **fields: Any) -> TrainingJob:
         """A valid job of this fleet."""
+        self._job_ids.add(job_id)
         paths = {
             "dataset_path": str(self.folder / "datasets" / "set"),
             "output_path": str(self.folder / "models" / job_id),
@@ -157,16 +197,19 @@ class Fleet:
         await self.api.submit_job(job)
         return job
 
-    async def publish(self, body: bytes, **properties: Any) -> None:
-        """Publish anything to where backends publish."""
+    async def publish(self, body: bytes, *, key: str = "submit", **properties: Any) -> None:
+        """Publish anything to where backends publish, or past it."""
         async with self.channel() as channel:
             exchange = await channel.get_exchange(self.names.jobs, ensure=False)
-            await exchange.publish(aio_pika.Message(body, **properties), "submit")
+            await exchange.publish(aio_pika.Message(body, **properties), key)
 
     async def events(self, job_id: str) -> list[JobEvent]:
-        """All of a job's events, once it has ended."""
+        """All of a job's events, once it has ended; the broker may be away meanwhile."""
         async with asyncio.timeout(PATIENCE):
-            return [event async for event in self.api.events(job_id)]
+            while True:
+                with contextlib.suppress(BrokerError):
+                    return [event async for event in self.api.events(job_id)]
+                await asyncio.sleep(0.2)
 
     async def until(self, job_id: str, kind: type[JobEvent], count: int = 1) -> JobEvent:
         """Wait for the n-th event of a kind about a job."""
@@ -188,6 +231,29 @@ class Fleet:
                 if len(found) == count:
                     break
         return found
+
+    async def log(self) -> list[tuple[str, Event]]:
+        """What the log of events holds now, with the events' ids."""
+        end, found = f"end-{secrets.token_hex(8)}", []
+        async with asyncio.timeout(PATIENCE), self.session() as session:
+            # A worker that does not exist has the last word: all before it has been read.
+            marker = encode_event(wrap(WorkerOffline(worker="end", simulated=True, why=end), event_id=end, time=0))
+            await session.publish(self.names.events, "worker.end.offline", persistent(marker))
+            async for body in read_log(session, self.names.events_log, 0):
+                envelope = decode_event(body)
+                if envelope.id == end:
+                    break
+                found.append((envelope.id, envelope.read()))
+        return found
+
+    def waiting_queues(self) -> list[str]:
+        """The queues in which jobs of this fleet wait, but for leases."""
+        tiers = [self.names.tier_queue(family, tier) for family in ModelFamily for tier in MemoryTier]
+        return [self.names.intake, self.names.delay_queue(1), *tiers]
+
+    async def all_event_ids(self, kind: type[Event]) -> list[str]:
+        """The ids of all events of a kind up to now."""
+        return [event_id for event_id, event in await self.log() if isinstance(event, kind)]
 
     async def ledger(self) -> list[AnyEntry]:
         """What the ledger holds, without the markers."""
@@ -221,6 +287,12 @@ class Fleet:
                 return None
             return declared.declaration_result.message_count
 
+    async def waiting(self) -> int:
+        """How many messages wait in the queues of the fleet, but for leases."""
+        async with self.channel() as channel:
+            queues = [await channel.declare_queue(name, passive=True) for name in self.waiting_queues()]
+            return sum(queue.declaration_result.message_count or 0 for queue in queues)
+
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """A session of the tests' own; it declares the topology."""
@@ -235,6 +307,12 @@ class Fleet:
         """A channel of the tests' own, with confirms."""
         async with await aio_pika.connect(self.url) as connection:
             yield await connection.channel()
+
+
+async def delete_fleet(url: str, names: Names) -> None:
+    """Delete what a fleet declares. Its exclusive queues go with their owners; its leases expire."""
+    async with await aio_pika.connect(url, timeout=10) as connection:
+        await delete_topology(await connection.channel(), names, DELAYS)
 
 
 def to_toml(value: Any) -> str:

@@ -1,26 +1,69 @@
-"""A TCP proxy in front of the broker, to cut what passes through it."""
+"""A TCP proxy in front of the broker, for all that can happen to a connection."""
 
 import asyncio
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from tests.support.frames import Frames, is_counted
 from yarl import URL
+
+# Whoever does not read what came before a cut loses it.
+FLUSH_TIMEOUT = 5.0
+
+
+class Link:
+    """One connection through the proxy; a deaf one passes nothing on, not even its end."""
+
+    def __init__(self, writer: asyncio.StreamWriter, *, deaf: bool) -> None:
+        self.deaf = deaf
+        self.ended = asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
+        self.add(writer)
+
+    def add(self, writer: asyncio.StreamWriter) -> None:
+        """Take the way to one of its ends in."""
+        # Waiting for such a writer is waiting until everything is out.
+        writer.transport.set_write_buffer_limits(0)
+        self._writers.append(writer)
+
+    async def flush(self) -> None:
+        """Wait until what was passed on is on its way, or cannot be any more."""
+        await asyncio.gather(*(writer.drain() for writer in self._writers), return_exceptions=True)
+
+    def abort(self) -> None:
+        """End it at both ends at once."""
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 class Proxy:
-    """Passes bytes both ways on a loopback port of its own, for as long as it is up."""
+    """Passes frames both ways on a loopback port of its own, for as long as it is up."""
 
     def __init__(self, broker_url: str) -> None:
         self._broker = URL(broker_url)
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._links: set[Link] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._dropping = False
+        self._frames = 0
+        self._frames_left = 0
 
     @property
     def url(self) -> str:
         """The broker's address by way of the proxy."""
         return str(self._broker.with_host("127.0.0.1").with_port(self._port))
+
+    @property
+    def frames(self) -> int:
+        """How many frames passed since `cut_after` was called, up to the cut."""
+        return self._frames
+
+    def move(self, broker_url: str) -> None:
+        """Lead new connections to another broker."""
+        self._broker = URL(broker_url)
 
     async def up(self) -> None:
         """Let connections through."""
@@ -29,8 +72,8 @@ class Proxy:
 
     def cut(self) -> None:
         """End all connections; new ones are let through at once."""
-        for writer in self._writers:
-            writer.transport.abort()
+        for link in self._links:
+            link.abort()
 
     def down(self) -> None:
         """End all connections and refuse new ones."""
@@ -38,22 +81,89 @@ class Proxy:
             self._server.close()
         self.cut()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        with suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection(self._broker.host, self._broker.port)
-            self._writers.add(far_writer)
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-            self._writers.discard(far_writer)
-        self._writers.discard(writer)
+    def hold(self) -> None:
+        """Keep back what is sent from now on, as a network that fails for a while does, where TCP sends it again."""
+        self._passing.clear()
 
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def resume(self) -> None:
+        """Deliver what was kept back, and what comes."""
+        self._passing.set()
+
+    def drop(self) -> None:
+        """Lose what is sent from now on and tell nobody, as a loss of power or a cut cable for good does.
+
+        The connections of this time never recover; those that are opened meanwhile get no answer.
+        """
+        self._dropping = True
+        for link in self._links:
+            link.deaf = True
+
+    def pass_on(self) -> None:
+        """Let connections through that are opened from now on."""
+        self._dropping = False
+
+    def cut_after(self, frames: int) -> None:
+        """End all connections once that many more frames have passed, both ways and on all connections together.
+
+        Those frames arrive whole, and nothing of the others does. Heartbeats pass uncounted. It happens once.
+        """
+        self._frames = 0
+        self._frames_left = frames
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = Link(writer, deaf=self._dropping)
+        self._links.add(link)
+        with suppress(OSError):
+            if link.deaf:
+                await reader.read()
+            else:
+                await self._join(link, reader, writer)
+        link.abort()
+        link.ended.set()
+        self._links.discard(link)
+
+    async def _join(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._broker.host, self._broker.port)
+        link.add(far_writer)
+        await asyncio.gather(self._pump(link, reader, far_writer), self._pump(link, far_reader, writer))
+
+    async def _pump(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames = Frames()
         with suppress(OSError):
             while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+                for frame in frames.feed(data):
+                    await self._pass(link, frame, writer)
+        await self._passing.wait()
+        if not link.deaf:
+            writer.close()
+
+    async def _pass(self, link: Link, frame: bytes, writer: asyncio.StreamWriter) -> None:
+        await self._passing.wait()
+        if link.deaf:
+            return
+        writer.write(frame)
+        if self._is_last(frame):
+            await self._cut_flushed()
+        else:
+            await writer.drain()
+
+    def _is_last(self, frame: bytes) -> bool:
+        """Count a frame that passes, and say whether all connections end with it."""
+        if not self._frames_left or not is_counted(frame):
+            return False
+        self._frames += 1
+        self._frames_left -= 1
+        return self._frames_left == 0
+
+    async def _cut_flushed(self) -> None:
+        links = list(self._links)
+        for link in links:
+            link.deaf = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await asyncio.gather(*(link.flush() for link in links))
+        for link in links:
+            link.abort()
 
     async def __aenter__(self) -> Self:
         await self.up()
@@ -63,3 +173,7 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.down()
+        self.resume()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await asyncio.gather(*(link.ended.wait() for link in self._links))

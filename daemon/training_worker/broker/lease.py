@@ -1,16 +1,17 @@
 """The lease: a quorum queue that holds a copy of the job.
 
-If its owner is gone for longer than the lease, the copy is dead-lettered to the job's tier queue, and the job comes
-back by itself.
+If its owner is gone for longer than the lease, the copy is dead-lettered: after a grace, the job is back in its tier
+queue.
 """
 
 import asyncio
+import uuid
 
+import msgspec
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelPreconditionFailed
 
-from training_worker.broker.names import Names
 from training_worker.broker.session import Session, broker_errors
 from training_worker.broker.topology import DELIVERY_LIMIT, at_least_once
 
@@ -20,6 +21,15 @@ EXPIRY_FACTOR = 10
 DELIVERY_TIMEOUT = 30.0
 
 
+class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """For how long a copy is kept in which queue, and where it goes then."""
+
+    queue: str
+    seconds: float
+    exchange: str
+    key: str
+
+
 class Lease:
     """The owner's hold on the lease queue: copies that are delivered and not acknowledged do not expire."""
 
@@ -27,6 +37,7 @@ class Lease:
         self._session = session
         self._queue = queue
         self._held: list[AbstractIncomingMessage] = []
+        self._consumer: str | None = None
         self._arrived = asyncio.Condition()
 
     @classmethod
@@ -35,7 +46,7 @@ class Lease:
         lease = cls(session, queue)
         await session.watch(queue.channel)
         with broker_errors():
-            await queue.consume(lease._receive)
+            lease._consumer = await queue.consume(lease._receive)
         return lease
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
@@ -44,32 +55,47 @@ class Lease:
             self._arrived.notify_all()
 
     async def renew(self, message: Message) -> None:
-        """Publish a fresh copy, wait until it is held, then drop the older ones. Raises `BrokerLostError`.
+        """Publish a fresh copy, wait until it is held, then drop all others. Raises `BrokerLostError`.
 
-        No copy is held for longer than from one renewal to the next, so no consumer timeout ever strikes.
+        No copy is held for longer than from one renewal to the next, so no consumer timeout ever strikes. One that was
+        in the queue before may have outlived the lease: to hold that instead is to lose the job with the connection.
         """
-        async with self._arrived:
-            before = len(self._held)
+        message.correlation_id = name = uuid.uuid4().hex
         await self._session.publish("", self._queue.name, message)
-        await self._session.wait_for(self._wait_for_more_than(before), timeout=DELIVERY_TIMEOUT)
+        await self._session.wait_for(self._wait_for(name), timeout=DELIVERY_TIMEOUT)
         async with self._arrived:
-            old, self._held = self._held[:-1], self._held[-1:]
+            old = [copy for copy in self._held if copy.correlation_id != name]
+            self._held = [copy for copy in self._held if copy.correlation_id == name]
         with broker_errors():
             for copy in old:
                 await copy.ack()
 
-    async def _wait_for_more_than(self, count: int) -> None:
+    async def _wait_for(self, name: str) -> None:
         async with self._arrived:
-            await self._arrived.wait_for(lambda: len(self._held) > count)
+            await self._arrived.wait_for(lambda: any(copy.correlation_id == name for copy in self._held))
 
-    async def give_back(self) -> None:
-        """Reject all copies: they are dead-lettered to the tier queue. Raises `BrokerLostError`."""
+    async def stop_taking(self) -> None:
+        """Hold what is held, and take no more copies: they are the next owner's. Raises `BrokerLostError`."""
+        if self._consumer is not None:
+            with broker_errors():
+                await self._queue.cancel(self._consumer)
+            self._consumer = None
+
+    async def drop(self) -> None:
+        """Drop all copies that are held. Raises `BrokerLostError`.
+
+        The queue stays, since somebody else may own the job by now; it expires by itself.
+        """
+        await self._session.unwatch(self._queue.channel)
         with broker_errors():
             async with self._arrived:
                 for copy in self._held:
-                    await copy.reject(requeue=False)
+                    await copy.ack()
                 self._held = []
-        # The queue stays until its copies have left it; it expires by itself.
+        await self._session.close_channel(self._queue.channel)
+
+    async def close(self) -> None:
+        """Let go of the queue; what was held goes back into it. Raises `BrokerLostError`."""
         await self._session.close_channel(self._queue.channel)
 
     async def delete(self) -> None:
@@ -80,14 +106,14 @@ class Lease:
         await self._session.close_channel(self._queue.channel)
 
 
-async def declare_lease(session: Session, names: Names, job_id: str, tier_key: str, seconds: float) -> AbstractQueue:
+async def declare_lease(session: Session, terms: LeaseTerms) -> AbstractQueue:
     """Declare a job's lease queue on a channel of its own. Raises `BrokerLostError`.
 
-    A queue that is there with another lease or tier (the setting was changed, the job was submitted otherwise) is
-    taken as it is: it serves as well, and it may hold a copy.
+    A queue that is there on other terms (the setting was changed, the job was submitted otherwise) is taken as it is:
+    it serves as well, and it may hold a copy.
     """
-    name, ttl = names.lease(job_id), int(seconds * 1000)
-    arguments = at_least_once(names.jobs, tier_key) | {
+    ttl = int(terms.seconds * 1000)
+    arguments = at_least_once(terms.exchange, terms.key) | {
         "x-message-ttl": ttl,
         "x-expires": ttl * EXPIRY_FACTOR,
         "x-delivery-limit": DELIVERY_LIMIT,
@@ -95,7 +121,7 @@ async def declare_lease(session: Session, names: Names, job_id: str, tier_key: s
     channel = await session.channel(prefetch=0)
     with broker_errors():
         try:
-            return await channel.declare_queue(name, durable=True, arguments=arguments)
+            return await channel.declare_queue(terms.queue, durable=True, arguments=arguments)
         except ChannelPreconditionFailed:
             channel = await session.channel(prefetch=0)
-            return await channel.get_queue(name)
+            return await channel.get_queue(terms.queue)

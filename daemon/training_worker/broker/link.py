@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 from aio_pika import Message
@@ -20,8 +20,9 @@ log = structlog.get_logger()
 class Link:
     """Keeps a session open for as long as `run` runs."""
 
-    def __init__(self, url: str, names: Names, *, client: str) -> None:
+    def __init__(self, url: str, names: Names, *, client: str, delays: Collection[int] = ()) -> None:
         self._url = url
+        self._delays = delays
         self._client = client
         self._session: Session | None = None
         self._changed = asyncio.Condition()
@@ -45,7 +46,7 @@ class Link:
         delay = FIRST_DELAY
         while True:
             try:
-                session = await Session.open(self._url, self.names, client=self._client)
+                session = await Session.open(self._url, self.names, client=self._client, delays=self._delays)
             except BrokerError as error:
                 log.warning("broker_unreachable", error=str(error), retry_seconds=round(delay, 1))
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - spreads a fleet, hides nothing

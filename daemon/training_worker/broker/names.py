@@ -6,6 +6,9 @@ from training_schemas.jobs import MemoryTier, ModelFamily
 
 SUBMIT_KEY = "submit"
 
+# In a command's key in place of one worker's id.
+ALL_WORKERS = "all"
+
 
 class Names(msgspec.Struct, frozen=True):
     """All names, from one prefix."""
@@ -21,6 +24,11 @@ class Names(msgspec.Struct, frozen=True):
     def control(self) -> str:
         """Topic exchange: commands to jobs and workers."""
         return f"{self.prefix}.control"
+
+    @property
+    def retry(self) -> str:
+        """Topic exchange: jobs that go back to their tier queue after a delay, as ``30.flux.24gb``."""
+        return f"{self.prefix}.retry"
 
     @property
     def events(self) -> str:
@@ -51,6 +59,10 @@ class Names(msgspec.Struct, frozen=True):
         """Queue: jobs that wait for a card of this tier or higher."""
         return f"{self.prefix}.tier.{tier_key(family, tier)}"
 
+    def delay_queue(self, seconds: int) -> str:
+        """Queue: where jobs wait for so long before they go back to their tier queues."""
+        return f"{self.prefix}.retry.{seconds}"
+
     def owner(self, job_id: str) -> str:
         """Exclusive queue: the job's lock and its owner's inbox."""
         return f"{self.prefix}.owner.{job_id}"
@@ -63,6 +75,11 @@ class Names(msgspec.Struct, frozen=True):
 def tier_key(family: ModelFamily, tier: MemoryTier) -> str:
     """The routing key of a tier queue, as ``flux.24gb``."""
     return f"{family}.{tier}"
+
+
+def delayed_key(seconds: int, key: str) -> str:
+    """The routing key of a job that goes to ``key`` after so long, as ``30.flux.24gb``."""
+    return f"{seconds}.{key}"
 
 
 def job_key(job_id: str) -> str:

@@ -5,8 +5,8 @@ question that has to be asked anew.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Awaitable, Collection, Iterator
 from typing import Any, TypeVar
 
 import aio_pika
@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 from aiormq.abc import AbstractChannel as UnderlayChannel
+from aiormq.exceptions import PublishError
 from yarl import URL
 
 from training_worker.broker.names import Names
@@ -24,17 +25,25 @@ from training_worker.errors import BrokerError, BrokerLostError
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
+# After a power loss, the broker holds a lock for two of these, seconds. An address with ?heartbeat=N has its own.
+HEARTBEAT = 20
+
 T = TypeVar("T")
 
 
-@contextmanager
+@contextlib.contextmanager
 def broker_errors() -> Iterator[None]:
     """Turn the AMQP libraries' errors into ours."""
     try:
         yield
     except DeliveryError as error:
         raise BrokerError(f"message was returned: {error}") from error
-    except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
+    except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
+        # The libraries mix the two up: a call that timed out cancels whatever else waits on its channel, of which a
+        # task would end unnoticed; and a connection that is cancelled while it opens may raise an error of its own.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise asyncio.CancelledError from error
         raise BrokerLostError(f"{type(error).__name__}: {error}") from error
 
 
@@ -45,7 +54,7 @@ def _address(url: str) -> URL:
         raise BrokerError(f"cannot read the broker's address: {error}") from None
     if address.scheme not in ("amqp", "amqps") or not address.host:
         raise BrokerError("cannot read the broker's address: expected amqp://HOST/ or amqps://HOST/")
-    return address
+    return address if "heartbeat" in address.query else address.update_query(heartbeat=HEARTBEAT)
 
 
 def persistent(body: bytes, **properties: Any) -> Message:
@@ -67,7 +76,7 @@ class Session:
         channel.close_callbacks.add(self._on_close)
 
     @classmethod
-    async def open(cls, url: str, names: Names, *, client: str) -> "Session":
+    async def open(cls, url: str, names: Names, *, client: str, delays: Collection[int] = ()) -> "Session":
         """Connect and declare the topology, within a bounded time. Raises `BrokerError`."""
         with broker_errors():
             connection = aio_pika.Connection(_address(url), client_properties={"connection_name": client})
@@ -75,15 +84,16 @@ class Session:
                 await connection.connect(CONNECT_TIMEOUT)
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 session = cls(connection, channel)
-                await asyncio.wait_for(session._prepare(names), CONNECT_TIMEOUT)
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await session._prepare(names, delays)
             except BaseException:
                 await connection.close()
                 raise
         return session
 
-    async def _prepare(self, names: Names) -> None:
-        await declare_topology(self._channel, names)
-        for name in (names.jobs, names.control, names.events):
+    async def _prepare(self, names: Names, delays: Collection[int]) -> None:
+        await declare_topology(self._channel, names, delays)
+        for name in (names.jobs, names.retry, names.control, names.events):
             self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
 
     def _on_close(self, *_: object) -> None:
@@ -127,6 +137,15 @@ class Session:
         with broker_errors():
             await self._exchanges[exchange].publish(message, key, mandatory=mandatory)
 
+    async def offer(self, exchange: str, key: str, message: Message) -> bool:
+        """Publish to whoever listens now. False if nobody does. Raises `BrokerError`."""
+        with broker_errors():
+            try:
+                await self._exchanges[exchange].publish(message, key, mandatory=True)
+            except PublishError:
+                return False
+        return True
+
     async def wait_for(self, awaitable: Awaitable[T], *, timeout: float | None = None) -> T:  # noqa: ASYNC109
         """Wait for something that a lost connection would keep from ever happening, at most ``timeout`` seconds.
 
@@ -136,9 +155,11 @@ class Session:
         lost = asyncio.create_task(self.lost.wait(), name="session-lost")
         try:
             await asyncio.wait({work, lost}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
+            if work.done() and not work.cancelled():
                 return work.result()
-            raise BrokerLostError("connection lost" if lost.done() else f"no answer within {timeout:.0f} s")
+            raise BrokerLostError(
+                "connection lost" if lost.done() or work.cancelled() else f"no answer within {timeout:.0f} s"
+            )
         finally:
             work.cancel()
             lost.cancel()
@@ -146,8 +167,6 @@ class Session:
     async def close(self) -> None:
         """Close the connection: locks are freed, deliveries return. Bounded, and never fails."""
         self.lost.set()
-        try:
-            with broker_errors():
-                await asyncio.wait_for(self._connection.close(), CLOSE_TIMEOUT)
-        except BrokerError:
-            pass
+        with contextlib.suppress(BrokerError), broker_errors():
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._connection.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from training_schemas.validation import InvalidMessageError
-from training_worker.errors import NoGpuError, SettingsError, TrainingWorkerError
+from training_worker.errors import LetterError, NoGpuError, SettingsError, TrainingWorkerError
 from training_worker.version import __version__
 
 if TYPE_CHECKING:
@@ -42,18 +42,22 @@ def app() -> None:
 def run(config: Path | None, *, verbose: bool) -> None:
     """Run the daemon on this host until it is told to stop.
 
-    SIGTERM gives a running job back to the queue; SIGINT finishes it first.
+    SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
+    the daemon anew in place, while training goes on.
     """
     from training_worker.cards import find_cards  # noqa: PLC0415
     from training_worker.logs import configure_logging  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
-    from training_worker.worker import Worker  # noqa: PLC0415
+    from training_worker.worker import Ending, Worker  # noqa: PLC0415
 
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
     cards = find_cards(settings.gpus, settings.prices)
     with _observed(settings) as observe:
-        asyncio.run(Worker(settings, cards, observe).run())
+        ending = asyncio.run(Worker(settings, cards, observe).run())
+    if ending is Ending.REPLACED:
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program
+    sys.exit(1 if ending is Ending.ABORTED else 0)
 
 
 @contextmanager
@@ -84,16 +88,103 @@ def watch(job_id: str) -> None:
     """Show a job of the last day until it ends."""
     from training_worker.cli.client_commands import watch_job  # noqa: PLC0415
 
-    sys.exit(watch_job(job_id, since=None))
+    sys.exit(watch_job(job_id))
 
 
 @app.command()
 @click.argument("job_id")
 def cancel(job_id: str) -> None:
-    """Cancel a job, waiting or running."""
+    """Cancel a job, waiting or running, and say which it was."""
     from training_worker.cli.client_commands import cancel_job  # noqa: PLC0415
 
-    cancel_job(job_id)
+    sys.exit(cancel_job(job_id))
+
+
+@app.command()
+@click.argument("job_id")
+def checkpoint(job_id: str) -> None:
+    """Have a running job save a checkpoint now."""
+    from training_worker.cli.client_commands import checkpoint_job  # noqa: PLC0415
+
+    sys.exit(checkpoint_job(job_id))
+
+
+@app.command()
+@click.argument("job_id")
+def sample(job_id: str) -> None:
+    """Have a running job draw its sample pictures now."""
+    from training_worker.cli.client_commands import sample_job  # noqa: PLC0415
+
+    sys.exit(sample_job(job_id))
+
+
+@app.command()
+@click.argument("worker_id", metavar="WORKER|all")
+def drain(worker_id: str) -> None:
+    """Have a worker finish what it trains, take nothing new, and end."""
+    from training_worker.cli.client_commands import tell_worker  # noqa: PLC0415
+
+    sys.exit(tell_worker(worker_id, "drain"))
+
+
+@app.command()
+@click.argument("worker_id", metavar="WORKER|all")
+def pause(worker_id: str) -> None:
+    """Have a worker take nothing new until it is resumed."""
+    from training_worker.cli.client_commands import tell_worker  # noqa: PLC0415
+
+    sys.exit(tell_worker(worker_id, "pause"))
+
+
+@app.command()
+@click.argument("worker_id", metavar="WORKER|all")
+def resume(worker_id: str) -> None:
+    """Have a paused worker take jobs again."""
+    from training_worker.cli.client_commands import tell_worker  # noqa: PLC0415
+
+    sys.exit(tell_worker(worker_id, "resume"))
+
+
+@app.group()
+def dead() -> None:
+    """Look at what gave up, put it back, or drop it."""
+
+
+@dead.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(*, as_json: bool) -> None:
+    """List the dead queue, oldest first."""
+    from training_worker.cli.dead_commands import list_letters  # noqa: PLC0415
+
+    list_letters(as_json=as_json)
+
+
+@dead.command()
+@click.argument("job_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(job_id: str, *, as_json: bool) -> None:
+    """Show all about a job that gave up: why, its attempts, its last output, and the job."""
+    from training_worker.cli.dead_commands import show_letters  # noqa: PLC0415
+
+    show_letters(job_id, as_json=as_json)
+
+
+@dead.command()
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+def requeue(job_ids: tuple[str, ...]) -> None:
+    """Put jobs back: their attempts begin anew, from the last checkpoint."""
+    from training_worker.cli.dead_commands import requeue_letters  # noqa: PLC0415
+
+    requeue_letters(job_ids)
+
+
+@dead.command()
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+def drop(job_ids: tuple[str, ...]) -> None:
+    """Drop all letters of these jobs for good."""
+    from training_worker.cli.dead_commands import drop_letters  # noqa: PLC0415
+
+    drop_letters(job_ids)
 
 
 @app.command()
@@ -137,6 +228,8 @@ def main() -> None:
         sys.exit(EX_DATAERR)
     except (SettingsError, NoGpuError) as error:
         _fail(error, EX_CONFIG)
+    except LetterError as error:
+        _fail(error, 1)
     except TrainingWorkerError as error:
         _fail(error, EX_UNAVAILABLE)
 

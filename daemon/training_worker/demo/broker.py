@@ -53,7 +53,7 @@ cannot find a broker. Any one of these will do:
 KEEPER = """
 exec 3<&0 </dev/null
 trap : TERM
-epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" 3<&- &
+test -z "$3" || epmd -address 127.0.0.1 -port "$3" 3<&- &
 (trap '' TERM; read -r _ <&3; kill -TERM 0; sleep "$2"; kill -KILL 0) &
 "$1" 3<&-
 kill -KILL 0
@@ -106,25 +106,41 @@ class PrivateBroker:
     forked without `exec`.
 
     Args:
-        folder: where its data, log and cookie go, and stay.
+        folder: where its data, log and cookie go, and stay. A cookie and an advanced.config that are there are used.
         port: its AMQP port; without one, a free one.
+        epmd_port: where a port mapper runs that nodes of a cluster share; without one, the node starts its own.
         config: more lines for rabbitmq.conf.
         server: the script ``rabbitmq-server`` below Debian's wrapper.
     """
 
-    def __init__(self, folder: Path, *, port: int | None = None, config: str = "", server: Path = SERVER) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        epmd_port: int | None = None,
+        config: str = "",
+        server: Path = SERVER,
+    ) -> None:
         self.folder = folder.resolve()
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._config = config
         self._server = server
-        self._dist_port = _free_port(self.port)
-        self._epmd_port = _free_port(self.port, self._dist_port)
+        self._dist_port = free_port(self.port, epmd_port or 0)
+        self._epmd_port = epmd_port or free_port(self.port, self._dist_port)
+        self._own_epmd = "" if epmd_port else str(self._epmd_port)
+        self._ports = {self.port, self._dist_port, self._epmd_port} - {epmd_port}
         self._keeper: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where clients connect."""
         return _guest(self.port)
+
+    @property
+    def name(self) -> str:
+        """What other nodes call it."""
+        return f"training-{self.port}@localhost"
 
     @property
     def can_start(self) -> bool:
@@ -147,13 +163,13 @@ class PrivateBroker:
         """Start the node and wait until it answers. Raises `BrokerError` with the end of its log."""
         if not self.can_start:
             raise BrokerError(f"cannot start a RabbitMQ node: there is no {self._server}, or no Erlang")
-        for port in (self.port, self._dist_port, self._epmd_port):
+        for port in self._ports:
             if not _is_free(port):
                 raise BrokerError(f"cannot start a RabbitMQ node: port {port} of 127.0.0.1 is taken")
         self._lay_out()
         with self.log.open("ab") as log:
             self._keeper = subprocess.Popen(  # noqa: S603 - the server that is installed
-                ["/bin/sh", "-c", KEEPER, "keeper", self._server, str(STOP_GRACE)],
+                ["/bin/sh", "-c", KEEPER, "keeper", self._server, str(STOP_GRACE), self._own_epmd],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -228,7 +244,7 @@ class PrivateBroker:
             "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
             "LANG": "C.UTF-8",
             "HOME": str(self.folder),
-            "RABBITMQ_NODENAME": f"training-{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_LOGS": "-",
@@ -261,7 +277,7 @@ class PrivateBroker:
     def _wait_until_gone(self) -> None:
         """The keeper is reaped before the node itself is quite gone."""
         deadline = time.monotonic() + STOP_TIMEOUT
-        while not all(map(_is_free, (self.port, self._dist_port, self._epmd_port))):
+        while not all(map(_is_free, self._ports)):
             if time.monotonic() > deadline:
                 raise BrokerError(f"cannot stop the RabbitMQ node in {self.folder}: its ports are still in use")
             time.sleep(POLL)
@@ -330,7 +346,7 @@ def _speaks_amqp(port: int) -> bool:
         return False
 
 
-def _free_port(*taken: int) -> int:
+def free_port(*taken: int) -> int:
     """A free port, not one that an outgoing connection may be given before the node takes it.
 
     Such a connection may even be our own: one to a port that nobody listens on can be connected to itself.

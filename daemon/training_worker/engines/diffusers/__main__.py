@@ -10,10 +10,10 @@ from enum import IntEnum
 from pathlib import Path
 
 from training_schemas.progress import FailedRecord, Phase, StoppedRecord
-from training_schemas.spec import LEASE_FILE, PROGRESS_FILE
+from training_schemas.spec import PROGRESS_FILE
 from training_worker.engines.diffusers.control import Control
 from training_worker.engines.diffusers.data import find_images, read_dataset
-from training_worker.engines.diffusers.failures import TrainingStopped, failure_of
+from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped, failure_of
 from training_worker.engines.diffusers.model_folder import check_model_folder
 from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
 from training_worker.engines.diffusers.progress import ProgressWriter
@@ -32,41 +32,57 @@ def main() -> ExitCode:
     parser = argparse.ArgumentParser(description="Train a FLUX LoRA.")
     parser.add_argument("run_folder", type=Path)
     folder = parser.parse_args().run_folder
+    control = Control(folder)
+    control.listen()
     try:
         progress = ProgressWriter(folder / PROGRESS_FILE)
     except OSError as error:
         print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no record to say it in
         return ExitCode.FAILED
-    control = Control(folder / LEASE_FILE)
-    control.listen()
     with progress:
-        return run(folder, progress, control)
+        code = run(folder, progress, control)
+    control.stop_listening()
+    return code
 
 
 def run(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
     """Run to the last record, whatever happens."""
     try:
-        _train(folder, progress, control)
-    except TrainingStopped as stop:
-        progress.write(StoppedRecord, step=stop.step, why=stop.why)
-        return ExitCode.STOPPED
+        return _train_or_stop(folder, progress, control)
     except Exception as error:  # noqa: BLE001 # reported, as whatever it is
         failure = failure_of(error)
         if failure is not error:
             traceback.print_exc()
-        progress.write(FailedRecord, reason=failure.reason, message=str(failure), faults=failure.faults)
+        _report(failure, progress)
         return ExitCode.FAILED
+
+
+def _train_or_stop(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
+    try:
+        _train(folder, progress, control)
+    except TrainingStopped as stop:
+        progress.write(StoppedRecord, step=stop.step, why=stop.why)
+        return ExitCode.STOPPED
     return ExitCode.DONE
+
+
+def _report(failure: TrainingFailure, progress: ProgressWriter) -> None:
+    try:
+        progress.write(FailedRecord, reason=failure.reason, message=str(failure), faults=failure.faults)
+    except OSError as error:  # the disk of the run folder is full, too
+        print(f"cannot report the failure: {error}\n{failure}", file=sys.stderr)  # noqa: T201 # nor anywhere else
 
 
 def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     progress.phase(Phase.STARTING)
+    control.check()
     spec, parameters = read_spec(folder)
     images = find_images(Path(spec.dataset_path))
     progress.phase(Phase.CHECKING_DATASET, total=len(images))
     dataset = read_dataset(Path(spec.dataset_path), images, control.check)
     check_model_folder(Path(spec.model_path))
     make_attempt_folder(Path(spec.attempt_path))
+    control.check()
     # This imports the training libraries, which takes seconds.
     from training_worker.engines.diffusers.flux_lora import FluxLoraRun  # noqa: PLC0415
 

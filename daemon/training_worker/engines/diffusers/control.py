@@ -1,4 +1,4 @@
-"""Whether the run may go on: nobody has told it to stop, and its daemon still owns the job."""
+"""What the daemon tells a run: to stop, by a signal or by a lease that ran out, and what else it asks for."""
 
 import signal
 import time
@@ -8,8 +8,9 @@ from types import FrameType
 
 import msgspec
 
-from training_schemas.spec import RunLease
+from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease
 from training_worker.engines.diffusers.failures import TrainingStopped
+from training_worker.engines.diffusers.requests import RequestReader
 
 SIGNALLED = "signal"
 ORPHANED = "orphan"
@@ -18,10 +19,11 @@ LEASE_INTERVAL = 1.0  # seconds between two looks at the lease
 
 
 class Control:
-    """Asked at each safe point why the run should stop, if it should."""
+    """Asked at each safe point of a run whether it should stop, and at each step for ``requests``."""
 
-    def __init__(self, lease_path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._lease_path = lease_path
+    def __init__(self, run_folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.requests = RequestReader(run_folder / REQUESTS_FILE)
+        self._lease_path = run_folder / LEASE_FILE
         self._clock = clock
         self._signalled = False
         self._orphaned = False
@@ -30,6 +32,10 @@ class Control:
     def listen(self) -> None:
         """From now on SIGTERM asks the run to stop at its next safe point."""
         signal.signal(signal.SIGTERM, self._on_signal)
+
+    def stop_listening(self) -> None:
+        """From now on SIGTERM is ignored, also while the interpreter ends, which would give it its default back."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def why_stop(self) -> str | None:
         """Say why the run should stop, or None; reads the lease at most once a second."""
@@ -49,7 +55,7 @@ class Control:
     def _is_orphan(self, now: float) -> bool:
         try:
             lease = msgspec.json.decode(self._lease_path.read_bytes(), type=RunLease)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return False  # no lease, no rule; and one that is half written will be whole at the next look
         return now > lease.deadline + lease.max_isolation
 

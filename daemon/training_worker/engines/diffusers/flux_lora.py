@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from training_schemas.progress import CheckpointRecord, DoneRecord, Phase, StepRecord, WarningRecord
-from training_schemas.spec import FluxLoraParameters, RunSpec
+from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec
 from training_worker.engines.diffusers import checkpoints
 from training_worker.engines.diffusers.caching import CachedExample, CachedText, cache_images, cache_texts
 from training_worker.engines.diffusers.checkpoints import Tally
@@ -41,6 +41,8 @@ class FluxLoraRun:
         self._loader = ModelLoader(Path(spec.model_path), parameters.weight_dtype, spec.device)
         self._tally = Tally(step=0, first_loss=math.nan, last_loss=math.nan, fixed_loss_before=math.nan)
         self._saved_step = 0
+        self._drawn_step: int | None = None
+        self._samples: list[Path] = []
 
     def run(self) -> None:
         """Prepare, train, export, and report all of it up to the last record.
@@ -56,18 +58,16 @@ class FluxLoraRun:
         sampler = Sampler(self._loader, self._parameters, prompts, self._attempt, self._progress)
         try:
             self._resume(trainer)
-            samples = self._begin(trainer, sampler)
-            self._train(trainer)
-            fixed_loss = trainer.fixed_loss(self._tally.step, self._control.check)
-            samples += sampler.draw(trainer.transformer, self._tally.step, self._control.check)
+            self._begin(trainer, sampler)
+            self._train(trainer, sampler)
+            self._finish(trainer, sampler)
         except TrainingStopped as stop:
             self._save_checkpoint(trainer)
             raise TrainingStopped(stop.why, self._tally.step) from None
-        self._finish(trainer, fixed_loss, samples)
 
     def _cache_texts(self) -> dict[str, CachedText]:
         texts = [*(example.caption for example in self._dataset), *self._parameters.validation_prompts]
-        self._progress.phase(Phase.CACHING_TEXT, total=len(texts))
+        self._enter(Phase.CACHING_TEXT, len(texts))
         encoders = self._loader.text_encoders()
         cache = cache_texts(encoders, texts, self._parameters, self._control.check)
         del encoders
@@ -75,7 +75,7 @@ class FluxLoraRun:
         return cache
 
     def _cache_examples(self, texts: dict[str, CachedText]) -> list[CachedExample]:
-        self._progress.phase(Phase.CACHING_LATENTS, total=len(self._dataset))
+        self._enter(Phase.CACHING_LATENTS, len(self._dataset))
         vae = self._loader.vae()
         images = cache_images(vae, self._dataset, self._parameters.resolution, self._control.check)
         del vae
@@ -86,8 +86,7 @@ class FluxLoraRun:
         ]
 
     def _build_trainer(self, examples: list[CachedExample]) -> Trainer:
-        self._control.check()
-        self._progress.phase(Phase.LOADING_MODEL)
+        self._enter(Phase.LOADING_MODEL)
         return Trainer(self._loader.transformer(), examples, self._parameters)
 
     def _resume(self, trainer: Trainer) -> None:
@@ -100,14 +99,19 @@ class FluxLoraRun:
             self._progress.write(WarningRecord, message=f"{error}; training starts from step 0")
         self._saved_step = self._tally.step
 
-    def _begin(self, trainer: Trainer, sampler: Sampler) -> list[Path]:
+    def _enter(self, phase: Phase, total: int | None = None) -> None:
+        """Begin a phase which starts with something that cannot be stopped half-way, such as loading a model."""
+        self._progress.phase(phase, total)
+        self._control.check()
+
+    def _begin(self, trainer: Trainer, sampler: Sampler) -> None:
         """Record what the model can do before the job's first step."""
         if self._tally.step:
-            return []
+            return
         self._tally = replace(self._tally, fixed_loss_before=trainer.fixed_loss(0, self._control.check))
-        return sampler.draw(trainer.transformer, 0, self._control.check)
+        self._draw_samples(trainer, sampler)
 
-    def _train(self, trainer: Trainer) -> None:
+    def _train(self, trainer: Trainer, sampler: Sampler) -> None:
         total, every = self._parameters.max_train_steps, self._parameters.checkpoint_every
         self._progress.phase(Phase.TRAINING, total=total)
         while self._tally.step < total:
@@ -120,9 +124,20 @@ class FluxLoraRun:
                 loss=loss,
                 learning_rate=self._parameters.learning_rate,
             )
+            wanted = self._control.requests.take(self._progress)
             if every and self._tally.step % every == 0:
-                self._save_checkpoint(trainer)
+                wanted.add(RunRequest.CHECKPOINT)
+            if wanted:
+                self._honour(wanted, trainer, sampler)
                 self._progress.phase(Phase.TRAINING, total=total)
+
+    def _honour(self, wanted: set[RunRequest], trainer: Trainer, sampler: Sampler) -> None:
+        if RunRequest.CHECKPOINT in wanted:
+            self._save_checkpoint(trainer)
+        if RunRequest.SAMPLE in wanted and not self._parameters.validation_prompts:
+            self._progress.write(WarningRecord, message="cannot draw samples: the job has no validation prompts")
+        elif RunRequest.SAMPLE in wanted:
+            self._draw_samples(trainer, sampler)
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
         step = self._tally.step
@@ -134,12 +149,22 @@ class FluxLoraRun:
         self._progress.write(CheckpointRecord, step=step, path=str(folder))
         self._saved_step = step
 
+    def _draw_samples(self, trainer: Trainer, sampler: Sampler) -> None:
+        step = self._tally.step
+        if step == self._drawn_step:
+            return
+        self._samples += sampler.draw(trainer.transformer, step, self._control.check)
+        self._drawn_step = step
+
     def _image_names(self) -> list[str]:
         return [example.image.name for example in self._dataset]
 
-    def _finish(self, trainer: Trainer, fixed_loss: float, samples: list[Path]) -> None:
-        self._progress.phase(Phase.EXPORTING)
-        artifacts = export_result(trainer.transformer, self._attempt, samples)
+    def _finish(self, trainer: Trainer, sampler: Sampler) -> None:
+        """Record what the model can do now, and write the result; from there on it is too late to stop."""
+        fixed_loss = trainer.fixed_loss(self._tally.step, self._control.check)
+        self._draw_samples(trainer, sampler)
+        self._enter(Phase.EXPORTING)
+        artifacts = export_result(trainer.transformer, self._attempt, self._samples)
         self._progress.write(
             DoneRecord,
             steps=self._tally.step,

@@ -27,13 +27,22 @@ class ProgressWriter:
             raise FileExistsError(errno.EEXIST, "the run has been started before", str(path))
         self._clock = clock
         self._sequence = 0
+        self._rest = b""
 
     def write(self, record: type[ProgressRecord], **fields: Any) -> None:
-        """Append a record of the given kind; its sequence and time are filled in here."""
+        """Append a record of the given kind; its sequence and time are filled in here.
+
+        Raises:
+            OSError: It cannot be written, or only its beginning, which the next record then completes first.
+        """
         line = msgspec.json.encode(record(sequence=self._sequence + 1, time=self._clock(), **fields)) + b"\n"
-        if os.write(self._file, line) != len(line):
+        data = self._rest + line
+        written = os.write(self._file, data)
+        begun = written > len(self._rest)
+        self._sequence += begun
+        self._rest = data[written:] if begun else self._rest[written:]
+        if written < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._sequence += 1
 
     def phase(self, phase: Phase, total: int | None = None) -> None:
         """Say that a phase begins."""

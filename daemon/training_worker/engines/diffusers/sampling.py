@@ -48,7 +48,7 @@ class Sampler:
         for i, (prompt, text) in enumerate(self._prompts.items()):
             check_stop()
             path = self._attempt / FOLDER / f"step-{step:08}-{i:02}.png"
-            self._draw_one(pipeline, text).save(path)
+            self._draw_one(pipeline, text, check_stop).save(path)
             self._progress.write(SampleRecord, step=step, path=str(path), prompt=prompt)
             paths.append(path)
         del pipeline
@@ -69,8 +69,13 @@ class Sampler:
         return pipeline
 
     @torch.no_grad()
-    def _draw_one(self, pipeline: FluxPipeline, text: CachedText) -> Image.Image:
+    def _draw_one(self, pipeline: FluxPipeline, text: CachedText, check_stop: Callable[[], None]) -> Image.Image:
         size, device = self._parameters.resolution, self._loader.device
+
+        def on_step_end(*_: object) -> dict[str, torch.Tensor]:
+            check_stop()
+            return {}
+
         packed = pipeline(
             prompt_embeds=text.tokens[None].to(device),
             pooled_prompt_embeds=text.pooled[None].to(device),
@@ -79,6 +84,7 @@ class Sampler:
             num_inference_steps=self._parameters.validation_inference_steps,
             generator=torch.Generator().manual_seed(self._parameters.seed),
             output_type="latent",
+            callback_on_step_end=on_step_end,
         ).images
         # The pipeline would decode in the transformer's type, which may not be the autoencoder's.
         latents = pipeline._unpack_latents(packed, size, size, pipeline.vae_scale_factor)  # noqa: SLF001 # no public twin

@@ -1,0 +1,105 @@
+"""Which process it was: proof that a process id still means the process that once had it."""
+
+import contextlib
+import errno
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+# The fields of /proc/<pid>/stat, counted from the one after the name in parentheses; see proc(5).
+SESSION_FIELD = 3
+START_TIME_FIELD = 19
+
+# The id is nobody's, or by now that of a thread: which of the last two is said depends on the kernel.
+NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
+
+# Written by the process itself before it becomes the trainer: no crash of the daemon can fall between the two.
+RECORD_SELF = (
+    "read -r boot < /proc/sys/kernel/random/boot_id && read -r stat < /proc/$$/stat && "
+    # Shells add variables of their own.
+    'printf "%s\\n%s\\n" "$boot" "$stat" > "$1" && shift && unset PWD OLDPWD SHLVL && exec "$@"'
+)
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """A process: its id, when it started (clock ticks after the boot), and which boot that was."""
+
+    boot_id: str
+    pid: int
+    start_time: int
+
+    @classmethod
+    def read(cls, path: Path) -> "Identity | None":
+        """What a process wrote down of itself; None if it never came to that."""
+        try:
+            boot_id, stat = path.read_text("utf-8", "replace").splitlines()
+            fields = _fields(stat)
+            return cls(boot_id=boot_id, pid=int(stat.split()[0]), start_time=int(fields[START_TIME_FIELD]))
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def open(self) -> int | None:
+        """A file descriptor of the very process, if it still runs; see pidfd_open(2)."""
+        if not self.same_boot:
+            return None
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            if error.errno in NO_PROCESS:
+                return None
+            raise
+        # The descriptor first: what is read now is about the process that it means, or that process has ended.
+        fields = _fields_of(self.pid)
+        if fields is not None and int(fields[START_TIME_FIELD]) == self.start_time:
+            return pidfd
+        os.close(pidfd)
+        return None
+
+    @property
+    def same_boot(self) -> bool:
+        """Whether the host has not been started anew since."""
+        return BOOT_ID.read_text().strip() == self.boot_id
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the very process still runs."""
+        pidfd = self.open()
+        if pidfd is not None:
+            os.close(pidfd)
+        return pidfd is not None
+
+    def kill_leftovers(self, mark: str) -> None:
+        """Kill what is left of the process's session; ``mark`` stands in the environment of each of its members.
+
+        Without the mark, a stranger who was given the same process id later could be hit.
+        """
+        if not self.same_boot:
+            return
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and self._is_leftover(entry, mark):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def _is_leftover(self, process: Path, mark: str) -> bool:
+        fields = _fields_of(int(process.name))
+        if fields is None or int(fields[SESSION_FIELD]) != self.pid:
+            return False
+        try:
+            return mark.encode() in (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+
+def _fields_of(pid: int) -> list[str] | None:
+    try:
+        return _fields(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace"))
+    except OSError:
+        return None
+
+
+def _fields(stat: str) -> list[str]:
+    return stat.rpartition(")")[2].split()

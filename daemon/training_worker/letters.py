@@ -1,0 +1,193 @@
+"""A dead letter: what gave up, why, and what is known of its attempts. Written into a message's headers, and read."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from training_schemas.base import JobId
+from training_schemas.events import NO_JOB
+from training_schemas.jobs import TrainingJob
+from training_schemas.progress import Fault
+from training_schemas.usage import AttemptSummary
+from training_schemas.validation import decode_strictly
+
+REASON_HEADER = "x-training-reason"
+MESSAGE_HEADER = "x-training-message"
+FAULTS_HEADER = "x-training-faults"
+HISTORY_HEADER = "x-training-history"
+OUTPUT_HEADER = "x-training-output"
+BURIED_HEADER = "x-training-buried"
+
+# The reasons of letters that never were jobs. All others are those of a failure.
+REJECTED = "rejected"
+ID_TAKEN = "idTaken"
+UNKNOWN = "unknown"
+
+# All headers travel in one frame, of at most 128 KiB unless the broker is set up otherwise. Bytes, and lines.
+LONGEST_MESSAGE = 4000
+LONGEST_OUTPUT = 24 * 1024
+LONGEST_LIST = 24 * 1024
+MOST_LINES = 50
+
+# Milliseconds, in the year 2100.
+LATEST_TIME = 4_102_444_800_000
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A message of the dead queue; ``body`` is what was published.
+
+    ``reason`` is one of the closed list of failures, ``rejected``, ``idTaken``, or, where the broker itself gave up,
+    its word for it, as ``delivery_limit``; then ``from_queue`` says where the message was.
+    """
+
+    job_id: str
+    reason: str
+    body: bytes
+    message: str = ""
+    faults: list[Fault] = []
+    history: list[AttemptSummary] = []
+    output: str = ""
+    buried_at: float | None = None
+    from_queue: str | None = None
+
+    @property
+    def job(self) -> TrainingJob:
+        """The job. Raises `InvalidMessageError` if the body is none."""
+        return decode_strictly(self.body, TrainingJob)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job was let in and failed for good."""
+        return self.from_queue is None and self.reason not in (REJECTED, ID_TAKEN, UNKNOWN)
+
+
+class Message(Protocol):
+    """What is read of a message."""
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """As the AMQP library decoded them."""
+
+    @property
+    def body(self) -> bytes:
+        """As it was published."""
+
+
+class LetterText(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written beside a body."""
+
+    reason: str
+    message: str
+    faults: Sequence[Fault] = ()
+    history: Sequence[AttemptSummary] = ()
+    output_tail: Sequence[str] = ()
+
+    def headers(self, now: float) -> dict[str, Any]:
+        """A message's headers, whose size is bounded whatever the text holds; ``now`` in unix seconds."""
+        headers = {
+            REASON_HEADER: first_bytes(self.reason, LONGEST_MESSAGE),
+            MESSAGE_HEADER: first_bytes(self.message, LONGEST_MESSAGE),
+            FAULTS_HEADER: _first_items(self.faults),
+            HISTORY_HEADER: _last_items([_bounded(attempt) for attempt in self.history]),
+            OUTPUT_HEADER: last_bytes("\n".join(self.output_tail[-MOST_LINES:]), LONGEST_OUTPUT),
+        }
+        present = {name: value for name, value in headers.items() if value}
+        return {BURIED_HEADER: round(now * 1000)} | present
+
+
+def _bounded(attempt: AttemptSummary) -> AttemptSummary:
+    if attempt.message is None:
+        return attempt
+    return msgspec.structs.replace(attempt, message=first_bytes(attempt.message, LONGEST_MESSAGE))
+
+
+def first_bytes(text: str, limit: int) -> str:
+    """The beginning of a text, of at most ``limit`` bytes and whole characters."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")
+
+
+def last_bytes(text: str, limit: int) -> str:
+    """The end of a text, of at most ``limit`` bytes and whole characters."""
+    return text.encode(errors="replace")[-limit:].decode(errors="ignore")
+
+
+def _first_items(items: Sequence[msgspec.Struct]) -> str:
+    return _array(_fitting(items))
+
+
+def _last_items(items: Sequence[msgspec.Struct]) -> str:
+    return _array(_fitting(items[::-1])[::-1])
+
+
+def _fitting(items: Sequence[msgspec.Struct]) -> list[bytes]:
+    """As many items, as JSON, as fit into an array of `LONGEST_LIST`."""
+    fitting, used = [], 2
+    for item in items:
+        encoded = msgspec.json.encode(item)
+        used += len(encoded) + 1
+        if used > LONGEST_LIST:
+            break
+        fitting.append(encoded)
+    return fitting
+
+
+def _array(encoded: list[bytes]) -> str:
+    return f"[{b','.join(encoded).decode()}]" if encoded else ""
+
+
+def read_letter(message: Message) -> DeadLetter:
+    """Read what lies in the dead queue, whoever put it there. Never fails."""
+    headers = message.headers
+    death = _first_death(headers)
+    return DeadLetter(
+        job_id=job_id_of(message.body),
+        reason=_text(headers.get(REASON_HEADER)) or _text(death.get("reason")) or UNKNOWN,
+        message=_text(headers.get(MESSAGE_HEADER)),
+        faults=_list(headers.get(FAULTS_HEADER), Fault),
+        history=_list(headers.get(HISTORY_HEADER), AttemptSummary),
+        output=_text(headers.get(OUTPUT_HEADER)),
+        buried_at=_buried_at(headers, death),
+        from_queue=None if REASON_HEADER in headers else _text(death.get("queue")) or None,
+        body=message.body,
+    )
+
+
+def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The broker's own note on why it moved the message last."""
+    deaths = headers.get("x-death")
+    return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+
+
+def _list(value: Any, kind: type[T]) -> list[T]:
+    try:
+        return msgspec.json.decode(_text(value), type=list[kind])  # type: ignore[valid-type]
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return []
+
+
+def _buried_at(headers: Mapping[str, Any], death: Mapping[str, Any]) -> float | None:
+    value = headers.get(BURIED_HEADER)
+    if type(value) is int and 0 <= value < LATEST_TIME:
+        return value / 1000
+    time = death.get("time")
+    return time.timestamp() if isinstance(time, datetime) else None
+
+
+class _JobIdOnly(msgspec.Struct, rename="camel"):
+    job_id: JobId
+
+
+def job_id_of(body: bytes) -> str:
+    """The id in a message that need not be a valid job; `NO_JOB` if there is none."""
+    try:
+        return msgspec.json.decode(body, type=_JobIdOnly).job_id
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return NO_JOB

@@ -1,0 +1,72 @@
+"""A run that an earlier daemon left is seen to its end without a word too many, and without one too few."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.support import runs
+from tests.support.owning import PATIENCE, RecordingLink, a_reporter, an_owner, own, speaker, told, told_in_part
+
+from training_schemas.events import JobEvent
+from training_worker.outcome import Broken
+from training_worker.owned_job import OwnedJob, SlotContext
+from training_worker.run import Run
+from training_worker.settings import Settings
+from training_worker.settlement import Closing, Settlement
+from training_worker.wishes import Wishes
+
+# Written by a process of another boot: it has ended, and its id is not asked for.
+GONE = "another-boot\n1 (sh) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1\n"
+
+
+class Life:
+    """One daemon that finds the run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.link = RecordingLink()
+        self.ownership = own(self.link)
+        self.reporter = a_reporter(self.link, run.folder)
+        context = SlotContext(
+            card=runs.CARD,
+            settings=Settings(),
+            owner=an_owner(self.link),
+            speaker=speaker(self.link),
+            observe=lambda _: None,
+        )
+        self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, found=run)
+
+    async def decide(self) -> Closing:
+        """See the run to its end, and write down what it comes to."""
+        outcome = await asyncio.wait_for(self.job._train(self.reporter, self.run), PATIENCE)
+        assert isinstance(outcome, Broken)
+        return Settlement(self.run.queued, self.ownership, Wishes(), self.reporter, self.run.folder).decide(
+            outcome, [30]
+        )
+
+
+@pytest.mark.parametrize("confirmed", range(6))
+async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(tmp_path: Path, confirmed: int) -> None:
+    """The broker was away when the trainer ended, and the daemon died before it was back."""
+    run = runs.make_run(tmp_path)
+    runs.append(run.folder, runs.phase(), runs.step(1), runs.step(2), runs.warning())
+    run.folder.identity.write_text(GONE)
+    first = Life(run)
+    closing = await first.decide()
+    await told_in_part(first.reporter, first.link, confirmed)
+
+    second = Life(run)
+    await asyncio.wait_for(second.job._train(second.reporter, run), PATIENCE)
+    second.reporter.say(closing.words)
+    await told(second.reporter)
+
+    said: list[JobEvent] = first.link.events() + second.link.events()
+    assert [one.sequence for one in said] == [1, 2, 3, 4, 5, 6]
+    assert [type(one).__name__ for one in said] == [
+        "JobClaimed",
+        "JobPhase",
+        "JobProgress",
+        "JobProgress",
+        "JobWarning",
+        "JobRetrying",
+    ]

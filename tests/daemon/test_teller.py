@@ -1,0 +1,217 @@
+"""What a trainer records becomes events: each exactly once, however many daemons come and go on the way."""
+
+import asyncio
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support import runs
+from tests.support.owning import NOW, PATIENCE, RecordingLink, a_reporter, own, told, told_in_part
+
+from training_schemas.events import JobCheckpoint, JobEvent, JobPhase, JobProgress, JobSample, JobWarning
+from training_schemas.ledger import AnyEntry, CheckpointSaved
+from training_schemas.progress import AnyRecord, FailureReason, Phase
+from training_worker.meter import Meter
+from training_worker.ownership import Ownership
+from training_worker.reporter import Reporter
+from training_worker.run_folder import RunFolder
+from training_worker.teller import Teller
+
+
+class Desk:
+    """One daemon's telling of a run: it can be the first one, or one that comes later."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.link = RecordingLink()
+        self.ownership: Ownership = own(self.link)
+        self.reporter: Reporter = a_reporter(self.link, folder)
+        self.meter = Meter(3.6, started=NOW - 100, clock=lambda: NOW)
+        self.teller = Teller(folder, self.meter, self.reporter, self.ownership, saved_step=0)
+
+    async def follow(self) -> None:
+        """Read all that is there."""
+        ended = asyncio.Event()
+        ended.set()
+        await asyncio.wait_for(self.teller.follow(ended), PATIENCE)
+
+    async def tell(self) -> list[JobEvent | AnyEntry]:
+        """Read all that is there, and say it."""
+        await self.follow()
+        await told(self.reporter)
+        return self.link.said()
+
+    async def tell_in_part(self, count: int) -> list[JobEvent | AnyEntry]:
+        """Read all that is there, say a part of it, and die."""
+        await self.follow()
+        await told_in_part(self.reporter, self.link, count)
+        return self.link.said()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """The folder of a run."""
+    return runs.make_folder(tmp_path)
+
+
+async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunFolder) -> None:
+    """In the order of the file; a checkpoint is written into the ledger first."""
+    records: list[AnyRecord] = [
+        runs.phase(),
+        runs.step(1),
+        runs.checkpoint(1),
+        runs.sample(1),
+        runs.warning(),
+        runs.done(),
+    ]
+    runs.append(folder, *records)
+
+    said = await Desk(folder).tell()
+
+    assert [type(one) for one in said] == [
+        JobPhase,
+        JobProgress,
+        CheckpointSaved,
+        JobCheckpoint,
+        JobSample,
+        JobWarning,
+    ]
+
+
+async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunFolder) -> None:
+    """All that a dashboard shows."""
+    runs.append(folder, runs.phase(), runs.step(1, at=1000.0), runs.step(2, loss=0.25, at=1002.0))
+
+    event = (await Desk(folder).tell())[-1]
+
+    assert isinstance(event, JobProgress)
+    assert (event.phase, event.step, event.total_steps, event.loss) == (Phase.TRAINING, 2, 100, 0.25)
+    assert (event.usage.gpu_seconds, event.usage.cost_usd) == (100.0, 0.1)
+    assert (event.steps_per_minute, event.seconds_left) == (30.0, 196.0)
+
+
+async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunFolder) -> None:
+    """Also by the daemon that comes later, which does not tell of it."""
+    runs.append(folder, runs.checkpoint(5))
+    await Desk(folder).tell()
+    later = Desk(folder)
+
+    assert await later.tell() == []
+    assert later.teller.saved_step == 5
+    assert later.ownership.history.saved_step == 5
+
+
+async def test_a_file_is_told_while_it_is_written(folder: RunFolder) -> None:
+    """The phase and the last sign are those of the last record."""
+    desk, ended = Desk(folder), asyncio.Event()
+    following = asyncio.create_task(desk.teller.follow(ended))
+    for name in (Phase.CACHING_LATENTS, Phase.TRAINING):
+        began = desk.teller.last_at
+        runs.append(folder, runs.phase(name))
+        await asyncio.wait_for(desk.teller.phase_began.wait(), PATIENCE)
+        desk.teller.phase_began.clear()
+        assert desk.teller.phase == name
+        assert desk.teller.last_at > began
+    ended.set()
+    await asyncio.wait_for(following, PATIENCE)
+
+
+async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunFolder) -> None:
+    """A trainer of another version may say more than we understand."""
+    runs.append(folder, runs.step(1))
+    with folder.progress.open("ab") as file:
+        file.write(b'{"record": "weather", "sequence": 2, "time": 1.0}\n\xff\n\n')
+    runs.append(folder, runs.step(2))
+
+    said = await Desk(folder).tell()
+
+    assert [one.step for one in said if isinstance(one, JobProgress)] == [1, 2]
+    assert await Desk(folder).tell() == []
+
+
+async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_told(folder: RunFolder) -> None:
+    """The first reason stays; JSON has no word for such a number."""
+    runs.append(folder, runs.step(1), runs.step(2, loss=None), runs.step(3, loss=None))
+    desk = Desk(folder)
+
+    said = await desk.tell()
+    desk.teller.raise_alarm(FailureReason.STALLED, "later")
+
+    assert [one.step for one in said if isinstance(one, JobProgress)] == [1]
+    assert desk.teller.alarm.is_set()
+    assert desk.teller.trouble is not None
+    assert desk.teller.trouble.reason == FailureReason.LOSS_NOT_FINITE
+    assert desk.teller.trouble.message == "cannot go on: the loss of step 2 is not finite"
+
+
+async def test_the_alarm_is_raised_by_what_an_earlier_daemon_read_as_well(folder: RunFolder) -> None:
+    """It may have died before it could stop the trainer."""
+    runs.append(folder, runs.step(1, loss=None), runs.step(2))
+    await Desk(folder).tell()
+    later = Desk(folder)
+
+    assert await later.tell() == []
+    assert later.teller.alarm.is_set()
+
+
+async def test_the_longest_step_is_measured_within_a_phase(folder: RunFolder) -> None:
+    """What lies between is no step."""
+    steps = [runs.step(1, at=0.0), runs.step(2, at=3.0), runs.step(3, at=4.0)]
+    runs.append(folder, runs.phase(), *steps, runs.phase(Phase.SAMPLING), runs.phase(), runs.step(4, at=100.0))
+    desk = Desk(folder)
+    await desk.follow()
+
+    assert desk.teller.longest_step == 3.0
+
+
+kinds = st.sampled_from(
+    [
+        runs.phase(),
+        runs.step(1),
+        runs.step(2, loss=None),
+        runs.checkpoint(3),
+        runs.sample(4),
+        runs.warning("a"),
+        runs.warning("b"),
+        runs.stopped(5),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(kinds, min_size=1, max_size=8), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 9)), max_size=3))
+def test_several_daemons_together_tell_every_event_exactly_once(
+    records: list[AnyRecord], lives: list[tuple[int, int]]
+) -> None:
+    """Each reads so many records more, says so many things, and dies; the last one says all that is left."""
+
+    async def tell() -> None:
+        with TemporaryDirectory() as state, TemporaryDirectory() as other:
+            whole = runs.make_folder(Path(other))
+            runs.append(whole, *records)
+            expected = [without_time(one) for one in await Desk(whole).tell()]
+            folder = runs.make_folder(Path(state))
+            unwritten, said = list(records), []
+            for more, count in lives:
+                runs.append(folder, *unwritten[:more])
+                del unwritten[:more]
+                said += await Desk(folder).tell_in_part(count)
+            runs.append(folder, *unwritten)
+            said += await Desk(folder).tell()
+
+        events = [without_time(one) for one in said if isinstance(one, JobEvent)]
+        assert events == [one for one in expected if isinstance(one, JobEvent)]
+        assert [one.sequence for one in said if isinstance(one, JobEvent)] == list(range(1, len(events) + 1))
+        # An entry may be written again by the next daemon; never left out, nor told after its event.
+        entries = [one for one in said if isinstance(one, CheckpointSaved)]
+        assert len(entries) >= sum(isinstance(one, CheckpointSaved) for one in expected)
+
+    asyncio.run(tell())
+
+
+def without_time(one: JobEvent | AnyEntry) -> JobEvent | AnyEntry:
+    """The pace depends on what a daemon has seen of the run."""
+    return msgspec.structs.replace(one, steps_per_minute=None) if isinstance(one, JobProgress) else one

@@ -1,0 +1,154 @@
+"""What is asked of a job, and what of that outlives the daemon that was asked."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.support.runs import make_folder
+
+from training_schemas.commands import CancelJob, CheckpointJob, SampleJob
+from training_worker.run_folder import STOP_FILE, RunFolder, StopOrder
+from training_worker.wishes import Wishes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """The folder of a run."""
+    return make_folder(tmp_path)
+
+
+def order(folder: RunFolder) -> StopOrder | None:
+    """What the next daemon will find."""
+    return folder.read(STOP_FILE, StopOrder)
+
+
+def requests(folder: RunFolder) -> list[str]:
+    """What the trainer was asked for."""
+    path = folder.path / "requests.jsonl"
+    return [msgspec.json.decode(line)["request"] for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def test_nothing_is_asked_at_first(folder: RunFolder) -> None:
+    """Nor written down."""
+    wishes = Wishes()
+    wishes.attach(folder)
+
+    assert (wishes.stop.is_set(), wishes.abort.is_set(), wishes.detach.is_set()) == (False, False, False)
+    assert (wishes.cancelled, order(folder), requests(folder)) == (False, None, [])
+
+
+def test_requests_wait_for_a_trainer_and_then_do_not(folder: RunFolder) -> None:
+    """Each is made once, in the order in which they came."""
+    wishes = Wishes()
+    wishes.receive(msgspec.json.encode(CheckpointJob()))
+    wishes.attach(folder)
+    assert requests(folder) == ["checkpoint"]
+
+    wishes.receive(msgspec.json.encode(SampleJob()))
+    assert requests(folder) == ["checkpoint", "sample"]
+
+
+def test_what_is_asked_between_two_attempts_is_for_the_next_one(folder: RunFolder, tmp_path: Path) -> None:
+    """The first trainer is gone."""
+    wishes = Wishes()
+    wishes.attach(folder)
+    wishes.detached()
+    wishes.receive(msgspec.json.encode(SampleJob()))
+    later = make_folder(tmp_path / "later")
+    wishes.attach(later)
+
+    assert (requests(folder), requests(later)) == ([], ["sample"])
+
+
+def test_a_cancellation_stops_the_trainer_and_is_written_down(folder: RunFolder) -> None:
+    """Should this daemon die now, the next one takes the trainer's end for what it is."""
+    wishes = Wishes()
+    wishes.attach(folder)
+    wishes.receive(msgspec.json.encode(CancelJob()))
+
+    assert (wishes.stop.is_set(), wishes.cancelled) == (True, True)
+    assert order(folder) == StopOrder(why="cancelled", cancelled=True)
+
+
+def test_what_was_asked_before_there_was_a_trainer_is_written_down_with_it(folder: RunFolder) -> None:
+    """Both kinds of it."""
+    wishes = Wishes()
+    wishes.end("SIGTERM")
+    wishes.attach(folder)
+
+    assert order(folder) == StopOrder(why="SIGTERM", cancelled=False)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_what_an_earlier_daemon_ordered_still_holds(folder: RunFolder, *, cancelled: bool) -> None:
+    """For the reason that it gave."""
+    before = Wishes()
+    before.attach(folder)
+    if cancelled:
+        before.cancel()
+    else:
+        before.end("SIGTERM")
+    after = Wishes()
+    after.attach(folder)
+
+    assert (after.stop.is_set(), after.cancelled, after.why) == (True, cancelled, before.why)
+
+
+def test_a_cancellation_that_came_while_nobody_listened_is_added_to_an_earlier_order(folder: RunFolder) -> None:
+    """A release does not undo it."""
+    folder.write(STOP_FILE, StopOrder(why="SIGTERM", cancelled=False))
+    wishes = Wishes()
+    wishes.cancel()
+    wishes.attach(folder)
+
+    assert (wishes.stop.is_set(), wishes.cancelled) == (True, True)
+
+
+def test_the_first_reason_to_stop_is_the_one_that_is_told() -> None:
+    """But for a cancellation, which is more than a stop."""
+    wishes = Wishes()
+    wishes.end("SIGTERM")
+    wishes.end("superseded")
+    assert wishes.why == "SIGTERM"
+
+    wishes.cancel()
+    assert (wishes.why, wishes.cancelled) == ("cancelled", True)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"command": "explode"}', b'{"command": 7}'])
+def test_a_command_that_nobody_understands_does_nothing(folder: RunFolder, body: bytes) -> None:
+    """Anybody may send one."""
+    wishes = Wishes()
+    wishes.attach(folder)
+    wishes.receive(body)
+
+    assert (wishes.stop.is_set(), requests(folder)) == (False, [])
+
+
+def test_what_was_asked_of_a_job_is_not_asked_of_the_next() -> None:
+    """A cancellation is one job's."""
+    wishes = Wishes()
+    wishes.cancel()
+    wishes.receive(msgspec.json.encode(SampleJob()))
+    following = wishes.for_next_job()
+
+    assert (following.stop.is_set(), following.cancelled) == (False, False)
+
+
+def test_what_was_asked_of_the_slot_holds_for_every_job_to_come() -> None:
+    """A job that was taken in that instant is given back as well."""
+    wishes = Wishes()
+    wishes.release("SIGTERM")
+    following = wishes.for_next_job().for_next_job()
+
+    assert (following.stop.is_set(), following.why, following.cancelled) == (True, "SIGTERM", False)
+
+
+def test_an_abort_and_a_detachment_reach_the_job_that_comes_next() -> None:
+    """Also when they are asked for later, of what is by then an earlier job."""
+    wishes = Wishes()
+    following = wishes.for_next_job()
+    wishes.abort.set()
+    wishes.detach.set()
+
+    assert (following.abort.is_set(), following.detach.is_set()) == (True, True)

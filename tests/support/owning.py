@@ -1,0 +1,118 @@
+"""What it takes to speak of a job and to own it, without a broker: what is published ends in a list."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aio_pika import Message
+
+from training_presets.planner import plan_job
+from training_schemas.events import JobEvent, decode_event
+from training_schemas.ledger import AnyEntry, decode_entry
+from training_worker.broker.ledger import Ledger
+from training_worker.broker.link import Link
+from training_worker.broker.names import Names
+from training_worker.history import JobHistory, Standing
+from training_worker.jobs import flux_lora_job
+from training_worker.ownership import Owner, Ownership
+from training_worker.queued_job import QueuedJob
+from training_worker.reporter import Reporter, Speaker
+from training_worker.run_folder import Bookmark, RunFolder
+
+# Waiting in tests is bounded, and generous: the machine may be slow.
+PATIENCE = 30.0
+NOW = 86_400.0
+
+
+class RecordingLink(Link):
+    """A link whose broker is a list; it can be away."""
+
+    def __init__(self) -> None:
+        super().__init__("amqp://nowhere/", Names("studio"), client="tests")
+        self.published: list[tuple[str, str, Message]] = []
+        self.back = asyncio.Event()
+        self.back.set()
+        self.left: int | None = None
+        """How many messages it takes until it is away for good."""
+
+    async def publish(self, exchange: str, key: str, message: Message) -> None:
+        """Keep what is published, once the broker is there."""
+        if self.left == 0:
+            self.back.clear()
+        await self.back.wait()
+        if self.left is not None:
+            self.left -= 1
+        self.published.append((exchange, key, message))
+
+    def said(self) -> list[JobEvent | AnyEntry]:
+        """What was said about jobs, to everybody and to the ledger, in its order."""
+        said: list[JobEvent | AnyEntry] = []
+        for exchange, _, message in self.published:
+            if exchange == "":
+                said.append(decode_entry(message.body))
+            elif isinstance(event := decode_event(message.body).read(), JobEvent):
+                said.append(event)
+        return said
+
+    def events(self) -> list[JobEvent]:
+        """What was said to everybody."""
+        return [one for one in self.said() if isinstance(one, JobEvent)]
+
+
+def a_queued_job(**fields: Any) -> QueuedJob:
+    """A job, as it lies in a queue."""
+    paths = {"job_id": "portrait", "dataset_path": "/datasets/set", "output_path": "/models/portrait"}
+    job = flux_lora_job(**(paths | fields))
+    return QueuedJob(job=job, plan=plan_job(job), submitted_at=1000.0)
+
+
+def speaker(link: Link) -> Speaker:
+    """A worker that trains on a stand-in, at a fixed time."""
+    return Speaker(link, "w1", simulated=True, clock=lambda: NOW)
+
+
+def an_owner(link: Link) -> Owner:
+    """A worker that could own jobs."""
+    return Owner(
+        link=link,
+        ledger=Ledger(link, clock=lambda: NOW),
+        speaker=speaker(link),
+        worker="w1",
+        lease=120.0,
+        grace=30,
+        clock=lambda: NOW,
+    )
+
+
+def own(link: Link, queued: QueuedJob | None = None, before: JobHistory | None = None) -> Ownership:
+    """The ownership of a job that nobody holds yet."""
+    standing = Standing(claim="c1", before=before or JobHistory())
+    return Ownership(an_owner(link), queued or a_queued_job(), standing, inbox=lambda _: None)
+
+
+def a_reporter(link: Link, folder: RunFolder | None = None, attempt: int = 1) -> Reporter:
+    """Who tells of an attempt at that job."""
+    return Reporter(speaker(link), link.publish, "portrait", attempt, Bookmark(folder))
+
+
+async def told(reporter: Reporter) -> None:
+    """Publish all that was emitted."""
+    running = asyncio.create_task(reporter.run())
+    await asyncio.wait_for(reporter.flush(), PATIENCE)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def told_in_part(reporter: Reporter, link: RecordingLink, count: int) -> None:
+    """Publish so many messages of what was emitted, and die."""
+    link.left = count
+    running = asyncio.create_task(reporter.run())
+    for _ in range(10 * count + 10):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+def over_the_wire(value: msgspec.Struct) -> Any:
+    """The same, written down and read again."""
+    return msgspec.json.decode(msgspec.json.encode(value), type=type(value))
