@@ -20,13 +20,13 @@ from pathlib import Path
 import msgspec
 from tests.support.fleet import Daemon, Fleet
 
+from benchmarks.processes import cpu_seconds, resident_mib
 from benchmarks.report import percentiles, print_row
 from training_schemas.jobs import JOB_TYPE
 from training_worker.broker.names import SUBMIT_KEY
 from training_worker.broker.session import Session, persistent
 from training_worker.demo.broker import find_broker
 
-TICKS = os.sysconf("SC_CLK_TCK")
 WARM_UP = 5
 
 
@@ -80,17 +80,6 @@ async def report_idle(daemon: Daemon, seconds: float, what: str) -> None:
     used = cpu_seconds(daemon.process.pid) - before
     resident = resident_mib(daemon.process.pid)
     print_row(what, f"resident {resident:.1f} MiB, CPU {100 * used / seconds:.2f}% of a core")
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 async def main() -> None:

@@ -10,6 +10,12 @@ def percentiles(seconds: list[float]) -> str:
     return ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in figures.items())
 
 
+def spread(seconds: list[float]) -> str:
+    """Median and extremes of a few, in seconds."""
+    figures = {"p50": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return ", ".join(f"{name} {value:.2f} s" for name, value in figures.items())
+
+
 def print_row(what: str, value: str) -> None:
     """One figure."""
     print(f"{what:32} {value}", flush=True)

@@ -1,0 +1,1 @@
+"""Measurements. Each module is a program; ``make bench`` runs them all."""
