@@ -53,3 +53,15 @@ async def test_a_task_that_is_told_to_end_ends_whatever_the_library_makes_of_it(
     await asyncio.wait({task})
 
     assert task.cancelled()
+
+
+def test_a_wait_that_ends_without_a_reason_counts_as_lost() -> None:
+    """The library says no more than that to who waits on a channel that is closed meanwhile."""
+    with pytest.raises(BrokerLostError, match="channel closed"), broker_errors():
+        raise Exception  # noqa: TRY002 - just so
+
+
+def test_an_error_of_ours_is_not_taken_for_the_brokers() -> None:
+    """A fault in the code must not look like a network that comes and goes."""
+    with pytest.raises(ZeroDivisionError), broker_errors():
+        _ = 1 / 0

@@ -45,6 +45,11 @@ def broker_errors() -> Iterator[None]:
         if task is None or task.cancelling():
             raise asyncio.CancelledError from error
         raise BrokerLostError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        # What who waits on a channel gets if it is closed meanwhile for no reason given.
+        if type(error) is not Exception:
+            raise
+        raise BrokerLostError("channel closed") from error
 
 
 def _address(url: str) -> URL:
