@@ -194,6 +194,18 @@ async def network_silent_for_less_than_the_lease(scene: Scene) -> None:
     proxy.resume()
 
 
+@fault()
+async def network_silent_for_thirty_seconds(scene: Scene) -> None:
+    """Longer than the heartbeat, shorter than the lease: the owner trains on, and tells of it afterwards."""
+    proxy = await scene.proxy()
+    await scene.host("w1", amqp_url=proxy.url, lease=90)
+    await scene.submit(max_train_steps=700)
+    await scene.some_step()
+    proxy.hold()
+    await asyncio.sleep(30)
+    proxy.resume()
+
+
 @fault(attempts=2, twice=60, isolates=True)
 async def network_silent_for_longer_than_the_lease(scene: Scene) -> None:
     """The broker gives the owner up by its heartbeat; another one takes over, and the first one stops its trainer."""

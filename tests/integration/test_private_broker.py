@@ -1,5 +1,6 @@
 """The broker that the demo and the tests start for themselves."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -95,6 +96,19 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
+def on_disk(node: PrivateBroker, name: str, seconds: float = 20) -> bool:
+    """Wait until the node has written down that there is such a queue, which it does a moment later."""
+    deadline = time.monotonic() + seconds
+    folder = node.folder / "data" / node.name
+    while time.monotonic() < deadline:
+        # Its files are renamed as they are written.
+        with contextlib.suppress(FileNotFoundError):
+            if any(name.encode() in path.read_bytes() for path in folder.glob("[!.]*.[LD]*")):
+                return True
+        time.sleep(0.05)
+    return False
+
+
 async def first_message(url: str, queue: str) -> bytes | None:
     connection = await aio_pika.connect(url)
     async with connection, connection.channel() as channel:
@@ -142,6 +156,7 @@ async def test_a_killed_node_comes_back_where_it_was_with_what_it_had(private_br
     """A restart keeps the address and what was published; the end leaves no process behind."""
     url = private_broker.url
     await publish(url, "kept", b"job", queue_type="classic")
+    assert on_disk(private_broker, "kept")
 
     private_broker.restart()
 

@@ -195,7 +195,8 @@ class PrivateBroker:
         """Kill the node as a crash would; its data and ports stay for another `start`.
 
         A quorum queue that is declared right before a crash may stay without a leader for good: its members write
-        down their first term a moment later (RabbitMQ 3.10; lost when killed at once, never after 2 s).
+        down their first term a moment later (RabbitMQ 3.10; lost when killed at once, never after 2 s). Any queue that
+        is declared in that moment may even be gone, since the log of metadata is written behind.
         """
         keeper, self._keeper = self._keeper, None
         if keeper is None:
