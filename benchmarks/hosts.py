@@ -19,7 +19,7 @@ from training_worker.worker import Worker
 def make_worker(file: Path) -> Worker:
     """What ``training-worker run`` would run."""
     settings = load_settings(file, {})
-    return Worker(settings, find_cards(settings.gpus, settings.prices), lambda _: None)
+    return Worker(settings, find_cards(settings.gpus, settings.prices, settings.cards), lambda _: None)
 
 
 async def until_input_ends() -> None:

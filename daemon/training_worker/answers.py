@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from training_presets.estimates import CostEstimate
 from training_presets.planner import Plan
 from training_worker.history import LOST, JobHistory
 
@@ -11,12 +12,14 @@ from training_worker.history import LOST, JobHistory
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What a submission is answered with: the broker has the job, and this is the plan it will be trained by.
 
-    ``digest`` is the job's SHA-256, by which events name this very job.
+    ``digest`` is the job's SHA-256, by which events name this very job. ``estimate`` is for the card that the plan's
+    tier is priced by.
     """
 
     job_id: str
     digest: str
     plan: Plan
+    estimate: CostEstimate
     submitted_at: float
 
 

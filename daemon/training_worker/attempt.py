@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from training_presets.ladder import steps_down
-from training_presets.planner import Plan
+from training_presets.planner import PARAMETERS, DoesNotFitError, Plan, fit
+from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import EngineName, TrainingJob, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import DoneRecord, FailureReason
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
-from training_worker.cards import Card
+from training_worker.cards import Room
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
@@ -61,24 +61,37 @@ def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlPar
     """The plan's settings, a step further down the ladder for each time that the job has run out of memory."""
     if not before.out_of_memory:
         return plan.parameters
-    ladder = steps_down(plan.parameters)
+    ladder = plan.ladder
     return ladder[min(before.out_of_memory, len(ladder)) - 1] if ladder else plan.parameters
 
 
-def changes(plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> dict[str, Any]:
-    """What differs from the plan's settings, by its name on the wire."""
+def fitted(plan: Plan, before: JobHistory, memory_mib: int) -> FluxLoraParameters | SdxlParameters:
+    """The settings for a card with so much free memory, after what has happened before. Raises `AttemptError`."""
+    lowered = msgspec.structs.replace(plan, parameters=stepped_down(plan, before))
+    try:
+        return fit(lowered, memory_mib).parameters
+    except DoesNotFitError as error:
+        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this card: the job {error}") from None
+
+
+def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What of a spec's parameters differs from the plan's, by its name on the wire."""
     planned = msgspec.to_builtins(plan.parameters)
-    return {name: value for name, value in msgspec.to_builtins(parameters).items() if planned[name] != value}
+    return {name: value for name, value in parameters.items() if planned[name] != value}
 
 
-def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, card: Card, settings: Settings) -> RunSpec:
-    """Settle everything that a trainer must know. Raises `AttemptError`, naming what is missing and where."""
+def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room, settings: Settings) -> RunSpec:
+    """Settle everything that a trainer must know, on a card with so much room.
+
+    Raises `AttemptError`, naming what is missing and where.
+    """
     job = queued.job
     if faults := path_faults(job, settings):
         raise AttemptError(FailureReason.CONFIG_INVALID, "cannot train: a path is not allowed on this host", faults)
     # Unlike Path.exists, this has an answer for a name that no disk can hold.
     if not os.path.exists(job.dataset_path):  # noqa: PTH110
         raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
+    parameters = fitted(queued.plan, before, room.free_mib)
     return RunSpec(
         job_id=job.job_id,
         attempt=attempt,
@@ -88,9 +101,14 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, card: Card
         dataset_path=job.dataset_path,
         attempt_path=str(_make_attempt_folder(job, attempt)),
         resume_from=_resume_path(before),
-        device="cpu" if card.simulated else "cuda",
-        parameters=msgspec.to_builtins(stepped_down(queued.plan, before)),
+        device="cpu" if room.card.simulated else "cuda",
+        parameters=msgspec.to_builtins(parameters),
     )
+
+
+def workload_of_spec(spec: RunSpec) -> Workload:
+    """What a spec says, as the models of memory and time see it."""
+    return workload_of(spec.training_type, msgspec.convert(spec.parameters, PARAMETERS[spec.training_type.family]))
 
 
 def _model_folder(job: TrainingJob, settings: Settings) -> Path:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from training_schemas.events import JobEvent
 from training_schemas.jobs import TrainingJob
+from training_worker.advisor import Advisor
 from training_worker.answers import CancelAnswer, Receipt
 from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.letters import DeadLetter
@@ -13,7 +14,7 @@ from training_worker.letters import DeadLetter
 T = TypeVar("T")
 
 
-class TrainingWorkerAPI:
+class TrainingWorkerAPI(Advisor):
     """The calls of `AsyncTrainingWorkerAPI`, each until it is done. One background thread runs those of all threads."""
 
     def __init__(self, amqp_url: str | None = None, *, prefix: str | None = None) -> None:

@@ -2,17 +2,25 @@
 
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import msgspec
+import structlog
 
-from training_presets.prices import usd_per_hour
+from training_presets.cards import CardSpec, usd_per_hour
 from training_presets.tiers import tier_of
 from training_schemas.events import Gpu
 from training_schemas.jobs import MemoryTier
 from training_worker.errors import NoGpuError, SettingsError
 
 MIB = 1024 * 1024
+# US dollars an hour, by a card's name and its MiB.
+Price = Callable[[str, int], float | None]
+
+log = structlog.get_logger()
+
 STAND_IN = re.compile(r"^(?P<name>[^:]+):(?P<memory>[1-9][0-9]*)MiB\Z")
 
 
@@ -35,15 +43,48 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         return Gpu(uuid=self.uuid, name=self.name, memory_mib=self.memory_mib, tier=self.tier)
 
 
-def find_cards(stand_ins: list[str], prices: dict[str, float]) -> list[Card]:
-    """This host's cards. The stand-ins count only where NVML shows none. Raises `NoGpuError`, `SettingsError`."""
-    cards = _nvml_cards(prices) or [_stand_in(text, number, prices) for number, text in enumerate(stand_ins)]
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """A card, and how much of its memory nobody uses now, in MiB."""
+
+    card: Card
+    free_mib: int
+
+
+def find_cards(stand_ins: list[str], prices: dict[str, float], extra: Sequence[CardSpec] = ()) -> list[Card]:
+    """This host's cards, the operator's ``extra`` kinds of them included.
+
+    The stand-ins count only where NVML shows none. Raises `NoGpuError`, `SettingsError`.
+    """
+
+    def price(name: str, memory_mib: int) -> float | None:
+        return usd_per_hour(name, memory_mib, prices, extra)
+
+    cards = _nvml_cards(price) or [_stand_in(text, number, price) for number, text in enumerate(stand_ins)]
     if not cards:
         raise NoGpuError("cannot start: NVML shows no GPU, and the settings list none under `gpus`")
     return cards
 
 
-def _stand_in(text: str, number: int, prices: dict[str, float]) -> Card:
+def room_on(card: Card) -> Room:
+    """How much of a card's memory is free; all of it, if the driver does not say."""
+    return Room(card=card, free_mib=card.memory_mib if card.simulated else _free_mib(card))
+
+
+def _free_mib(card: Card) -> int:
+    nvml = _import_nvml()
+    try:
+        nvml.nvmlInit()
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(card.uuid)
+            return int(nvml.nvmlDeviceGetMemoryInfo(handle).free // MIB)
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        log.warning("free_memory_unknown", gpu=card.uuid, error=str(error))
+        return card.memory_mib
+
+
+def _stand_in(text: str, number: int, price: Price) -> Card:
     match = STAND_IN.match(text)
     if match is None:
         raise SettingsError(f"cannot read settings: gpus[{number}]: expected 'NAME:MEMORYMiB', got {text!r}")
@@ -53,18 +94,22 @@ def _stand_in(text: str, number: int, prices: dict[str, float]) -> Card:
         name=name,
         memory_mib=memory,
         simulated=True,
-        usd_per_hour=usd_per_hour(name, memory, prices),
+        usd_per_hour=price(name, memory),
     )
 
 
-def _nvml_cards(prices: dict[str, float]) -> list[Card]:
+def _import_nvml() -> Any:
     with warnings.catch_warnings():
         # The shell distribution called pynvml warns on import where somebody has installed it too.
         warnings.simplefilter("ignore", FutureWarning)
         import pynvml  # noqa: PLC0415 - only the daemon needs the driver, not all who import the package
+    return pynvml
 
+
+def _nvml_cards(price: Price) -> list[Card]:
+    pynvml = _import_nvml()
     try:
-        return _ask(pynvml, prices)
+        return _ask(pynvml, price)
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return []
     except pynvml.NVMLError as error:
@@ -72,15 +117,15 @@ def _nvml_cards(prices: dict[str, float]) -> list[Card]:
         raise NoGpuError(f"cannot start: NVML: {error}") from None
 
 
-def _ask(nvml: ModuleType, prices: dict[str, float]) -> list[Card]:
+def _ask(nvml: ModuleType, price: Price) -> list[Card]:
     nvml.nvmlInit()
     try:
-        return [_nvml_card(nvml, index, prices) for index in range(nvml.nvmlDeviceGetCount())]
+        return [_nvml_card(nvml, index, price) for index in range(nvml.nvmlDeviceGetCount())]
     finally:
         nvml.nvmlShutdown()
 
 
-def _nvml_card(nvml: ModuleType, index: int, prices: dict[str, float]) -> Card:
+def _nvml_card(nvml: ModuleType, index: int, price: Price) -> Card:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     name = nvml.nvmlDeviceGetName(handle)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle).total // MIB
@@ -89,5 +134,5 @@ def _nvml_card(nvml: ModuleType, index: int, prices: dict[str, float]) -> Card:
         name=name,
         memory_mib=memory,
         simulated=False,
-        usd_per_hour=usd_per_hour(name, memory, prices),
+        usd_per_hour=price(name, memory),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from training_presets.estimates import estimate_cost
 from training_presets.planner import plan_job
 from training_schemas.commands import (
     CancelJob,
@@ -30,6 +31,7 @@ from training_schemas.events import (
 from training_schemas.jobs import JOB_TYPE, TrainingJob, job_digest
 from training_schemas.ledger import CancelRequested
 from training_schemas.validation import decode_strictly
+from training_worker.advisor import Advisor
 from training_worker.answers import CancelAnswer, Receipt, cancel_answer
 from training_worker.broker.names import SUBMIT_KEY, Names, job_key, worker_key
 from training_worker.letters import DeadLetter
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 DEFAULT_HISTORY = 24 * 3600.0
 
 
-class AsyncTrainingWorkerAPI:
+class AsyncTrainingWorkerAPI(Advisor):
     """The asyncio client. Each call opens a connection of its own and closes it."""
 
     def __init__(self, amqp_url: str | None = None, *, prefix: str | None = None) -> None:
@@ -65,7 +67,13 @@ class AsyncTrainingWorkerAPI:
         submitted_at = time.time()
         async with self._session() as session:
             await session.publish(self._names.jobs, SUBMIT_KEY, message)
-        return Receipt(job_id=job.job_id, digest=job_digest(read), plan=plan, submitted_at=submitted_at)
+        return Receipt(
+            job_id=job.job_id,
+            digest=job_digest(read),
+            plan=plan,
+            estimate=estimate_cost(plan),
+            submitted_at=submitted_at,
+        )
 
     async def cancel(self, job_id: str, *, since: float | None = None) -> CancelAnswer:
         """Ask for a job's end. Its owner saves a checkpoint and says so; a waiting job is cancelled when taken.

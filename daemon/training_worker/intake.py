@@ -10,6 +10,7 @@ import msgspec
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
+from training_presets.estimates import estimate_cost
 from training_schemas.events import Event, JobDuplicate, JobQueued
 from training_schemas.jobs import JOB_TYPE
 from training_schemas.ledger import Submitted
@@ -20,6 +21,7 @@ from training_worker.broker.session import Session, broker_errors
 from training_worker.errors import BrokerError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
+from training_worker.prediction import predict_queued
 from training_worker.queued_job import QueuedJob
 from training_worker.refusals import refuse, reject
 from training_worker.reporter import Speaker
@@ -97,7 +99,14 @@ class Intake:
         plan = queued.plan
         # Said twice of the same submission, it is the same event; of a job that was put back it is another one.
         event_id = str(uuid.uuid4()) if again else f"{queued.job_id}/0/1"
-        said = {"training_type": plan.training_type, "tier": plan.tier, "preset": plan.preset}
+        said = {
+            "training_type": plan.training_type,
+            "tier": plan.tier,
+            "preset": plan.preset,
+            "changes": plan.changes,
+            "warnings": [advice.message for advice in plan.warnings],
+            "predicted": predict_queued(plan, estimate_cost(plan)),
+        }
         # One after the other on one channel, and confirmed together: the event is on its way before the job can be
         # taken, so that whoever reads the events sees it queued before it is claimed.
         await asyncio.gather(

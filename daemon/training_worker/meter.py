@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from training_presets.prices import cost_usd
+from training_presets.cards import cost_usd
 from training_schemas.usage import Usage
 
 # The rate is that of the last steps: the first ones are slower, and samples come in between.
@@ -22,6 +22,8 @@ class Meter:
         self._started = started
         self._stopped: float | None = None
         self._kept = started
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
         self._steps: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     def stop(self, time: float | None = None) -> None:
@@ -58,6 +60,8 @@ class Meter:
     def step(self, number: int, time: float) -> None:
         """An optimizer step ended at ``time``, by the trainer's clock."""
         self._steps.append((number, time))
+        self._first = self._first or (number, time)
+        self._last = (number, time)
 
     def steps_per_minute(self) -> float | None:
         """The rate of the last steps; None before the second one."""
@@ -65,6 +69,13 @@ class Meter:
             return None
         (first, begin), (last, end) = self._steps[0], self._steps[-1]
         return 60 * (last - first) / (end - begin) if end > begin and last > first else None
+
+    def seconds_per_step(self) -> float | None:
+        """The mean over all of this attempt's steps; None before the second one."""
+        if self._first is None or self._last is None:
+            return None
+        (first, begin), (last, end) = self._first, self._last
+        return (end - begin) / (last - first) if end > begin and last > first else None
 
     def seconds_left(self, remaining: int) -> float | None:
         """How long the remaining steps take at this rate."""

@@ -10,10 +10,11 @@ NOTHING_USED = Usage(gpu_seconds=0.0)
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer ended well."""
+    """The trainer ended well; ``seconds_per_step`` is what a step of it took on average."""
 
     record: DoneRecord
     usage: Usage = NOTHING_USED
+    seconds_per_step: float | None = None
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):

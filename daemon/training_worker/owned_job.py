@@ -16,9 +16,9 @@ from training_worker.attempt import (
     read_result,
     resolve_spec,
     resume_point,
-    stepped_down,
+    workload_of_spec,
 )
-from training_worker.cards import Card
+from training_worker.cards import Card, Room, room_on
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.meter import Meter
@@ -26,8 +26,10 @@ from training_worker.observations import AttemptEnded, AttemptStarted, Observer
 from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.ownership import Owner, Ownership
 from training_worker.policy import MOST_LOST, too_often_lost
+from training_worker.prediction import predict_here
 from training_worker.process import Child
 from training_worker.queued_job import QueuedJob
+from training_worker.rates import Rates
 from training_worker.reporter import Reporter, Speaker
 from training_worker.run import Run, RunRecord, trainer_environment
 from training_worker.run_folder import CLOSING_FILE, Bookmark, RunFolder
@@ -36,6 +38,9 @@ from training_worker.settings import Settings
 from training_worker.settlement import Closing, Settled, Settlement
 from training_worker.teller import Teller
 from training_worker.wishes import Wishes
+
+# How long the driver may take to say how much memory is free.
+DRIVER_TIMEOUT = 20.0
 
 log = structlog.get_logger()
 
@@ -48,6 +53,7 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     owner: Owner
     speaker: Speaker
     observe: Observer
+    rates: Rates
 
 
 class OwnedJob:
@@ -126,7 +132,7 @@ class OwnedJob:
             return Stopped(step=before.saved_step)
         try:
             self._check_limits(before)
-            self._run = await asyncio.to_thread(self._make_run)
+            self._run = await asyncio.to_thread(self._make_run, await self._room())
         except AttemptError as error:
             return Broken.because_of(error)
         return None
@@ -140,10 +146,16 @@ class OwnedJob:
             message = f"stopped: earlier attempts have cost {before.cost_usd:.4f} USD of {limit:g}"
             raise AttemptError(FailureReason.BUDGET_EXHAUSTED, message)
 
-    def _make_run(self) -> Run:
+    async def _room(self) -> Room:
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(room_on, self._card), DRIVER_TIMEOUT)
+        except TimeoutError:
+            raise AttemptError(FailureReason.HOST_UNFIT, "cannot train: the driver does not answer") from None
+
+    def _make_run(self, room: Room) -> Run:
         ownership, job = self._ownership, self._queued.job
         before = ownership.before
-        spec = resolve_spec(self._queued, ownership.attempt, before, self._card, self._settings)
+        spec = resolve_spec(self._queued, ownership.attempt, before, room, self._settings)
         saved = resume_point(before) if spec.resume_from is not None else None
         record = RunRecord(
             job=job,
@@ -151,9 +163,10 @@ class OwnedJob:
             standing=ownership.standing,
             card=self._card,
             engine=choose_engine(job, self._settings)[0],
-            changes=changes(self._queued.plan, stepped_down(self._queued.plan, before)),
+            changes=changes(self._queued.plan, spec.parameters),
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
+            predicted=predict_here(workload_of_spec(spec), self._card, self._settings.cards, self._context.rates),
         )
         try:
             folder = RunFolder.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
@@ -197,6 +210,7 @@ class OwnedJob:
             engine=record.engine,
             resume_step=record.resumed_step,
             changes=record.changes,
+            predicted=record.predicted,
         )
         if self._queued.job.max_cost_usd is not None and self._card.usd_per_hour is None:
             message = f"maxCostUSD cannot be kept: no price is known for {self._card.name}"
@@ -232,12 +246,13 @@ class OwnedJob:
             record = await asyncio.to_thread(promote, self._queued.job, run.spec, done.record)
         except AttemptError as error:
             return Broken.because_of(error, done.usage)
+        if done.seconds_per_step is not None:
+            self._context.rates.note(self._card, workload_of_spec(run.spec), done.seconds_per_step)
         return msgspec.structs.replace(done, record=record)
 
     async def _settle(self, outcome: Outcome, reporter: Reporter) -> Settled:
-        folder = None if self._run is None else self._run.folder
-        settlement = Settlement(self._queued, self._ownership, self._wishes, reporter, folder)
-        decided = None if folder is None else folder.find(CLOSING_FILE, Closing)
+        settlement = Settlement(self._queued, self._ownership, self._wishes, reporter, self._run)
+        decided = None if self._run is None else self._run.folder.find(CLOSING_FILE, Closing)
         return await settlement.carry_out(decided or settlement.decide(outcome, self._settings.retry_delays))
 
     async def _clean_up(self) -> None:

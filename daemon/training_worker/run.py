@@ -8,6 +8,7 @@ import structlog
 
 from training_schemas.base import Wire
 from training_schemas.jobs import EngineName, TrainingJob
+from training_schemas.plans import Prediction
 from training_schemas.spec import SPEC_FILE, RunSpec
 from training_schemas.validation import InvalidMessageError
 from training_worker.cards import Card
@@ -48,6 +49,7 @@ class RunRecord(Wire, frozen=True, kw_only=True):
     changes: dict[str, object]
     resumed_step: int
     started_at: float
+    predicted: Prediction | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,7 +124,9 @@ class Runner:
         match teller.last:
             # Its end may have been our own signal, come too late.
             case DoneRecord() if end.status == 0 or end == UNKNOWN or self._told_to_stop:
-                return Done(record=teller.last, usage=self._meter.usage())
+                return Done(
+                    record=teller.last, usage=self._meter.usage(), seconds_per_step=self._meter.seconds_per_step()
+                )
             case FailedRecord(reason=reason, message=message, faults=faults):
                 tail = self._folder.output_tail()
                 return Broken(reason=reason, message=message, faults=faults, output_tail=tail, usage=usage)

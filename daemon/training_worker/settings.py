@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, field
 
+from training_presets.cards import CardSpec
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker.errors import SettingsError
 
@@ -51,10 +52,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. ``models`` is the allow-list:
     the name that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by words of a
-    card's name. ``lease`` is how long a job stays with a worker that is gone, and ``grace`` how much longer it waits
-    for it after that; ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to
-    stop. ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A
-    trainer that says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled.
+    card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows otherwise. ``lease`` is how
+    long a job stays with a worker that is gone, and ``grace`` how much longer it waits for it after that;
+    ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to stop.
+    ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer
+    that says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled.
     Without ``metrics_port`` no metrics are served.
     """
 
@@ -70,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     models: dict[str, Path] = {}
     gpus: list[str] = []
     prices: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    cards: list[CardSpec] = []
     engines: dict[EngineName, EngineSettings] = field(default_factory=default_engines)
     lease: Annotated[float, Meta(ge=2)] = 120
     grace: Delay = 30

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import structlog
 
-from training_presets.ladder import steps_down
 from training_schemas.base import Wire
 from training_schemas.events import (
     JobCancelled,
@@ -28,9 +27,11 @@ from training_worker.observations import AttemptOutcome
 from training_worker.outcome import NOTHING_USED, Broken, Done, Outcome, Stopped
 from training_worker.ownership import Ownership
 from training_worker.policy import Action, Decision, decide
+from training_worker.prediction import measure
 from training_worker.queued_job import QueuedJob
 from training_worker.reporter import Reporter, Words
-from training_worker.run_folder import CLOSING_FILE, RunFolder
+from training_worker.run import Run
+from training_worker.run_folder import CLOSING_FILE
 from training_worker.wishes import Wishes
 
 log = structlog.get_logger()
@@ -68,13 +69,13 @@ class Settlement:
         ownership: Ownership,
         wishes: Wishes,
         reporter: Reporter,
-        folder: RunFolder | None,
+        run: Run | None,
     ) -> None:
         self._queued = queued
         self._ownership = ownership
         self._wishes = wishes
         self._reporter = reporter
-        self._folder = folder
+        self._run = run
 
     def decide(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
         """Put into words how the attempt ended and what follows, and write it down.
@@ -82,8 +83,8 @@ class Settlement:
         ``delays`` are how long a job waits before it is tried again elsewhere (seconds).
         """
         closing = self._closing(outcome, delays)
-        if self._folder is not None:
-            self._folder.write(CLOSING_FILE, closing)
+        if self._run is not None:
+            self._run.folder.write(CLOSING_FILE, closing)
         return closing
 
     def _closing(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
@@ -99,8 +100,9 @@ class Settlement:
 
     def _completed(self, outcome: Done) -> Closing:
         record = outcome.record
+        entry = self._ownership.entry(Completed, usage=outcome.usage)
         return self._end(
-            self._ownership.entry(Completed, usage=outcome.usage),
+            entry,
             AttemptOutcome.COMPLETED,
             JobCompleted,
             output_path=self._queued.job.output_path,
@@ -110,6 +112,8 @@ class Settlement:
             fixed_loss_before=record.fixed_loss_before,
             fixed_loss_after=record.fixed_loss_after,
             artifacts=record.artifacts,
+            predicted=None if self._run is None else self._run.record.predicted,
+            measured=measure(outcome, list(self._ownership.history.after(entry).attempts)),
         )
 
     def _cancelled(self, outcome: Stopped | Broken) -> Closing:
@@ -128,7 +132,7 @@ class Settlement:
             outcome.reason,
             before=before,
             max_attempts=self._queued.job.max_attempts,
-            steps_down_left=before.out_of_memory < len(steps_down(self._queued.plan.parameters)),
+            steps_down_left=before.out_of_memory < len(self._queued.plan.ladder),
             delays=delays,
         )
         if decision.action is Action.GIVE_UP:

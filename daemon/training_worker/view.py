@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from training_presets.estimates import CostEstimate
 from training_schemas.events import (
     TERMINAL_EVENTS,
     JobCheckpoint,
@@ -57,7 +58,7 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
     """An event in a line."""
     match event:
         case JobQueued():
-            return f"queued for a card of {event.tier}, preset {event.preset}"
+            return f"queued for a card of {event.tier}, preset {event.preset}{_changed(event)}"
         case JobClaimed():
             after = f", going on after step {event.resume_step}" if event.resume_step else ""
             return f"attempt {event.attempt} on {event.worker}: {event.gpu.name}, engine {event.engine}{after}"
@@ -90,6 +91,19 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
             return event.TYPE.split(".")[2]
 
 
+def in_words(estimate: CostEstimate) -> str:
+    """An estimate in a line."""
+    low, high = estimate.hours_range
+    cost = "price unknown"
+    if estimate.estimated_cost_usd is not None and estimate.cost_range_usd is not None:
+        cheap, dear = estimate.cost_range_usd
+        cost = f"{estimate.estimated_cost_usd:.2f} USD ({cheap:.2f}-{dear:.2f})"
+    return (
+        f"on an {estimate.card}: {estimate.peak_vram_gib:.1f} GiB, {estimate.training_hours:.2f} h "
+        f"({low:.2f}-{high:.2f}), {estimate.steps_per_minute:.1f} steps/min, {cost}"
+    )
+
+
 def money(usage: Usage) -> str:
     """GPU-seconds and dollars."""
     cost = "price unknown" if usage.cost_usd is None else f"{usage.cost_usd:.4f} USD"
@@ -106,6 +120,10 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _changed(event: JobQueued) -> str:
+    return "".join(f"; {one.setting} {one.after} instead of {one.before}, {one.why}" for one in event.changes)
 
 
 def _faults(event: JobFailed | JobRejected) -> list[str]:

@@ -28,6 +28,7 @@ from training_worker.intake import Intake
 from training_worker.observations import Observer
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
+from training_worker.rates import Rates
 from training_worker.reporter import Speaker
 from training_worker.run import Run, find_runs
 from training_worker.settings import Settings
@@ -93,6 +94,7 @@ class Worker:
         simulated = any(card.simulated for card in cards)
         self._speaker = Speaker(self._link, settings.worker_id, simulated=simulated, clock=time.time)
         self._intake = Intake(self._link, self._ledger, self._speaker, settings)
+        self._rates = Rates(settings.state_dir)
         self._slots = self._make_slots()
 
     def _make_slots(self) -> dict[str, Slot]:
@@ -115,7 +117,12 @@ class Worker:
 
     def _context(self, card: Card, owner: Owner) -> SlotContext:
         return SlotContext(
-            card=card, settings=self._settings, owner=owner, speaker=self._speaker, observe=self._observe
+            card=card,
+            settings=self._settings,
+            owner=owner,
+            speaker=self._speaker,
+            observe=self._observe,
+            rates=self._rates,
         )
 
     def drain(self, why: str) -> None:

@@ -1,12 +1,22 @@
-"""The plan: what a valid job will be trained with, and the least card that it may be trained on."""
+"""The plan: what a valid job will be trained with, and the least card that it may be trained on.
+
+A job's preset is a starting point. Where it does not fit, the planner goes down the ladder until it does, and says what
+it changed and why. What would change the result is never changed against the job's own word.
+"""
 
 import msgspec
 
+from training_presets.advice import Advice, Level, card_advice
+from training_presets.engines import limits_of, planned_engine
+from training_presets.ladder import steps_down
+from training_presets.memory import MemoryEstimate, estimate_memory
 from training_presets.presets import Preset, default_preset, presets
-from training_presets.tiers import MINIMUM_TIERS
-from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily, TrainingJob, TrainingType
+from training_presets.tiers import MINIMUM_TIERS, least_memory_mib
+from training_presets.workload import Workload, workload_of
+from training_schemas.jobs import CostOptimization, EngineName, MemoryTier, ModelFamily, TrainingJob, TrainingType
+from training_schemas.plans import SettingChange
 from training_schemas.progress import Fault
-from training_schemas.spec import FluxLoraParameters, SdxlParameters
+from training_schemas.spec import FluxLoraParameters, Quantization, SdxlParameters
 from training_schemas.validation import InvalidMessageError, convert_strictly
 
 PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
@@ -17,33 +27,155 @@ PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
 # Fields of a job that set the parameter of the same name.
 JOB_PARAMETERS = ("resolution", "batch_size", "learning_rate", "max_train_steps", "lora_rank")
 
+# What changes the result: here a job's own word stands.
+RESULT_CHANGING = {"quantization"}
+
+# Within these, presets are known to give good results.
+USUAL_RANKS = {ModelFamily.FLUX: (4, 32), ModelFamily.SDXL: (4, 16)}
+USUAL_RESOLUTIONS = (512, 768, 1024)
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's settings, resolved, and the tier of the queue that it waits in."""
+    """A job's settings, resolved, and the tier of the queue that it waits in.
+
+    ``fixed`` are the settings, by their Python names, that nobody may change; ``peak_mib`` is what the run needs on its
+    card by the model of memory.
+    """
 
     training_type: TrainingType
     tier: MemoryTier
     preset: str
+    engine: EngineName
     parameters: FluxLoraParameters | SdxlParameters
+    peak_mib: int
+    fixed: frozenset[str] = frozenset()
+    changes: list[SettingChange] = []
+    warnings: list[Advice] = []
 
     @property
     def family(self) -> ModelFamily:
         """The family of the job's base model."""
         return self.training_type.family
 
+    @property
+    def workload(self) -> Workload:
+        """What is trained, as the models of memory and time see it."""
+        return workload_of(self.training_type, self.parameters)
+
+    @property
+    def memory(self) -> MemoryEstimate:
+        """What the run needs on its card, phase by phase."""
+        return estimate_memory(self.workload)
+
+    @property
+    def ladder(self) -> list[FluxLoraParameters | SdxlParameters]:
+        """The settings to fall back to when memory runs out, step by step."""
+        return steps_down(
+            self.parameters, fixed=self.fixed, quantizations=_quantizations(self.training_type, self.engine)
+        )
+
+
+class DoesNotFitError(Exception):
+    """A job does not fit a card, whatever may be changed about it; ``nearest`` are choices that would."""
+
+    def __init__(self, needed_mib: int, memory_mib: int, nearest: list[str]) -> None:
+        reason = f"needs {_gib(needed_mib)} GiB of GPU memory at least, and there are {_gib(memory_mib)}"
+        instead = f"; nearest that fits: {', or '.join(nearest)}" if nearest else ""
+        super().__init__(f"{reason}{instead}")
+        self.needed_mib = needed_mib
+        self.nearest = nearest
+
 
 def plan_job(job: TrainingJob) -> Plan:
     """Resolve a job: its preset, then its own fields, then its overrides. Raises `InvalidMessageError`.
 
-    The tier is the highest of what the training type needs, what the preset is made for and what the job asks for.
+    The tier is the highest of what the training type needs, what the preset is made for and what the job asks for; a
+    higher one, where the job asks for none and does not fit.
     """
     faults: list[Fault] = []
     preset = _preset_of(job, faults)
     tier = _tier_of(job, preset, faults)
+    engine = planned_engine(job.training_type, job.engine)
     parameters = _parameters_of(job, preset, faults)
     if parameters is None or faults:
         raise InvalidMessageError(faults)
-    return Plan(training_type=job.training_type, tier=tier, preset=preset.name, parameters=parameters)
+    parameters, changes = _within_limits(job, engine, parameters)
+    plan = Plan(
+        training_type=job.training_type,
+        tier=tier,
+        preset=preset.name,
+        engine=engine,
+        parameters=parameters,
+        peak_mib=0,
+        fixed=frozenset(RESULT_CHANGING & _own_settings(job)),
+        changes=changes,
+    )
+    return _with_warnings(_placed(plan, may_rise=job.gpu_memory_tier is None))
+
+
+def fit(plan: Plan, memory_mib: int) -> Plan:
+    """The plan for so much memory: as it is, or down the ladder to where it fits. Raises `DoesNotFitError`."""
+    needed = 0
+    for rung in (plan.parameters, *plan.ladder):
+        needed = estimate_memory(workload_of(plan.training_type, rung)).peak_mib
+        if needed <= memory_mib:
+            why = f"to fit {_gib(memory_mib)} GiB"
+            return msgspec.structs.replace(
+                plan, parameters=rung, peak_mib=needed, changes=[*plan.changes, *_changes(plan.parameters, rung, why)]
+            )
+    raise DoesNotFitError(needed, memory_mib, _nearest(plan, memory_mib))
+
+
+def _placed(plan: Plan, *, may_rise: bool) -> Plan:
+    """The plan in the least tier, from its own on, that it fits. Raises `InvalidMessageError`."""
+    tiers = [tier for tier in MemoryTier if tier.gigabytes >= plan.tier.gigabytes] if may_rise else [plan.tier]
+    for tier in tiers:
+        try:
+            fitted = fit(plan, least_memory_mib(tier))
+        except DoesNotFitError as error:
+            last = error
+            continue
+        return msgspec.structs.replace(fitted, tier=tier)
+    raise InvalidMessageError([Fault(path="gpuMemoryTier", reason=str(last))])
+
+
+def _nearest(plan: Plan, memory_mib: int) -> list[str]:
+    """What would fit: a base in fewer bits, a smaller picture, a larger card."""
+    found = []
+    lowest = [plan.parameters, *plan.ladder][-1]
+
+    def fits(**changes: object) -> bool:
+        parameters = msgspec.structs.replace(lowest, **changes)
+        return estimate_memory(workload_of(plan.training_type, parameters)).peak_mib <= memory_mib
+
+    quantizations = _quantizations(plan.training_type, plan.engine)
+    if (smaller := next((one for one in quantizations if fits(quantization=one)), None)) is not None:
+        found.append(f"quantization {smaller}")
+    sizes = [size for size in reversed(USUAL_RESOLUTIONS) if size < lowest.resolution]
+    if (size := next((size for size in sizes if fits(resolution=size)), None)) is not None:
+        found.append(f"resolution {size}")
+    needed = estimate_memory(workload_of(plan.training_type, lowest)).peak_mib
+    if (tier := next((tier for tier in MemoryTier if least_memory_mib(tier) >= needed), None)) is not None:
+        found.append(f"gpuMemoryTier {tier}")
+    return found
+
+
+def _quantizations(training_type: TrainingType, engine: EngineName) -> tuple[Quantization, ...]:
+    """What the planner may put the base model in: fp8 is for who asks for it, and weights that learn stay."""
+    if training_type is TrainingType.SDXL_FINETUNE:
+        return ()
+    return tuple(
+        one
+        for one in limits_of(engine, training_type).quantizations
+        if one not in (Quantization.NONE, Quantization.FP8)
+    )
+
+
+def _own_settings(job: TrainingJob) -> set[str]:
+    """The settings that the job itself names, by their Python names."""
+    names = {field.encode_name: field.name for field in msgspec.structs.fields(PARAMETERS[job.training_type.family])}
+    own = {name for name in JOB_PARAMETERS if getattr(job, name) is not None}
+    return own | {names[name] for name in job.config_overrides if name in names}
 
 
 def _preset_of(job: TrainingJob, faults: list[Fault]) -> Preset:
@@ -70,13 +202,77 @@ def _tier_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> MemoryTie
 def _parameters_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> FluxLoraParameters | SdxlParameters | None:
     names = {field.name: field.encode_name for field in msgspec.structs.fields(TrainingJob)}
     fields = {names[name]: getattr(job, name) for name in JOB_PARAMETERS if getattr(job, name) is not None}
+    settings = preset.parameters_for(job.training_type) | fields | job.config_overrides
     try:
-        return convert_strictly(preset.parameters | fields | job.config_overrides, PARAMETERS[preset.family])
+        parameters = convert_strictly(settings, PARAMETERS[preset.family])
     except InvalidMessageError as error:
         # The job's own fields are in range already, and presets are tested: what is left came from the overrides.
         faults += [Fault(path=f"configOverrides.{fault.path}", reason=fault.reason) for fault in error.faults]
         return None
+    faults += _engine_faults(job, parameters)
+    return parameters
+
+
+def _engine_faults(job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters) -> list[Fault]:
+    engine = planned_engine(job.training_type, job.engine)
+    limits, found = limits_of(engine, job.training_type), []
+
+    def refuse(name: str, value: object, offered: tuple[str, ...]) -> None:
+        reason = f"engine {engine} does not offer {value}; one of {', '.join(offered)}"
+        found.append(Fault(path=f"configOverrides.{name}", reason=reason))
+
+    if parameters.quantization not in limits.quantizations:
+        refuse("quantization", parameters.quantization, limits.quantizations)
+    if job.training_type is TrainingType.SDXL_FINETUNE and parameters.quantization is not Quantization.NONE:
+        reason = "the weights of a full finetune learn, and cannot be quantised"
+        found.append(Fault(path="configOverrides.quantization", reason=reason))
+    if parameters.optimizer not in limits.optimizers:
+        refuse("optimizer", parameters.optimizer, limits.optimizers)
+    if parameters.train_text_encoder and not limits.trains_text_encoders:
+        reason = f"engine {engine} trains no text encoders"
+        found.append(Fault(path="configOverrides.trainTextEncoder", reason=reason))
+    return found
+
+
+def _within_limits(
+    job: TrainingJob, engine: EngineName, parameters: FluxLoraParameters | SdxlParameters
+) -> tuple[FluxLoraParameters | SdxlParameters, list[SettingChange]]:
+    """What an engine does anyway is said, and is no reason to refuse a job."""
+    if not limits_of(engine, job.training_type).always_caches:
+        return parameters, []
+    caching = msgspec.structs.replace(parameters, cache_text_encoder_outputs=True, cache_vae_outputs=True)
+    return caching, _changes(parameters, caching, f"engine {engine} always caches")
+
+
+def _changes(
+    before: FluxLoraParameters | SdxlParameters, after: FluxLoraParameters | SdxlParameters, why: str
+) -> list[SettingChange]:
+    if before == after:
+        return []
+    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
+    return [
+        SettingChange(setting=name, before=old[name], after=value, why=why)
+        for name, value in new.items()
+        if old[name] != value
+    ]
+
+
+def _with_warnings(plan: Plan) -> Plan:
+    low, high = USUAL_RANKS[plan.family]
+    found = card_advice(plan.training_type, plan.tier)
+    if not low <= plan.parameters.lora_rank <= high:
+        message = f"loraRank {plan.parameters.lora_rank} is beyond the usual {low} to {high}"
+        found.append(Advice(level=Level.WARNING, message=message))
+    if plan.parameters.resolution not in USUAL_RESOLUTIONS:
+        sizes = ", ".join(map(str, USUAL_RESOLUTIONS))
+        message = f"resolution {plan.parameters.resolution} is none of the usual {sizes}"
+        found.append(Advice(level=Level.WARNING, message=message))
+    return msgspec.structs.replace(plan, warnings=found)
 
 
 def _gigabytes(tier: MemoryTier) -> int:
     return tier.gigabytes
+
+
+def _gib(mib: int) -> str:
+    return f"{mib / 1024:.1f}"

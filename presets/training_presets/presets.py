@@ -7,20 +7,35 @@ from typing import Any
 
 import msgspec
 
-from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily
+from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily, TrainingType
 
 
 class Preset(msgspec.Struct, frozen=True, kw_only=True):
-    """A starting point: settings by their names on the wire, and the tier that they are made for."""
+    """A starting point: settings by their names on the wire, and the tier that they are made for.
+
+    ``by_type`` are settings for one type of training alone, and ``note`` says where the preset is not what it was
+    meant to be at first, and why.
+    """
 
     name: str
     tier: MemoryTier | None
     parameters: dict[str, Any]
+    by_type: dict[TrainingType, dict[str, Any]] = {}
+    note: str = ""
 
     @property
     def family(self) -> ModelFamily:
         """The family of base models that the preset is for."""
         return ModelFamily(self.name.partition("_")[0])
+
+    @property
+    def optimization(self) -> CostOptimization:
+        """What the preset is after."""
+        return CostOptimization(self.name.rpartition("_")[2])
+
+    def parameters_for(self, training_type: TrainingType) -> dict[str, Any]:
+        """The settings for a type of training."""
+        return self.parameters | self.by_type.get(training_type, {})
 
 
 @cache
@@ -28,7 +43,7 @@ def presets() -> dict[str, Preset]:
     """All presets by name, each with the defaults of its family filled in."""
     text = Path(__file__).with_name("presets.toml").read_text("utf-8")
     data = tomllib.loads(text)
-    return {name: _preset(name, table, data["defaults"]) for name, table in data["presets"].items()}
+    return {name: _preset(name, table, data) for name, table in data["presets"].items()}
 
 
 def default_preset(family: ModelFamily, tier: MemoryTier, optimization: CostOptimization) -> Preset:
@@ -37,7 +52,12 @@ def default_preset(family: ModelFamily, tier: MemoryTier, optimization: CostOpti
     return presets().get(f"{stem}_{optimization}") or presets()[f"{stem}_{CostOptimization.BALANCED}"]
 
 
-def _preset(name: str, table: dict[str, Any], defaults: dict[str, Any]) -> Preset:
+def _preset(name: str, table: dict[str, Any], data: dict[str, Any]) -> Preset:
     family = name.partition("_")[0]
-    tier = MemoryTier(table["tier"]) if "tier" in table else None
-    return Preset(name=name, tier=tier, parameters=defaults[family] | table["parameters"])
+    return Preset(
+        name=name,
+        tier=MemoryTier(table["tier"]) if "tier" in table else None,
+        parameters=data["defaults"][family] | table["parameters"],
+        by_type={TrainingType(kind): settings for kind, settings in data["types"].items()},
+        note=table.get("note", ""),
+    )

@@ -23,3 +23,8 @@ def tier_of(memory_mib: int) -> MemoryTier | None:
 def served_tiers(card: MemoryTier) -> list[MemoryTier]:
     """The tiers whose jobs fit a card of this tier, the most demanding first."""
     return [tier for tier in reversed(MemoryTier) if tier.gigabytes <= card.gigabytes]
+
+
+def least_memory_mib(tier: MemoryTier) -> int:
+    """What the smallest card of a tier reports, in MiB."""
+    return int(REPORTED_SHARE * tier.gigabytes * 1024)

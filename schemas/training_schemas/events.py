@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
+from training_schemas.plans import Measured, Prediction, SettingChange
 from training_schemas.progress import Artifact, FailureReason, Fault, Phase
 from training_schemas.usage import AttemptSummary, Usage
 
@@ -57,13 +58,20 @@ class JobEvent(Event, frozen=True, kw_only=True):
 
 
 class JobQueued(JobEvent, frozen=True, kw_only=True):
-    """The job is valid and waits for a card of this tier."""
+    """The job is valid and waits for a card of this tier.
+
+    ``changes`` are settings that the planner had to change, ``warnings`` what else to know, and ``predicted`` what the
+    job takes on the card that its tier is priced by.
+    """
 
     TYPE = "training.job.queued.v1"
 
     training_type: TrainingType
     tier: MemoryTier
     preset: str
+    changes: list[SettingChange] = []
+    warnings: list[str] = []
+    predicted: Prediction | None = None
 
 
 class JobRejected(JobEvent, frozen=True, kw_only=True):
@@ -77,7 +85,8 @@ class JobRejected(JobEvent, frozen=True, kw_only=True):
 class JobClaimed(JobEvent, frozen=True, kw_only=True):
     """A worker owns the job and starts a trainer; it goes on after ``resume_step`` steps of earlier attempts.
 
-    ``changes`` are the settings that differ from the plan's, since earlier attempts ran out of memory.
+    ``changes`` are the settings that differ from the plan's, for this card's free memory, or since earlier attempts ran
+    out of it. ``predicted`` is what the job should take here, where the card is known.
     """
 
     TYPE = "training.job.claimed.v1"
@@ -87,6 +96,7 @@ class JobClaimed(JobEvent, frozen=True, kw_only=True):
     engine: str
     resume_step: int
     changes: dict[str, Any] = {}
+    predicted: Prediction | None = None
 
 
 class JobPhase(JobEvent, frozen=True, kw_only=True):
@@ -191,7 +201,8 @@ class JobReleased(JobEvent, frozen=True, kw_only=True):
 class JobCompleted(JobEvent, frozen=True, kw_only=True):
     """The result lies in ``output_path``; artifacts' paths are relative to it. Terminal.
 
-    ``attempts`` says of each attempt how it ended and what it used, as it does for every end of a job.
+    ``attempts`` says of each attempt how it ended and what it used, as it does for every end of a job. ``predicted`` is
+    what the last attempt was expected to take, beside what was ``measured``.
     """
 
     TYPE = "training.job.completed.v1"
@@ -205,6 +216,8 @@ class JobCompleted(JobEvent, frozen=True, kw_only=True):
     artifacts: list[Artifact]
     usage: Usage
     attempts: list[AttemptSummary] = []
+    predicted: Prediction | None = None
+    measured: Measured | None = None
 
 
 class JobFailed(JobEvent, frozen=True, kw_only=True):

@@ -113,7 +113,7 @@ class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
 
     ``first_loss`` and ``last_loss`` are those of the first and the last optimizer step of the whole job, whose noise
     levels differ; ``fixed_loss_before`` and ``fixed_loss_after`` are taken on one fixed set of images, noise and
-    noise levels, and can be compared.
+    noise levels, and can be compared. ``peak_vram_mib`` is the most that the trainer held of its card.
     """
 
     steps: int
@@ -122,6 +122,7 @@ class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
     fixed_loss_before: float
     fixed_loss_after: float
     artifacts: list[Artifact]
+    peak_vram_mib: int | None = None
 
 
 class StoppedRecord(ProgressRecord, frozen=True, kw_only=True, tag="stopped"):

@@ -36,10 +36,37 @@ class WeightDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    """How the frozen base model's linear weights are kept in memory: as ``weightDtype`` says, or smaller."""
+
+    NONE = "none"
+    FP8 = "fp8"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+class OptimizerName(StrEnum):
+    """What turns gradients into steps."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw8bit"
+    ADAFACTOR = "adafactor"
+    PRODIGY = "prodigy"
+
+
+class LoraTargets(StrEnum):
+    """Which layers of the denoiser an adapter is put beside."""
+
+    ATTENTION = "attention"
+    ATTENTION_AND_FEED_FORWARD = "attentionAndFeedForward"
+    ALL_LINEAR = "allLinear"
+
+
 class TrainingParameters(StrictWire, frozen=True, kw_only=True):
     """The settings that every type of training has. Sizes are pixels, intervals are optimizer steps, 0 for never.
 
-    One optimizer step sees ``batch_size * gradient_accumulation_steps`` images.
+    One optimizer step sees ``batch_size * gradient_accumulation_steps`` images. What is cached is computed once, before
+    training, and the model that made it is not in memory while it trains.
     """
 
     resolution: Annotated[int, Meta(ge=64, le=2048, multiple_of=16)]
@@ -50,6 +77,11 @@ class TrainingParameters(StrictWire, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     gradient_checkpointing: bool
     weight_dtype: WeightDtype
+    quantization: Quantization
+    cache_text_encoder_outputs: bool
+    cache_vae_outputs: bool
+    train_text_encoder: bool
+    optimizer: OptimizerName
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
     max_grad_norm: Annotated[float, Meta(gt=0, le=1_000)]
     checkpoint_every: Annotated[int, Meta(ge=0)]
@@ -61,6 +93,7 @@ class FluxLoraParameters(TrainingParameters, frozen=True, kw_only=True):
     """Every setting of a FLUX LoRA run. Lengths are tokens."""
 
     lora_rank: Annotated[int, Meta(ge=1, le=256)]
+    lora_targets: LoraTargets
     timestep_sampler: TimestepSampler
     discrete_flow_shift: Annotated[float, Meta(ge=1, le=5)]
     guidance_scale: Annotated[float, Meta(ge=0.5, le=2)]
@@ -69,9 +102,10 @@ class FluxLoraParameters(TrainingParameters, frozen=True, kw_only=True):
 
 
 class SdxlParameters(TrainingParameters, frozen=True, kw_only=True):
-    """The settings of an SDXL run; a full finetune and a textual inversion have no use for the rank."""
+    """The settings of an SDXL run; a full finetune and a textual inversion have no use for rank and targets."""
 
     lora_rank: Annotated[int, Meta(ge=1, le=256)]
+    lora_targets: LoraTargets
 
 
 class RunSpec(StrictWire, frozen=True, kw_only=True):

@@ -1,13 +1,13 @@
 """From an owned job to a spec that leaves nothing open, and from a finished attempt to the job's output."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from training_presets.ladder import steps_down
 from training_presets.planner import plan_job
 from training_schemas.jobs import EngineName, TrainingType
 from training_schemas.ledger import CheckpointSaved
@@ -25,7 +25,7 @@ from training_worker.attempt import (
     served_types,
     stepped_down,
 )
-from training_worker.cards import Card
+from training_worker.cards import Card, Room
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.jobs import make_job
@@ -36,7 +36,7 @@ from training_worker.version import __version__
 CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
 STAND_IN = Card(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
 ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
-LOSSES = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
+LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
 RESULT = DoneRecord(sequence=9, time=1.0, steps=10, artifacts=[ARTIFACT], **LOSSES)
 
 
@@ -60,9 +60,17 @@ class Host:
         job = make_job(training_type, job_id="a", **(paths | fields))
         return QueuedJob(job=job, plan=plan_job(job), submitted_at=0.0)
 
-    def spec(self, attempt: int = 1, before: JobHistory | None = None, card: Card = CARD, **fields: Any) -> RunSpec:
+    def spec(
+        self,
+        attempt: int = 1,
+        before: JobHistory | None = None,
+        card: Card = CARD,
+        free_mib: int | None = None,
+        **fields: Any,
+    ) -> RunSpec:
         """The spec of an attempt at such a job."""
-        return resolve_spec(self.queued(**fields), attempt, before or JobHistory(), card, self.settings)
+        room = Room(card=card, free_mib=free_mib or card.memory_mib)
+        return resolve_spec(self.queued(**fields), attempt, before or JobHistory(), room, self.settings)
 
     def refusal(self, **fields: Any) -> tuple[str, str]:
         """The reason and the message with which an attempt at such a job fails."""
@@ -466,7 +474,7 @@ def test_each_time_out_of_memory_is_a_step_down_the_ladder(host: Host) -> None:
     """At its end it stays; an optimizer step sees the same number of images all the while."""
     plan = host.queued(batch_size=4).plan
     settings = [stepped_down(plan, JobHistory(out_of_memory=times)) for times in range(6)]
-    ladder = steps_down(plan.parameters)
+    ladder = plan.ladder
 
     assert settings == ([plan.parameters, *ladder] + [ladder[-1]] * 6)[:6]
     assert {one.batch_size * one.gradient_accumulation_steps for one in settings} == {
@@ -486,8 +494,8 @@ def test_what_was_changed_is_said_in_the_names_of_the_wire(host: Host) -> None:
     plan = host.queued(batch_size=4).plan
     lower = msgspec.structs.replace(plan.parameters, batch_size=2)
 
-    assert changes(plan, plan.parameters) == {}
-    assert changes(plan, lower) == {"batchSize": 2}
+    assert changes(plan, msgspec.to_builtins(plan.parameters)) == {}
+    assert changes(plan, msgspec.to_builtins(lower)) == {"batchSize": 2}
 
 
 def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host: Host) -> None:
@@ -496,4 +504,21 @@ def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host:
 
     spec = host.spec(before=JobHistory(out_of_memory=1), batch_size=4)
 
-    assert convert_strictly(spec.parameters, FluxLoraParameters) == steps_down(plan.parameters)[0]
+    assert convert_strictly(spec.parameters, FluxLoraParameters) == plan.ladder[0]
+
+
+def test_a_card_with_little_free_memory_gets_smaller_settings(host: Host) -> None:
+    """What somebody else holds of it is not there; an optimizer step sees the same number of images."""
+    plan = host.queued(preset="flux_40gb_balanced").plan
+
+    spec = host.spec(preset="flux_40gb_balanced", free_mib=26_300)
+
+    assert changes(plan, spec.parameters) == {"batchSize": 1, "gradientAccumulationSteps": 8}
+
+
+def test_a_card_without_enough_free_memory_is_no_place_for_the_job(host: Host) -> None:
+    """Another one may be; the reason has both figures."""
+    reason, message = host.refusal(free_mib=4096)
+
+    assert reason == "hostUnfit"
+    assert re.search(r"the job needs \d+\.\d GiB of GPU memory at least, and there are 4\.0", message)

@@ -33,6 +33,15 @@ print(msgspec.json.encode(answer).decode())
 """
 
 
+ROOM = """
+import msgspec
+from training_worker.cards import find_cards, room_on
+(card,) = find_cards(["Stand-in:8192MiB"], {})
+HOOK
+print(room_on(card).free_mib)
+"""
+
+
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Path:
     """Our libnvidia-ml.so.1, compiled once."""
@@ -173,3 +182,27 @@ def test_a_card_too_small_for_any_job_is_described_without_a_tier() -> None:
     card = Card(uuid="GPU-1", name="GT 1030", memory_mib=2048, simulated=False, usd_per_hour=None)
 
     assert card.describe() == Gpu(uuid="GPU-1", name="GT 1030", memory_mib=2048, tier=None)
+
+
+def free_mib(environment: dict[str, str], hook: str = "") -> int:
+    """How much of the host's one card a process finds free."""
+    path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
+    command = [sys.executable, "-c", ROOM.replace("HOOK", hook)]
+    ended = subprocess.run(command, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    return int(ended.stdout.splitlines()[-1])
+
+
+def test_what_a_stranger_holds_of_a_card_is_not_free(host: Host) -> None:
+    """By the driver, at the moment of asking."""
+    host.says(RTX_4090, "held 20000")
+
+    assert free_mib(host.environment) == 4564
+
+
+def test_all_of_a_card_counts_where_the_driver_does_not_say(host: Host) -> None:
+    """A card that it does not find any more, or a stand-in that it has never known."""
+    host.says(RTX_4090, "held 20000")
+
+    assert free_mib(host.environment, 'card = msgspec.structs.replace(card, uuid="GPU-gone")') == 24564
+    host.says("count 0")
+    assert free_mib(host.environment) == 8192

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from training_presets.cards import catalogue
+from training_presets.measurements import measurements
 from training_presets.planner import plan_job
 from training_presets.presets import presets
 from training_worker.cli import main
@@ -70,18 +72,20 @@ def test_presets_are_listed_for_programs(program: Program) -> None:
 
 
 def test_presets_are_listed_for_people(program: Program) -> None:
-    """All ten, each with its tier."""
+    """All ten, each with its tier, and what it takes."""
     assert program.run("presets") == 0
 
     assert [name for name in presets() if name not in program.out] == []
-    assert re.search(r"flux_40gb_quality\W+40gb\W+2\W+4\W+2000\W+32\W", program.out)
+    assert re.search(r"flux_40gb_quality\W+FLUX_LORA\W+2\W+4\W+2000\W+32\W+none\W+40gb\W", program.out)
 
 
 def test_a_plan_is_shown_for_programs(program: Program, job_file: Path) -> None:
     """The same that the intake makes of the job."""
     assert program.run("plan", str(job_file), "--json") == 0
 
-    assert json.loads(program.out) == msgspec.to_builtins(plan_job(JOB))
+    shown = json.loads(program.out)
+    assert shown.pop("estimate")["memoryTier"] == plan_job(JOB).tier
+    assert shown == json.loads(msgspec.json.encode(plan_job(JOB)))
 
 
 def test_a_plan_is_shown_for_people(program: Program, job_file: Path) -> None:
@@ -205,3 +209,87 @@ def test_the_program_says_its_version(program: Program) -> None:
     assert program.run("--version") == 0
 
     assert __version__ in program.out
+
+
+LINE = (
+    "plan --type FLUX_LORA --gpu RTX_4090 --resolution 512 --batch-size 1 --rank 4 --quantize nf4 --optimizer adamw8bit"
+)
+LINE += " --gradient-checkpointing --cache-text --cache-latents --steps 700"
+
+
+def line(*more: str, gpu: str = "RTX 4090") -> list[str]:
+    """The arguments of a plan from settings on the line."""
+    return [gpu if word == "RTX_4090" else word for word in LINE.split()] + list(more)
+
+
+def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
+    """Memory by phase and part, time and price, as JSON."""
+    assert program.run(*line("--json")) == 0
+
+    answer = json.loads(program.out)
+    assert answer["feasible"]
+    assert 8 < answer["peakVramGiB"] < 11
+    assert answer["breakdown"]["training"]["total"] == pytest.approx(
+        sum(answer["breakdown"]["training"].values()) / 2, abs=0.01
+    )
+    assert answer["peakVramGiB"] == pytest.approx(
+        max(phase["total"] for phase in answer["breakdown"].values()), abs=0.01
+    )
+    assert 0.4 < answer["secondsPerStep"] < 1.2
+    assert answer["usd"] == pytest.approx(answer["hours"] * 0.60, abs=0.001)
+    assert answer["changes"] == []
+
+
+def test_what_does_not_fit_is_said_with_both_figures(program: Program) -> None:
+    """And is no error of the command."""
+    words = [word for word in line("--json") if word not in ("--quantize", "nf4")]
+
+    assert program.run(*words) == 0
+    answer = json.loads(program.out)
+    assert not answer["feasible"]
+    assert re.fullmatch(r"needs \d+\.\d GiB, and the card has 24\.0", answer["reason"])
+
+
+def test_without_a_card_all_of_them_are_shown(program: Program) -> None:
+    """A line each."""
+    words = [word for word in line() if word not in ("--gpu", "RTX 4090")]
+
+    assert program.run(*words) == 0
+    assert [card.name for card in catalogue().cards if card.name.split()[-1] not in program.out] == []
+
+
+def test_an_unknown_card_is_refused_with_those_that_are_known(program: Program) -> None:
+    """The status is that of wrong input."""
+    assert program.run(*line(gpu="GTX 1080")) == 65
+    assert "unknown card 'GTX 1080'; known: RTX 3060" in program.err
+
+
+def test_a_jobs_plan_on_a_card_goes_down_the_ladder(program: Program, job_file: Path) -> None:
+    """With what was changed."""
+    assert program.run("plan", str(job_file), "--gpu", "A100 80GB", "--json") == 0
+
+    assert json.loads(program.out)["gpu"] == "A100 80GB"
+
+
+def test_a_plan_of_nothing_says_what_it_can_plan(program: Program) -> None:
+    """Rather than show help."""
+    assert program.run("plan") == 65
+    assert "name a job file, or --type" in program.err
+
+
+def test_the_models_are_held_against_published_figures(program: Program) -> None:
+    """As JSON with a summary, and as a table for people."""
+    assert program.run("plan", "--check", "--json") == 0
+    found = json.loads(program.out)
+    assert len(found["rows"]) == len(measurements())
+    assert found["summary"]["memoryMedian"] <= 0.1
+
+    assert program.run("plan", "--check") == 0
+    assert "in the median" in program.out
+
+
+def test_memory_is_drawn_over_resolution_and_batch(program: Program, tmp_path: Path) -> None:
+    """As a picture."""
+    assert program.run(*line("--plot", str(tmp_path / "plot.png"))) == 0
+
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

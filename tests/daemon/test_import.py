@@ -28,7 +28,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         "from training_worker import TrainingWorkerAPI, flux_lora_job",
         "import training_worker; training_worker.AsyncTrainingWorkerAPI()",
-        "import training_presets.planner, training_presets.prices",
+        "import training_presets.planner, training_presets.cards",
         "from training_schemas import commands, events, jobs, ledger, progress, spec, validation",
     ],
 )

@@ -10,6 +10,7 @@ from tests.support.owning import PATIENCE, RecordingLink, a_reporter, an_owner, 
 from training_schemas.events import JobEvent
 from training_worker.outcome import Broken
 from training_worker.owned_job import OwnedJob, SlotContext
+from training_worker.rates import Rates
 from training_worker.run import Run
 from training_worker.settings import Settings
 from training_worker.settlement import Closing, Settlement
@@ -33,6 +34,7 @@ class Life:
             owner=an_owner(self.link),
             speaker=speaker(self.link),
             observe=lambda _: None,
+            rates=Rates(run.folder.path.parent),
         )
         self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, found=run)
 
@@ -40,9 +42,7 @@ class Life:
         """See the run to its end, and write down what it comes to."""
         outcome = await asyncio.wait_for(self.job._train(self.reporter, self.run), PATIENCE)
         assert isinstance(outcome, Broken)
-        return Settlement(self.run.queued, self.ownership, Wishes(), self.reporter, self.run.folder).decide(
-            outcome, [30]
-        )
+        return Settlement(self.run.queued, self.ownership, Wishes(), self.reporter, self.run).decide(outcome, [30])
 
 
 @pytest.mark.parametrize("confirmed", range(6))

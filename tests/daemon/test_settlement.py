@@ -34,7 +34,8 @@ from training_schemas.usage import Usage
 from training_worker.history import JobHistory
 from training_worker.observations import AttemptOutcome
 from training_worker.outcome import Broken, Done, Outcome, Stopped
-from training_worker.run_folder import CLOSING_FILE, RunFolder
+from training_worker.run import Run
+from training_worker.run_folder import CLOSING_FILE
 from training_worker.settlement import Closing, Settlement
 from training_worker.wishes import Wishes
 
@@ -65,13 +66,13 @@ def history(*failures: str) -> JobHistory:
 class Desk:
     """Where an attempt is settled; nobody holds the job."""
 
-    def __init__(self, *failures: str, folder: RunFolder | None = None, **fields: Any) -> None:
+    def __init__(self, *failures: str, run: Run | None = None, **fields: Any) -> None:
         link = RecordingLink()
         self.queued = a_queued_job(**fields)
         self.ownership = own(link, self.queued, history(*failures))
-        self.reporter = a_reporter(link, folder, attempt=len(failures) + 1)
+        self.reporter = a_reporter(link, None if run is None else run.folder, attempt=len(failures) + 1)
         self.wishes = Wishes()
-        self.settlement = Settlement(self.queued, self.ownership, self.wishes, self.reporter, folder)
+        self.settlement = Settlement(self.queued, self.ownership, self.wishes, self.reporter, run)
 
     def decide(self, outcome: Outcome) -> Closing:
         """What the attempt comes to."""
@@ -210,10 +211,10 @@ OUTCOMES: list[Outcome] = [
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 def test_what_was_decided_is_carried_out_by_the_next_daemon_as_it_was(tmp_path: Path, outcome: Outcome) -> None:
     """To the byte: the entry for the ledger and the event are the same, whoever writes them."""
-    folder = runs.make_folder(tmp_path)
-    closing = Desk(folder=folder, batch_size=4).decide(outcome)
+    run = runs.make_run(tmp_path)
+    closing = Desk(run=run, batch_size=4).decide(outcome)
 
-    found = folder.read(CLOSING_FILE, Closing)
+    found = run.folder.read(CLOSING_FILE, Closing)
 
     assert found is not None
     assert msgspec.json.encode(found) == msgspec.json.encode(closing)

@@ -27,6 +27,7 @@ from training_schemas.events import (
     JobWarning,
 )
 from training_schemas.jobs import MemoryTier, TrainingType
+from training_schemas.plans import SettingChange
 from training_schemas.progress import FailureReason, Fault, Phase
 from training_schemas.usage import Usage
 from training_worker.view import LiveView, PlainView, describe, make_view, money
@@ -73,6 +74,16 @@ LINES: list[tuple[JobEvent, str]] = [
     (
         JobQueued(**COMMON, training_type=TrainingType.FLUX_LORA, tier=MemoryTier.GB24, preset="flux_24gb_balanced"),
         "queued for a card of 24gb, preset flux_24gb_balanced",
+    ),
+    (
+        JobQueued(
+            **COMMON,
+            training_type=TrainingType.FLUX_LORA,
+            tier=MemoryTier.GB40,
+            preset="flux_40gb_balanced",
+            changes=[SettingChange(setting="batchSize", before=8, after=2, why="to fit 36.0 GiB")],
+        ),
+        "queued for a card of 40gb, preset flux_40gb_balanced; batchSize 2 instead of 8, to fit 36.0 GiB",
     ),
     (JobRejected(**COMMON, faults=FAULTS), "rejected:\n  loraRank: too large\n  message: not valid JSON"),
     (CLAIMED, "attempt 2 on w1: NVIDIA L4, engine diffusers"),

@@ -30,7 +30,8 @@ def build_trainer(model: Path, parameters: FluxLoraParameters) -> Trainer:
         )
         for _ in IMAGES
     ]
-    return Trainer(ModelLoader(model, parameters.weight_dtype, "cpu").transformer(), examples, parameters)
+    transformer = ModelLoader(model, parameters.weight_dtype, "cpu").transformer(parameters.quantization)
+    return Trainer(transformer, examples, parameters)
 
 
 def never() -> None:

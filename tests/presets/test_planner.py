@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_presets.planner import Plan, plan_job
-from training_presets.presets import presets
-from training_presets.tiers import MINIMUM_TIERS
+from training_presets.planner import DoesNotFitError, Plan, fit, plan_job
+from training_presets.presets import Preset, presets
+from training_presets.tiers import MINIMUM_TIERS, least_memory_mib
 from training_schemas.jobs import CostOptimization, MemoryTier, TrainingJob, TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
 from training_schemas.validation import InvalidMessageError, convert_strictly
@@ -202,10 +202,10 @@ jobs = st.builds(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=10_000, deadline=None)
 @given(jobs)
 def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(wanted: TrainingJob) -> None:
-    """There is no third way, and a plan's tier is the highest of type, preset and wish."""
+    """There is no third way; its tier is no lower than type, preset and wish, and its least card holds the plan."""
     try:
         planned = plan_job(wanted)
     except InvalidMessageError as error:
@@ -214,14 +214,101 @@ def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(
         assert names <= {"preset", "gpuMemoryTier", "configOverrides"}
         return
     asked = [MINIMUM_TIERS[wanted.training_type], presets()[planned.preset].tier, wanted.gpu_memory_tier]
-    assert planned.tier.gigabytes == max(tier.gigabytes for tier in asked if tier)
+    assert planned.tier.gigabytes >= max(tier.gigabytes for tier in asked if tier)
+    assert wanted.gpu_memory_tier in (None, planned.tier)
+    assert planned.memory.peak_mib == planned.peak_mib <= least_memory_mib(planned.tier)
     assert planned.preset == (wanted.preset or planned.preset)
 
 
 @settings(deadline=None)
 @given(jobs)
 def test_a_valid_job_without_preset_wish_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
-    """A job's own fields are in range for every type of training: they alone are never a reason to refuse."""
-    simple = msgspec.structs.replace(wanted, preset=None, gpu_memory_tier=None, config_overrides={})
+    """A job's own fields are never a reason to refuse: some tier takes it, with what the planner had to change."""
+    simple = msgspec.structs.replace(wanted, preset=None, gpu_memory_tier=None, config_overrides={}, batch_size=None)
 
-    assert plan_job(simple).tier == MINIMUM_TIERS[wanted.training_type]
+    planned = plan_job(simple)
+
+    assert planned.tier.gigabytes >= MINIMUM_TIERS[wanted.training_type].gigabytes
+    assert all(change.why for change in planned.changes)
+
+
+@pytest.mark.parametrize("training_type", TrainingType)
+@pytest.mark.parametrize("preset", presets().values(), ids=lambda preset: preset.name)
+def test_every_preset_fits_its_tier_as_it_is(training_type: str, preset: Preset) -> None:
+    """On the least card of the tier; those for SDXL are for any card, and may be made smaller."""
+    if preset.family is not TrainingType(training_type).family:
+        return
+    planned = plan(training_type, preset=preset.name)
+
+    assert planned.peak_mib <= least_memory_mib(planned.tier)
+    assert planned.tier == (preset.tier or planned.tier)
+    assert {change.setting for change in planned.changes} <= (
+        set() if preset.family == "flux" else {"batchSize", "gradientAccumulationSteps", "quantization"}
+    )
+
+
+def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_says_so() -> None:
+    """Micro-batches first, with the same images in a step; and each change has its reason."""
+    planned = plan(preset="flux_40gb_balanced", resolution=1536, batchSize=8)
+
+    changes = {change.setting: (change.before, change.after) for change in planned.changes}
+    assert planned.parameters.batch_size < 8
+    assert planned.parameters.batch_size * planned.parameters.gradient_accumulation_steps == 8 * 4
+    assert changes["batchSize"] == (8, planned.parameters.batch_size)
+    assert all("to fit 36.0 GiB" in change.why for change in planned.changes)
+
+
+def test_a_jobs_own_word_on_its_base_stands_and_it_waits_for_a_larger_card() -> None:
+    """16 bits were asked for: they need 40 GB."""
+    planned = plan(configOverrides={"quantization": "none"})
+
+    assert (planned.tier, planned.parameters.quantization, planned.changes) == ("40gb", "none", [])
+
+
+def test_a_job_that_insists_on_its_tier_is_refused_with_what_would_fit() -> None:
+    """The reason names the memory, and the nearest choices."""
+    found = faults(gpuMemoryTier="24gb", configOverrides={"quantization": "none"})
+
+    assert list(found) == ["gpuMemoryTier"]
+    assert "and there are 21.6" in found["gpuMemoryTier"]
+    assert "quantization int8" in found["gpuMemoryTier"]
+    assert "gpuMemoryTier 40gb" in found["gpuMemoryTier"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path"),
+    [
+        ({"quantization": "fp8"}, "configOverrides.quantization"),
+        ({"optimizer": "prodigy"}, "configOverrides.optimizer"),
+        ({"trainTextEncoder": True}, "configOverrides.trainTextEncoder"),
+    ],
+)
+def test_what_the_built_in_trainer_cannot_do_is_refused_before_the_queue(overrides: dict[str, Any], path: str) -> None:
+    """Not on a card that somebody pays for."""
+    assert list(faults(configOverrides=overrides)) == [path]
+
+
+def test_what_the_built_in_trainer_does_anyway_is_said() -> None:
+    """It computes captions and latents once, and is not told otherwise."""
+    planned = plan(configOverrides={"cacheVaeOutputs": False})
+
+    assert planned.parameters.cache_vae_outputs
+    assert [(one.setting, one.before, one.after) for one in planned.changes] == [("cacheVaeOutputs", False, True)]
+
+
+def test_the_weights_of_a_finetune_are_not_quantised() -> None:
+    """They learn."""
+    found = faults("SDXL_FINETUNE", configOverrides={"quantization": "nf4"})
+
+    assert list(found) == ["configOverrides.quantization"]
+
+
+def test_less_free_memory_is_one_more_step_down() -> None:
+    """And where no step is left, there is an error with what would fit."""
+    planned = plan(preset="flux_80gb_balanced", configOverrides={"gradientCheckpointing": False})
+    sizes = [fit(planned, memory).peak_mib for memory in (80_000, 40_000, 30_000, 20_000)]
+
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(peak <= memory for peak, memory in zip(sizes, (80_000, 40_000, 30_000, 20_000), strict=True))
+    with pytest.raises(DoesNotFitError, match=r"needs .* GiB of GPU memory at least, and there are 2.0"):
+        fit(planned, 2048)

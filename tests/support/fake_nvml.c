@@ -5,6 +5,7 @@
  *     init CODE                       nvmlInit returns this code
  *     count CODE                      so does the counting of cards
  *     card CODE MIB UUID NAME ...     a card; a code other than 0 is what asking for its handle returns
+ *     held MIB                        so much memory of the card above is in somebody's use
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@ enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE =
 
 typedef struct {
     int code;
-    unsigned long long mib;
+    unsigned long long mib, held;
     char uuid[TEXT], name[TEXT];
 } card_t;
 
@@ -39,6 +40,8 @@ static void read_state(void)
     while (file && fgets(line, sizeof line, file)) {
         card_t *card = &state.cards[state.count];
         if (sscanf(line, "init %d", &state.init) == 1 || sscanf(line, "count %d", &state.count_code) == 1)
+            continue;
+        if (state.count && sscanf(line, "held %llu", &state.cards[state.count - 1].held) == 1)
             continue;
         if (state.count < CARDS
             && sscanf(line, "card %d %llu %95s %95[^\n]", &card->code, &card->mib, card->uuid, card->name) == 4)
@@ -96,6 +99,14 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, card_t **card)
     return (*card)->code;
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, card_t **card)
+{
+    for (unsigned index = 0; index < state.count; index++)
+        if (!strcmp(uuid, state.cards[index].uuid))
+            return nvmlDeviceGetHandleByIndex_v2(index, card);
+    return initialized ? INVALID_ARGUMENT : UNINITIALIZED;
+}
+
 int nvmlDeviceGetName(card_t *card, char *name, unsigned size)
 {
     return initialized ? copy(name, size, card->name) : UNINITIALIZED;
@@ -110,7 +121,8 @@ int nvmlDeviceGetMemoryInfo(card_t *card, unsigned long long *total_free_used)
 {
     if (!initialized)
         return UNINITIALIZED;
-    total_free_used[0] = total_free_used[1] = card->mib * 1024 * 1024;
-    total_free_used[2] = 0;
+    total_free_used[0] = card->mib * 1024 * 1024;
+    total_free_used[1] = (card->mib - card->held) * 1024 * 1024;
+    total_free_used[2] = card->held * 1024 * 1024;
     return SUCCESS;
 }

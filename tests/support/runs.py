@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -106,7 +107,7 @@ def warning(message: str = "odd") -> WarningRecord:
 def done() -> DoneRecord:
     """The run ended well."""
     artifact = Artifact(path="adapter.safetensors", kind="adapter", size_bytes=3, sha256="00")
-    losses = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
+    losses: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
     return DoneRecord(sequence=1, time=_time(None), steps=10, artifacts=[artifact], **losses)
 
 

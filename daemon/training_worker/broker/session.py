@@ -83,8 +83,16 @@ class Session:
     @classmethod
     async def open(cls, url: str, names: Names, *, client: str, delays: Collection[int] = ()) -> "Session":
         """Connect and declare the topology, within a bounded time. Raises `BrokerError`."""
+        address = _address(url)
+        try:
+            return await cls._open(address, names, client, delays)
+        except BrokerLostError as error:
+            raise BrokerLostError(f"cannot reach the broker at {address.host}:{address.port}: {error}") from error
+
+    @classmethod
+    async def _open(cls, address: URL, names: Names, client: str, delays: Collection[int]) -> "Session":
         with broker_errors():
-            connection = aio_pika.Connection(_address(url), client_properties={"connection_name": client})
+            connection = aio_pika.Connection(address, client_properties={"connection_name": client})
             try:
                 await connection.connect(CONNECT_TIMEOUT)
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from training_schemas.validation import InvalidMessageError
+from training_worker.cli.plan import plan
 from training_worker.errors import LetterError, NoGpuError, SettingsError, TrainingWorkerError
 from training_worker.version import __version__
 
@@ -52,7 +53,7 @@ def run(config: Path | None, *, verbose: bool) -> None:
 
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
-    cards = find_cards(settings.gpus, settings.prices)
+    cards = find_cards(settings.gpus, settings.prices, settings.cards)
     with _observed(settings) as observe:
         ending = asyncio.run(Worker(settings, cards, observe).run())
     if ending is Ending.REPLACED:
@@ -187,14 +188,7 @@ def drop(job_ids: tuple[str, ...]) -> None:
     drop_letters(job_ids)
 
 
-@app.command()
-@click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(file: str, *, as_json: bool) -> None:
-    """Show what the job in FILE would be trained with, and on which cards, without publishing it."""
-    from training_worker.cli.plan_commands import show_plan  # noqa: PLC0415
-
-    show_plan(file, as_json=as_json)
+app.add_command(plan)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from training_schemas.validation import decode_strictly, refused
 from training_worker.answers import CancelAnswer, CancelState
 from training_worker.broker.names import ALL_WORKERS
 from training_worker.client import AsyncTrainingWorkerAPI
-from training_worker.view import make_view
+from training_worker.view import in_words, make_view
 
 # Clocks of this machine and of the broker may differ a little.
 SLACK = 10.0
@@ -30,6 +30,7 @@ def submit_file(file: str, *, watch: bool) -> int:
     receipt = asyncio.run(AsyncTrainingWorkerAPI().submit_job(read_job(file)))
     plan = receipt.plan
     print(f"{receipt.job_id}: submitted, {plan.training_type} with preset {plan.preset}, for cards of {plan.tier}")
+    print(f"{receipt.job_id}: {in_words(receipt.estimate)}")
     if not watch:
         return 0
     return asyncio.run(_watch(receipt.job_id, receipt.submitted_at - SLACK, receipt.digest))

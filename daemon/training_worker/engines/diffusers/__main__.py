@@ -4,6 +4,7 @@ It reads ``spec.json`` and appends to ``progress.jsonl`` there. Its exit code re
 """
 
 import argparse
+import logging
 import sys
 import traceback
 from enum import IntEnum
@@ -83,6 +84,8 @@ def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     check_model_folder(Path(spec.model_path))
     make_attempt_folder(Path(spec.attempt_path))
     control.check()
+    # Without a card it complains, each time that it is imported, of kernels that only inference would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # This imports the training libraries, which takes seconds.
     from training_worker.engines.diffusers.flux_lora import FluxLoraRun  # noqa: PLC0415
 

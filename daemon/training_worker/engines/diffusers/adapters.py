@@ -1,4 +1,4 @@
-"""The adapter: low-rank weights beside the transformer's attention, and the file that they are kept in.
+"""The adapter: low-rank weights beside layers of the transformer, and the file that they are kept in.
 
 The file is the one of diffusers, which ComfyUI and InvokeAI read too: ``pytorch_lora_weights.safetensors`` with keys
 ``transformer.<layer>.lora_A.weight`` and ``.lora_B.weight``, no alpha (it equals the rank), and its metadata.
@@ -12,11 +12,13 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from training_schemas.spec import LoraTargets
+
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
 
-# As in diffusers' train_dreambooth_lora_flux.py; the added projections are those of the text tokens.
-TARGETS = (
+# As in diffusers' train_dreambooth_lora_flux.py; the added projections and the context are those of the text tokens.
+ATTENTION = (
     "attn.to_k",
     "attn.to_q",
     "attn.to_v",
@@ -26,18 +28,36 @@ TARGETS = (
     "attn.add_v_proj",
     "attn.to_add_out",
 )
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+# Of single blocks, whose feed-forward is beside their attention. A pattern: the model's own last layer is a `proj_out`.
+SINGLE = r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
+
+TARGETS = {
+    LoraTargets.ATTENTION: ATTENTION,
+    LoraTargets.ATTENTION_AND_FEED_FORWARD: ATTENTION + FEED_FORWARD,
+    LoraTargets.ALL_LINEAR: ATTENTION + FEED_FORWARD,
+}
 
 
-def add_adapter(transformer: FluxTransformer2DModel, rank: int, seed: int) -> list[torch.nn.Parameter]:
+def add_adapter(
+    transformer: FluxTransformer2DModel, rank: int, seed: int, targets: LoraTargets = LoraTargets.ATTENTION
+) -> list[torch.nn.Parameter]:
     """Put a new adapter into the transformer and list its weights, the only ones that learn.
 
     They are float32 whatever the type of the base. At first the adapter changes nothing: B is zero.
     """
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=_pattern(targets))
     torch.manual_seed(seed)
     transformer.add_adapter(config)
     cast_training_params(transformer, dtype=torch.float32)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+
+
+def _pattern(targets: LoraTargets) -> str:
+    """The names of the layers, as peft matches them whole."""
+    names = "|".join(name.replace(".", r"\.") for name in TARGETS[targets])
+    single = f"|{SINGLE}" if targets is LoraTargets.ALL_LINEAR else ""
+    return rf"(.*\.({names}){single})"
 
 
 def save_adapter(transformer: FluxTransformer2DModel, folder: Path) -> Path:

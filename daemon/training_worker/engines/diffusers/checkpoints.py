@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -23,6 +24,7 @@ FOLDER = "checkpoints"
 TENSORS_FILE = "training.safetensors"
 STATE_FILE = "state.json"
 GENERATOR = "generator"
+SHARED = {"qmap1", "qmap2"}
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,20 +112,36 @@ def _read_state(folder: Path, images: list[str]) -> CheckpointState:
 
 
 def _pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Flatten the optimizer's state to ``<parameter's index>.<name>``."""
+    """Flatten the optimizer's state to ``<parameter's index>.<name>``, with more names between where it is nested."""
     return dict(_flat_state(optimizer))
 
 
 def _flat_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for index, state in optimizer.state_dict()["state"].items():
-        for name, tensor in state.items():
-            yield f"{index}.{name}", tensor
+        yield from _flat(str(index), state)
+
+
+def _flat(prefix: str, state: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in state.items():
+        key = f"{prefix}.{name}"
+        if isinstance(value, dict):
+            yield from _flat(key, value)
+        elif not isinstance(value, torch.Tensor):
+            # Some count their steps in a number of Python's.
+            yield key, torch.tensor(value)
+        else:
+            # States in 8 bits share their map of values, and a file of safetensors shares nothing.
+            yield key, value.clone() if name in SHARED else value
 
 
 def _unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Undo `_pack_optimizer`; the rates are those of the run that resumes."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[Any, Any] = {}
     for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        index, *folders, name = key.split(".")
+        place = state.setdefault(int(index), {})
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        # What was a number has no dimension, and is whole; torch's own counts are not.
+        place[name] = tensor.item() if tensor.ndim == 0 and not tensor.is_floating_point() else tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

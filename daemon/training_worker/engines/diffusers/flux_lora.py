@@ -15,7 +15,7 @@ from training_worker.engines.diffusers.control import Control
 from training_worker.engines.diffusers.data import Example
 from training_worker.engines.diffusers.export import export_result
 from training_worker.engines.diffusers.failures import TrainingStopped
-from training_worker.engines.diffusers.models import ModelLoader, release_memory
+from training_worker.engines.diffusers.models import ModelLoader, peak_vram_mib, release_memory
 from training_worker.engines.diffusers.progress import ProgressWriter
 from training_worker.engines.diffusers.sampling import Sampler
 from training_worker.engines.diffusers.trainer import Trainer
@@ -87,7 +87,7 @@ class FluxLoraRun:
 
     def _build_trainer(self, examples: list[CachedExample]) -> Trainer:
         self._enter(Phase.LOADING_MODEL)
-        return Trainer(self._loader.transformer(), examples, self._parameters)
+        return Trainer(self._loader.transformer(self._parameters.quantization), examples, self._parameters)
 
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the checkpoint, if there is one; from a broken one the job starts anew, which beats giving up."""
@@ -173,4 +173,5 @@ class FluxLoraRun:
             fixed_loss_before=self._tally.fixed_loss_before,
             fixed_loss_after=fixed_loss,
             artifacts=artifacts,
+            peak_vram_mib=peak_vram_mib(),
         )

@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from safetensors import SafetensorError
 
 from training_schemas.progress import FailureReason
-from training_schemas.spec import WeightDtype
+from training_schemas.spec import Quantization, WeightDtype
 from training_worker.engines.diffusers.failures import TrainingFailure
+from training_worker.engines.diffusers.quantisation import mark, quantise
 
 LOCAL = {"local_files_only": True}
 LOCAL_WEIGHTS = {**LOCAL, "use_safetensors": True}
@@ -47,14 +48,18 @@ class ModelLoader:
             _refuse_missing(info)
         return vae.to(self.device).requires_grad_(requires_grad=False).eval()
 
-    def transformer(self) -> FluxTransformer2DModel:
-        """Load the transformer that predicts the flow."""
+    def transformer(self, quantization: Quantization = Quantization.NONE) -> FluxTransformer2DModel:
+        """Load the transformer that predicts the flow, its blocks' weights in as many bits as `quantization` says."""
         with self._loading("transformer"):
             transformer, info = FluxTransformer2DModel.from_pretrained(
                 self._folder, subfolder="transformer", torch_dtype=self.dtype, output_loading_info=True, **LOCAL_WEIGHTS
             )
             _refuse_missing(info)
-        return transformer.to(self.device).requires_grad_(requires_grad=False).eval()
+        if quantization is not Quantization.NONE:
+            quantise(transformer, quantization, self.device)
+        transformer = transformer.to(self.device).requires_grad_(requires_grad=False).eval()
+        mark(transformer, quantization)
+        return transformer
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """Load the scheduler that samples are drawn with."""
@@ -78,6 +83,11 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def peak_vram_mib() -> int | None:
+    """The most that this program has held of its card, in MiB, but for the driver's own part; None without a card."""
+    return torch.cuda.max_memory_reserved() // 2**20 if torch.cuda.is_available() else None
 
 
 def _refuse_missing(info: dict[str, list[str]]) -> None:

@@ -13,10 +13,11 @@ from training_worker.engines.diffusers.batches import Batch, BatchSource, fixed_
 from training_worker.engines.diffusers.caching import CachedExample
 from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped
 from training_worker.engines.diffusers.losses import flow_losses
+from training_worker.engines.diffusers.optimizers import make_optimizer
 
 
 class Trainer:
-    """Teaches a new adapter of a transformer with AdamW at a constant rate."""
+    """Teaches a new adapter of a transformer at a constant rate."""
 
     def __init__(
         self, transformer: FluxTransformer2DModel, examples: list[CachedExample], parameters: FluxLoraParameters
@@ -25,10 +26,8 @@ class Trainer:
         self.batches = BatchSource(examples, parameters)
         self._examples = examples
         self._parameters = parameters
-        self._weights = add_adapter(transformer, parameters.lora_rank, parameters.seed)
-        self.optimizer = torch.optim.AdamW(
-            self._weights, lr=parameters.learning_rate, weight_decay=parameters.weight_decay
-        )
+        self._weights = add_adapter(transformer, parameters.lora_rank, parameters.seed, parameters.lora_targets)
+        self.optimizer = make_optimizer(self._weights, parameters)
         if parameters.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
 

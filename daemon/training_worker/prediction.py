@@ -1,0 +1,52 @@
+"""What a run will take on its card, before it starts; and what a job has taken, once it has ended."""
+
+from training_presets.cards import CardSpec, cost_usd, find_card
+from training_presets.duration import estimate_time
+from training_presets.estimates import CostEstimate
+from training_presets.memory import estimate_memory
+from training_presets.planner import Plan
+from training_presets.workload import Workload
+from training_schemas.plans import Measured, Prediction
+from training_schemas.usage import AttemptSummary
+from training_worker.cards import Card
+from training_worker.outcome import Done
+from training_worker.rates import Rates
+
+
+def predict_here(work: Workload, card: Card, extra: list[CardSpec], rates: Rates) -> Prediction | None:
+    """What a run takes on a card of this host, at the rate it had here before; None if nobody knows the card."""
+    spec = find_card(card.name, card.memory_mib, extra)
+    measured = rates.find(card, work)
+    if spec is None:
+        return None
+    time = estimate_time(work, spec, measured=measured)
+    return Prediction(
+        card=card.name,
+        peak_vram_mib=estimate_memory(work).peak_mib,
+        seconds_per_step=time.seconds_per_step,
+        gpu_seconds=time.seconds,
+        cost_usd=cost_usd(time.seconds, card.usd_per_hour),
+        from_measurements=measured is not None,
+    )
+
+
+def predict_queued(plan: Plan, estimate: CostEstimate) -> Prediction:
+    """What a job takes on the card that its tier is priced by."""
+    return Prediction(
+        card=estimate.card,
+        peak_vram_mib=plan.peak_mib,
+        seconds_per_step=60 / estimate.steps_per_minute,
+        gpu_seconds=estimate.training_hours * 3600,
+        cost_usd=estimate.estimated_cost_usd,
+    )
+
+
+def measure(done: Done, attempts: list[AttemptSummary]) -> Measured:
+    """What a job that has completed took."""
+    costs = [attempt.usage.cost_usd for attempt in attempts if attempt.usage.cost_usd is not None]
+    return Measured(
+        gpu_seconds=sum(attempt.usage.gpu_seconds for attempt in attempts),
+        cost_usd=sum(costs) if costs else None,
+        peak_vram_mib=done.record.peak_vram_mib,
+        seconds_per_step=done.seconds_per_step,
+    )

@@ -1,0 +1,78 @@
+"""The estimate: how long a plan takes on a card, and what it costs."""
+
+import msgspec
+from msgspec import field
+
+from training_presets.cards import CardSpec, cost_usd, named_card
+from training_presets.duration import estimate_time
+from training_presets.planner import Plan
+from training_presets.workload import USUAL_IMAGES, workload_of
+from training_schemas.jobs import MemoryTier
+from training_schemas.progress import Phase
+
+# Between which parts of an estimate two of three published times lie (`training-worker plan --check`).
+RANGE = (0.75, 1.5)
+
+# The card that a tier is priced by.
+REFERENCE_CARDS = {
+    MemoryTier.GB8: "RTX 3060",
+    MemoryTier.GB16: "RTX 4080",
+    MemoryTier.GB24: "RTX 4090",
+    MemoryTier.GB40: "A100 40GB",
+    MemoryTier.GB80: "H100",
+}
+
+
+class CostEstimate(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a job takes on one kind of card.
+
+    Costs are US dollars, None where nobody knows the card's price; ranges go from the least to the most that is likely.
+    ``breakdown`` are hours by phase, ``peak_vram_gib`` what the run needs on its card.
+    """
+
+    estimated_cost_usd: float | None = field(name="estimatedCostUSD")
+    training_hours: float
+    steps_per_minute: float
+    memory_tier: MemoryTier
+    card: str
+    peak_vram_gib: float
+    hours_range: tuple[float, float]
+    cost_range_usd: tuple[float, float] | None = field(name="costRangeUSD")
+    breakdown: dict[Phase, float]
+
+
+def reference_card(tier: MemoryTier) -> CardSpec:
+    """The card that a tier is priced by."""
+    card = named_card(REFERENCE_CARDS[tier])
+    assert card is not None  # noqa: S101 - the catalogue has it, or a test fails
+    return card
+
+
+def estimate_cost(
+    plan: Plan,
+    card: CardSpec | None = None,
+    *,
+    usd_per_hour: float | None = None,
+    images: int = USUAL_IMAGES,
+    measured: float | None = None,
+) -> CostEstimate:
+    """What a plan takes on ``card``, else on the one that its tier is priced by.
+
+    ``usd_per_hour`` goes before the catalogue's price, and ``measured`` seconds a step before the model of time.
+    """
+    card = card or reference_card(plan.tier)
+    hourly = card.usd_per_hour if usd_per_hour is None else usd_per_hour
+    time = estimate_time(workload_of(plan.training_type, plan.parameters, images=images), card, measured=measured)
+    low, high = (time.seconds * share for share in RANGE)
+    cheap, dear = cost_usd(low, hourly), cost_usd(high, hourly)
+    return CostEstimate(
+        estimated_cost_usd=cost_usd(time.seconds, hourly),
+        training_hours=time.hours,
+        steps_per_minute=60 / time.seconds_per_step,
+        memory_tier=plan.tier,
+        card=card.name,
+        peak_vram_gib=plan.memory.peak_gib,
+        hours_range=(low / 3600, high / 3600),
+        cost_range_usd=None if cheap is None or dear is None else (cheap, dear),
+        breakdown={phase: seconds / 3600 for phase, seconds in time.phases.items()},
+    )

@@ -1,0 +1,101 @@
+"""The check: what others have measured and published, beside what the models of memory and time say."""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from training_presets.cards import named_card
+from training_presets.duration import seconds_per_step
+from training_presets.memory import estimate_memory
+from training_presets.workload import Workload
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """One published figure, or several: the peak in ``gib``, sizes of cards that it ``fits`` or not, seconds a pass.
+
+    ``assumed`` are settings that the source does not state.
+    """
+
+    name: str
+    source: str
+    workload: Workload
+    card: str | None = None
+    gib: float | None = None
+    fits: float | None = None
+    out_of_memory: float | None = None
+    seconds: float | None = None
+    assumed: str = ""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A published figure beside ours: GiB, and seconds a pass."""
+
+    measurement: Measurement
+    gib: float
+    seconds: float | None
+
+    @property
+    def memory_error(self) -> float | None:
+        """By which part of the published peak ours differs: 0.1 is 10% too much."""
+        published = self.measurement.gib
+        return None if published is None else self.gib / published - 1
+
+    @property
+    def time_ratio(self) -> float | None:
+        """How many times as long as published we say that a pass takes."""
+        published = self.measurement.seconds
+        return None if published is None or self.seconds is None else self.seconds / published
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether we agree on the cards that it fits and on those that it does not; None where no card is named."""
+        fits, fails = self.measurement.fits, self.measurement.out_of_memory
+        if fits is None and fails is None:
+            return None
+        return (fits is None or self.gib <= fits) and (fails is None or self.gib > fails)
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """All comparisons in five figures: errors of peaks, factors between times, and cards that we agree on."""
+
+    memory_median: float
+    memory_worst: float
+    time_median: float
+    time_worst: float
+    cards_agreed: int
+    cards: int
+
+
+@cache
+def measurements() -> list[Measurement]:
+    """The published table."""
+    text = Path(__file__).with_name("measurements.toml").read_text("utf-8")
+    return msgspec.convert(tomllib.loads(text)["rows"], list[Measurement])
+
+
+def compare(measurement: Measurement) -> Comparison:
+    """Ours beside theirs."""
+    card, work = None if measurement.card is None else named_card(measurement.card), measurement.workload
+    return Comparison(
+        measurement=measurement,
+        gib=estimate_memory(work).peak_gib,
+        seconds=None if card is None else seconds_per_step(work, card) / work.accumulation,
+    )
+
+
+def summarise(comparisons: list[Comparison]) -> Summary:
+    """The median and the worst of all."""
+    errors = [abs(one.memory_error) for one in comparisons if one.memory_error is not None]
+    factors = [max(one.time_ratio, 1 / one.time_ratio) for one in comparisons if one.time_ratio is not None]
+    cards = [one.holds for one in comparisons if one.holds is not None]
+    return Summary(
+        memory_median=median(errors),
+        memory_worst=max(errors),
+        time_median=median(factors),
+        time_worst=max(factors),
+        cards_agreed=sum(cards),
+        cards=len(cards),
+    )

@@ -1,0 +1,43 @@
+"""What was planned for a job and what came of it: said in events, so that estimates can be held to account."""
+
+from typing import Any
+
+from msgspec import field
+
+from training_schemas.base import Wire
+
+
+class SettingChange(Wire, frozen=True, kw_only=True):
+    """A setting, by its name on the wire, that is not what was asked for or what the preset says; and why."""
+
+    setting: str
+    before: Any
+    after: Any
+    why: str
+
+
+class Prediction(Wire, frozen=True, kw_only=True):
+    """What a job is expected to take on a kind of card.
+
+    ``gpu_seconds`` and ``cost_usd`` are for the whole job. ``from_measurements`` says that its worker has measured the
+    step before, on such a card with such settings.
+    """
+
+    card: str
+    peak_vram_mib: int
+    seconds_per_step: float
+    gpu_seconds: float
+    cost_usd: float | None = field(default=None, name="costUSD")
+    from_measurements: bool = False
+
+
+class Measured(Wire, frozen=True, kw_only=True):
+    """What a job took: all its attempts together, but for the peak and the step, which are the last one's.
+
+    ``peak_vram_mib`` is what the trainer held of its card, without the driver's own part; None where there is no card.
+    """
+
+    gpu_seconds: float
+    cost_usd: float | None = field(default=None, name="costUSD")
+    peak_vram_mib: int | None = None
+    seconds_per_step: float | None = None

@@ -1,0 +1,66 @@
+"""The model of time: what takes longer, what does not matter, and FLOP that can be computed by hand."""
+
+import pytest
+from hypothesis import given, settings
+from msgspec.structs import replace
+from tests.presets.workloads import workload, workloads
+
+from training_presets.cards import CardSpec, named_card
+from training_presets.duration import LAUNCH, estimate_time, seconds_per_pass, seconds_per_step
+from training_presets.workload import Workload
+from training_schemas.progress import Phase
+
+
+def card(name: str) -> CardSpec:
+    """A card of the catalogue."""
+    found = named_card(name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("size", "tflop"), [(512, 67), (768, 134), (1024, 245)])
+def test_a_step_of_flux_is_as_many_flop_as_can_be_computed(size: int, tflop: float) -> None:
+    """Three times its linear layers and four and a half times its attention, on a card of 1 TFLOP/s."""
+    endless = CardSpec(name="x", memory_mib=1, sustained_tflops=1, bandwidth_gbs=1e12)
+
+    assert seconds_per_pass(workload(size=size), endless) == pytest.approx(tflop, rel=0.03)
+
+
+def test_a_pass_is_never_shorter_than_the_start_of_its_kernels() -> None:
+    """However fast the card is."""
+    work = workload(size=256)
+    fast = CardSpec(name="x", memory_mib=1, sustained_tflops=1e6, bandwidth_gbs=1e9)
+
+    assert seconds_per_pass(work, fast) == work.law.kernels * LAUNCH
+
+
+def test_a_step_is_all_of_its_micro_batches() -> None:
+    """Eight of one take about as long as one of eight, and the optimizer comes once."""
+    many, one = workload(accumulation=8), workload(batch_size=8)
+
+    assert seconds_per_step(many, card("RTX 4090")) == pytest.approx(seconds_per_step(one, card("RTX 4090")), rel=0.1)
+
+
+def test_a_measured_step_goes_before_the_model() -> None:
+    """The other phases stay what they were."""
+    work = workload(steps=100)
+    guessed, measured = (estimate_time(work, card("L40S"), measured=seconds) for seconds in (None, 7.0))
+
+    assert measured.seconds_per_step == 7.0
+    assert measured.phases == guessed.phases | {Phase.TRAINING: 700.0}
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(workloads())
+def test_a_better_card_is_never_slower_and_more_work_never_faster(work: Workload) -> None:
+    """By rate and by bandwidth; by images, pixels and steps."""
+    here = card("RTX 3060")
+    seconds = estimate_time(work, here).seconds
+    least = seconds * (1 - 1e-9)
+
+    assert 0 < seconds < float("inf")
+    assert estimate_time(work, replace(here, sustained_tflops=here.sustained_tflops * 2)).seconds <= seconds
+    assert estimate_time(work, replace(here, bandwidth_gbs=here.bandwidth_gbs * 2)).seconds <= seconds
+    assert estimate_time(replace(work, batch_size=work.batch_size + 1), here).seconds >= least
+    assert estimate_time(replace(work, width=work.width + 16), here).seconds >= least
+    assert estimate_time(replace(work, steps=work.steps + 1), here).seconds >= least
