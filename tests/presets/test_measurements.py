@@ -1,5 +1,6 @@
 """The published table: how far off the models of memory and time are."""
 
+from training_presets.estimates import RANGE
 from training_presets.measurements import compare, measurements, summarise
 
 
@@ -17,6 +18,14 @@ def test_we_agree_on_nearly_all_cards_that_fit_and_that_do_not() -> None:
     disagreed = {one.measurement.name for one in map(compare, measurements()) if one.holds is False}
 
     assert disagreed <= {"FLUX bf16, rank 2, no checkpointing, 44 GB", "SDXL LoRA rank 16, batch 2, 12 GB"}
+
+
+def test_most_published_times_lie_in_the_range_of_an_estimate() -> None:
+    """Two of three at least: the range is no decoration."""
+    low, high = RANGE
+    ratios = [one.time_ratio for one in map(compare, measurements()) if one.time_ratio is not None]
+
+    assert sum(low <= 1 / ratio <= high for ratio in ratios) >= len(ratios) * 2 / 3
 
 
 def test_every_figure_has_a_source() -> None:
