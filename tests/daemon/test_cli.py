@@ -274,7 +274,7 @@ def test_a_jobs_plan_on_a_card_goes_down_the_ladder(program: Program, job_file: 
 def test_a_plan_of_nothing_says_what_it_can_plan(program: Program) -> None:
     """Rather than show help."""
     assert program.run("plan") == 65
-    assert "name a job file, or --type" in program.err
+    assert "name a job file, or --preset, or --type" in program.err
 
 
 def test_the_models_are_held_against_published_figures(program: Program) -> None:
@@ -293,3 +293,47 @@ def test_memory_is_drawn_over_resolution_and_batch(program: Program, tmp_path: P
     assert program.run(*line("--plot", str(tmp_path / "plot.png"))) == 0
 
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_preset_is_planned_without_a_job(program: Program) -> None:
+    """For its family's LoRA, or for the type that is named; on one card with its own memory."""
+    assert program.run("plan", "--preset", "flux_40gb_quality", "--json") == 0
+    assert json.loads(program.out)["parameters"]["loraRank"] == 32
+
+    assert (
+        program.run("plan", "--preset", "sdxl_quality", "--type", "SDXL_FINETUNE", "--gpu", "RTX 4090", "--json") == 0
+    )
+    assert json.loads(program.out)["settings"]["optimizer"] == "adafactor"
+
+    assert program.run("plan", "--preset", "nonsense") == 65
+    assert "unknown preset 'nonsense'; one of flux_24gb_aggressive" in program.err
+
+
+def test_a_picture_need_not_be_square(program: Program) -> None:
+    """Both sides count; what is no size is refused."""
+    peaks = []
+    for size in ("768", "768x1024", "1024"):
+        words = [size if word == "512" else word for word in line("--json")]
+        assert program.run(*words, "--batch-size", "4") == 0
+        peaks.append(json.loads(program.out)["peakVramGiB"])
+
+    assert peaks == sorted(set(peaks))
+    for size in ("32", "512x", "4096", "large"):
+        assert program.run(*[size if word == "512" else word for word in line()]) == 2
+
+
+def test_an_operators_prices_and_cards_count(program: Program, tmp_path: Path) -> None:
+    """From a worker's settings."""
+    (tmp_path / "worker.toml").write_text(
+        'prices = { "RTX 4090" = 36.0 }\n[[cards]]\nname = "XYZ 1"\nmemory_mib = 8192\n'
+        "sustained_tflops = 10\nbandwidth_gbs = 100\nusd_per_hour = 0.5\n"
+    )
+    config = ("--config", str(tmp_path / "worker.toml"), "--json")
+
+    assert program.run(*line(*config)) == 0
+    answer = json.loads(program.out)
+    assert answer["usd"] == pytest.approx(answer["hours"] * 36, rel=0.01)
+    assert program.run(*line(*config, gpu="XYZ 1")) == 0
+    answer = json.loads(program.out)
+    assert not answer["feasible"]
+    assert answer["usd"] == pytest.approx(answer["hours"] * 0.5, rel=0.01)

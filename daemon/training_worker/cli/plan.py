@@ -1,6 +1,7 @@
 """The command ``plan``: a job file, a preset or settings on the line; one card or all; a table, JSON or a picture."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,19 @@ import rich_click as click
 
 from training_schemas.validation import refused
 
+SIZE = re.compile(r"(?P<width>\d{1,5})(x(?P<height>\d{1,5}))?")
+SMALLEST, LARGEST = 64, 2048
+
 TYPES = ("FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE")
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
+    """Width and height, from one number or two."""
+    sides = SIZE.fullmatch(text)
+    width, height = (int(sides["width"]), int(sides["height"] or sides["width"])) if sides else (0, 0)
+    if not (min(width, height) >= SMALLEST and max(width, height) <= LARGEST):
+        raise click.BadParameter(f"expected pixels a side, {SMALLEST}-{LARGEST}, as 512 or 512x768; got {text!r}")
+    return width, height
 
 
 @click.command()
@@ -19,7 +32,8 @@ TYPES = ("FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw peak memory over resolution and batch size (PNG).")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file of a worker, for its cards and prices.")
 @click.option("--type", "training_type", type=click.Choice(TYPES), help="What to train, with the settings below.")
-@click.option("--resolution", type=click.IntRange(64, 2048), default=512, show_default=True, help="Pixels a side.")
+@click.option("--preset", help="A preset, as it is planned for --type (a LoRA without it).")
+@click.option("--resolution", default="512", show_default=True, callback=_size, help="Pixels a side, or 512x768.")
 @click.option(
     "--batch-size", type=click.IntRange(1, 64), default=1, show_default=True, help="Images in memory at once."
 )
@@ -58,11 +72,12 @@ TYPES = ("FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE")
 def plan(**options: Any) -> None:
     """Show what a job takes before it starts: settings, memory by phase and part, time and price.
 
-    With FILE, the job in it is planned as it would be, down to where it fits. With --type, the settings on the line are
-    taken as they are. With --check, the models are held against published figures.
+    With FILE or --preset, a job is planned as it would be, down to where it fits. With --type, the settings on the
+    line are taken as they are. With --check, the models are held against published figures.
     """
     # Loaded here: no other command needs it.
     from training_worker.cli import plan_commands  # noqa: PLC0415
+    from training_worker.cli.client_commands import read_job  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
 
     as_json, gpu, file = options["as_json"], options["gpu"], options["file"]
@@ -71,9 +86,12 @@ def plan(**options: Any) -> None:
         return
     settings = load_settings(options["config"], os.environ)
     if file is not None:
-        plan_commands.show_plan(file, gpu, settings, as_json=as_json)
+        plan_commands.show_plan(read_job(file), gpu, settings, as_json=as_json)
+    elif options["preset"] is not None:
+        job = plan_commands.job_of_preset(options["preset"], options["training_type"])
+        plan_commands.show_plan(job, gpu, settings, as_json=as_json)
     elif options["training_type"] is None:
-        raise refused("", "name a job file, or --type with its settings, or --check")
+        raise refused("", "name a job file, or --preset, or --type with its settings, or --check")
     elif options["plot"] is not None:
         plan_commands.plot_memory(_workload(options), gpu or "RTX 4090", settings, options["plot"])
     else:
@@ -88,5 +106,6 @@ def _workload(options: dict[str, Any]) -> Any:
     names = {"rank": "lora_rank", "targets": "lora_targets", "quantize": "quantization", "dtype": "weight_dtype"}
     taken = {name: value for name, value in options.items() if name in Workload.__struct_fields__}
     renamed = {new: options[old] for old, new in names.items()}
-    size = {"width": options["resolution"], "height": options["resolution"]}
+    width, height = options["resolution"]
+    size = {"width": width, "height": height}
     return msgspec.convert(taken | renamed | size, Workload)

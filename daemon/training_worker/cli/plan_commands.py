@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from training_presets.cards import CardSpec, catalogue, cost_usd, named_card
+from training_presets.cards import CardSpec, catalogue, cost_usd, named_card, usd_per_hour
 from training_presets.duration import TimeEstimate, estimate_time
 from training_presets.estimates import CostEstimate, estimate_cost
 from training_presets.measurements import Comparison, compare, measurements, summarise
@@ -17,10 +17,9 @@ from training_presets.planner import DoesNotFitError, Plan, fit, plan_job
 from training_presets.presets import presets
 from training_presets.recommendations import recommend_presets
 from training_presets.workload import Workload
-from training_schemas.jobs import CostOptimization, TrainingType
+from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.validation import refused
-from training_worker.cli.client_commands import read_job
 from training_worker.settings import Settings
 from training_worker.view import in_words
 
@@ -50,9 +49,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     settings: dict[str, Any]
 
 
-def show_plan(file: str, gpu: str | None, settings: Settings, *, as_json: bool) -> None:
+def job_of_preset(preset: str, training_type: str | None) -> TrainingJob:
+    """A job that says no more than its preset, and its type where that is no LoRA. Raises `InvalidMessageError`."""
+    kind = training_type or f"{preset.partition('_')[0].upper()}_LORA"
+    if kind not in set(TrainingType):
+        raise refused("--preset", f"unknown preset {preset!r}; one of {', '.join(presets())}")
+    return TrainingJob(
+        job_id="plan", training_type=TrainingType(kind), dataset_path="/", output_path="/", preset=preset
+    )
+
+
+def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json: bool) -> None:
     """Print a job's plan: what it is trained with, on which cards. Raises `InvalidMessageError`."""
-    plan = plan_job(read_job(file))
+    plan = plan_job(job)
     if gpu is not None:
         cards = _cards(gpu, settings)
         _print_answers([_on_card(plan, card, settings) for card in cards], as_json=as_json)
@@ -192,8 +201,7 @@ def _breakdown(memory: MemoryEstimate) -> dict[str, dict[str, float]]:
 
 
 def _price(card: CardSpec, time: TimeEstimate, settings: Settings) -> float | None:
-    own = next((price for words, price in settings.prices.items() if words in card.name), None)
-    cost = cost_usd(time.seconds, card.usd_per_hour if own is None else own)
+    cost = cost_usd(time.seconds, usd_per_hour(card.name, card.memory_mib, settings.prices, settings.cards))
     return None if cost is None else round(cost, 4)
 
 
