@@ -10,7 +10,7 @@ from training_presets.estimates import CostEstimate, estimate_cost
 from training_presets.planner import JOB_PARAMETERS, DoesNotFitError, Plan, fit, plan_job
 from training_presets.presets import Preset, presets
 from training_presets.tiers import MINIMUM_TIERS, tier_of
-from training_schemas.jobs import CostOptimization, MemoryTier, TrainingJob, TrainingType
+from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
 
 # What is nearest to what somebody would rather have.
 PREFERRED = {
@@ -115,7 +115,8 @@ def _config(plan: Plan, preset: Preset) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, MemoryTier | str) else value
+    """Names as text, not as members of an enumeration."""
+    return str(value) if isinstance(value, str) else value
 
 
 def _cost(one: Recommendation) -> float:
