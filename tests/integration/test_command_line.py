@@ -1,5 +1,7 @@
 """The client's commands against a real broker and a real daemon."""
 
+import re
+
 import msgspec
 import pytest
 from tests.support.command_line import run
@@ -27,10 +29,11 @@ async def test_submit_with_watch_tells_the_job_in_plain_lines_without_a_terminal
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == "portrait: submitted, FLUX_LORA with preset flux_24gb_balanced, for cards of 24gb"
-    assert lines[3] == "portrait: phase training"
-    assert lines[8].startswith("portrait: step 5/5  loss 0.2000  ")
-    assert all(word in lines[8] for word in ("steps/min", "0:00 left", "GPU-s", "USD"))
-    assert lines[9].startswith(f"portrait: completed: {fleet.folder / 'models' / 'portrait'}")
+    assert re.fullmatch(r"portrait: on an RTX 4090: 10\.\d GiB, .* h \(.*\), .* steps/min, .* USD \(.*\)", lines[1])
+    assert lines[4] == "portrait: phase training"
+    assert lines[9].startswith("portrait: step 5/5  loss 0.2000  ")
+    assert all(word in lines[9] for word in ("steps/min", "0:00 left", "GPU-s", "USD"))
+    assert lines[10].startswith(f"portrait: completed: {fleet.folder / 'models' / 'portrait'}")
 
 
 async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_status(fleet: Fleet) -> None:
