@@ -67,9 +67,9 @@ def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlPar
 
 def fitted(plan: Plan, before: JobHistory, memory_mib: int) -> FluxLoraParameters | SdxlParameters:
     """The settings for a card with so much free memory, after what has happened before. Raises `AttemptError`."""
-    lowered = msgspec.structs.replace(plan, parameters=stepped_down(plan, before))
     try:
-        return fit(lowered, memory_mib).parameters
+        # What ran out of memory was what had room by the model: the next try is below that, not below the plan.
+        return stepped_down(fit(plan, memory_mib), before)
     except DoesNotFitError as error:
         raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this card: the job {error}") from None
 

@@ -29,6 +29,7 @@ from training_schemas.events import (
     JobSample,
     JobWarning,
 )
+from training_schemas.plans import SettingChange
 from training_schemas.progress import Phase
 from training_schemas.states import IllegalTransitionError, JobState, next_state, told_state
 from training_schemas.usage import Usage
@@ -58,7 +59,9 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
     """An event in a line."""
     match event:
         case JobQueued():
-            return f"queued for a card of {event.tier}, preset {event.preset}{_changed(event)}"
+            return f"queued for a card of {event.tier}, preset {event.preset}" + "".join(
+                f"; {change_in_words(change)}" for change in event.changes
+            )
         case JobClaimed():
             after = f", going on after step {event.resume_step}" if event.resume_step else ""
             return f"attempt {event.attempt} on {event.worker}: {event.gpu.name}, engine {event.engine}{after}"
@@ -122,8 +125,9 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _changed(event: JobQueued) -> str:
-    return "".join(f"; {one.setting} {one.after} instead of {one.before}, {one.why}" for one in event.changes)
+def change_in_words(change: SettingChange) -> str:
+    """A changed setting in a line."""
+    return f"{change.setting} {change.after} instead of {change.before}, {change.why}"
 
 
 def _faults(event: JobFailed | JobRejected) -> list[str]:

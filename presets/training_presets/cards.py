@@ -1,14 +1,14 @@
 """The catalogue of cards: what they hold, how fast they are, what an hour of them costs."""
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+
+from training_presets.data import read_data
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -63,8 +63,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def catalogue() -> Catalogue:
     """What is known of cards."""
-    text = Path(__file__).with_name("cards.toml").read_text("utf-8")
-    return msgspec.convert(tomllib.loads(text), Catalogue)
+    return msgspec.convert(read_data("cards.toml"), Catalogue)
 
 
 def find_card(name: str, memory_mib: int, extra: Sequence[CardSpec] = ()) -> CardSpec | None:

@@ -9,7 +9,7 @@ import msgspec
 
 from training_presets.cards import CardSpec
 from training_presets.memory import BYTES, QUANTISED_BYTES, weight_bytes
-from training_presets.models import Law, Part
+from training_presets.models import Law, Part, amount
 from training_presets.workload import Workload
 from training_schemas.progress import Phase
 from training_schemas.spec import OptimizerName, Quantization, WeightDtype
@@ -109,10 +109,8 @@ def seconds_per_sample(work: Workload, card: CardSpec) -> float:
 
 
 def _law_seconds(law: Law, work: Workload, card: CardSpec, *, samples: float, units: float) -> float:
-    rank = work.lora_rank if work.is_lora else 0
-    fixed, by_unit, by_rank = law.flops
-    flops = fixed + samples * units * (by_unit + by_rank * rank) + samples * law.attention * units**2
-    traffic = law.traffic[0] + samples * units * law.traffic[1]
+    flops = amount(law.flops, samples * units, work.rank) + samples * law.attention * units**2
+    traffic = amount(law.traffic, samples * units, work.rank)
     full = work.weight_dtype is WeightDtype.FLOAT32
     rate = card.sustained_tflops * 1e12 * (FLOAT32_RATE if full else 1.0)
     return flops / rate + TRAFFIC * traffic * (2.0 if full else 1.0) / (card.bandwidth_gbs * 1e9)

@@ -54,15 +54,14 @@ def estimate_cost(
     *,
     usd_per_hour: float | None = None,
     images: int = USUAL_IMAGES,
-    measured: float | None = None,
 ) -> CostEstimate:
     """What a plan takes on ``card``, else on the one that its tier is priced by.
 
-    ``usd_per_hour`` goes before the catalogue's price, and ``measured`` seconds a step before the model of time.
+    ``usd_per_hour`` goes before the catalogue's price.
     """
     card = card or reference_card(plan.tier)
     hourly = card.usd_per_hour if usd_per_hour is None else usd_per_hour
-    time = estimate_time(workload_of(plan.training_type, plan.parameters, images=images), card, measured=measured)
+    time = estimate_time(workload_of(plan.training_type, plan.parameters, images=images), card)
     low, high = (time.seconds * share for share in RANGE)
     cheap, dear = cost_usd(low, hourly), cost_usd(high, hourly)
     return CostEstimate(

@@ -1,13 +1,12 @@
 """The check: what others have measured and published, beside what the models of memory and time say."""
 
-import tomllib
 from functools import cache
-from pathlib import Path
 from statistics import median
 
 import msgspec
 
 from training_presets.cards import named_card
+from training_presets.data import read_data
 from training_presets.duration import seconds_per_step
 from training_presets.memory import estimate_memory
 from training_presets.workload import Workload
@@ -72,8 +71,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 @cache
 def measurements() -> list[Measurement]:
     """The published table."""
-    text = Path(__file__).with_name("measurements.toml").read_text("utf-8")
-    return msgspec.convert(tomllib.loads(text)["rows"], list[Measurement])
+    return msgspec.convert(read_data("measurements.toml")["rows"], list[Measurement])
 
 
 def compare(measurement: Measurement) -> Comparison:

@@ -6,7 +6,7 @@ modules (`workloads.toml`). The two, `CONTEXT` and `SLACK`, are fitted to the pu
 
 import msgspec
 
-from training_presets.models import Law, Part
+from training_presets.models import Part, amount
 from training_presets.workload import Workload
 from training_schemas.jobs import TrainingType
 from training_schemas.progress import Phase
@@ -135,7 +135,9 @@ def _training(work: Workload) -> dict[str, float]:
         "optimizer": optimizer_bytes(work),
         "castWeights": _cast_weights(work),
         "dequantised": _dequantised(work),
-        "activations": max(_scaled(work, _law_bytes(work.law, work.units * work.batch_size, _rank(work))), encoding),
+        "activations": max(
+            _scaled(work, amount(work.law.activations, work.units * work.batch_size, work.rank)), encoding
+        ),
     }
 
 
@@ -197,18 +199,9 @@ def _dequantised(work: Workload) -> float:
     return work.model.denoiser.largest_linear * BYTES[work.weight_dtype]
 
 
-def _rank(work: Workload) -> int:
-    return work.lora_rank if work.is_lora else 0
-
-
 def _activations(work: Workload, what: str, units: float) -> float:
-    return _scaled(work, _law_bytes(work.inference_law(what), units, 0))
+    return _scaled(work, amount(work.inference_law(what).activations, units, 0))
 
 
 def _scaled(work: Workload, counted: float) -> float:
     return counted * (FULL_PRECISION if work.weight_dtype is WeightDtype.FLOAT32 else 1.0)
-
-
-def _law_bytes(law: Law, units: float, rank: int) -> float:
-    fixed, by_unit, by_rank = law.activations
-    return fixed + units * (by_unit + by_rank * rank)

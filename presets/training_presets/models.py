@@ -1,16 +1,13 @@
 """The base models, and the counted work of training them."""
 
-import tomllib
 from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
+from training_presets.data import read_data
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.spec import LoraTargets
-
-FOLDER: Final = Path(__file__).parent
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +54,16 @@ class Law(msgspec.Struct, frozen=True, kw_only=True):
     kernels: float
 
 
+def amount(quantity: tuple[float, float, float], units: float, rank: int) -> float:
+    """What a law says of one quantity, for so many units and an adapter of this rank (0 without one)."""
+    fixed, by_unit, by_rank = quantity
+    return fixed + units * (by_unit + by_rank * rank)
+
+
 @cache
 def models() -> dict[ModelFamily, Model]:
     """The base model of each family."""
-    return msgspec.convert(_read("models.toml"), dict[ModelFamily, Model])
+    return msgspec.convert(read_data("models.toml"), dict[ModelFamily, Model])
 
 
 @cache
@@ -81,12 +84,8 @@ def inference_law(family: ModelFamily, what: str) -> Law:
 
 @cache
 def _laws() -> dict[str, Any]:
-    return _read("workloads.toml")
+    return read_data("workloads.toml")
 
 
 def _law(table: Any) -> Law:
     return msgspec.convert(table, Law)
-
-
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((FOLDER / name).read_text("utf-8"))

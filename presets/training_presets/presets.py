@@ -1,12 +1,11 @@
 """The presets: named starting points for a job's settings."""
 
-import tomllib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from training_presets.data import read_data
 from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily, TrainingType
 
 
@@ -41,8 +40,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def presets() -> dict[str, Preset]:
     """All presets by name, each with the defaults of its family filled in."""
-    text = Path(__file__).with_name("presets.toml").read_text("utf-8")
-    data = tomllib.loads(text)
+    data = read_data("presets.toml")
     return {name: _preset(name, table, data) for name, table in data["presets"].items()}
 
 

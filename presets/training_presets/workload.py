@@ -69,10 +69,19 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return self.training_type in (TrainingType.FLUX_LORA, TrainingType.SDXL_LORA)
 
     @property
+    def rank(self) -> int:
+        """The adapter's rank; 0 without one."""
+        return self.lora_rank if self.is_lora else 0
+
+    @property
+    def _targets(self) -> LoraTargets:
+        # Two of the sets are the same layers in SDXL.
+        return self.lora_targets if self.lora_targets in self.model.adapters else LoraTargets.ALL_LINEAR
+
+    @property
     def adapter(self) -> Adapter:
-        """What the adapter is put beside; SDXL has the same layers in two of the sets."""
-        adapters = self.model.adapters
-        return adapters.get(self.lora_targets) or adapters[LoraTargets.ALL_LINEAR]
+        """What the adapter is put beside."""
+        return self.model.adapters[self._targets]
 
     @property
     def trained_parameters(self) -> int:
@@ -121,8 +130,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def law(self) -> Law:
         """What a pass forth and back takes."""
-        targets = self.lora_targets if self.lora_targets in self.model.adapters else LoraTargets.ALL_LINEAR
-        return training_law(self.training_type, targets, checkpointing=self.gradient_checkpointing)
+        return training_law(self.training_type, self._targets, checkpointing=self.gradient_checkpointing)
 
     def inference_law(self, what: str) -> Law:
         """What a pass without gradients takes."""

@@ -522,3 +522,13 @@ def test_a_card_without_enough_free_memory_is_no_place_for_the_job(host: Host) -
 
     assert reason == "hostUnfit"
     assert re.search(r"the job needs \d+\.\d GiB of GPU memory at least, and there are 4\.0", message)
+
+
+def test_running_out_of_memory_on_a_full_card_leads_below_what_had_room_there(host: Host) -> None:
+    """The same settings again would run out of memory again."""
+    preset, free = "flux_80gb_balanced", 27_500
+    first = host.spec(preset=preset, free_mib=free).parameters
+    second = host.spec(before=JobHistory(out_of_memory=1), preset=preset, free_mib=free).parameters
+
+    assert first["batchSize"] < host.queued(preset=preset).plan.parameters.batch_size
+    assert second["batchSize"] * 2 == first["batchSize"]

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from training_presets.models import training_law
+from training_presets.models import amount, training_law
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import LoraTargets
 
@@ -25,8 +25,7 @@ def test_the_file_says_what_flux_takes(checkpointing: bool) -> None:
     units = flux_tokens(size)
 
     def said(quantity: tuple[float, float, float]) -> float:
-        fixed, by_unit, by_rank = quantity
-        return fixed + units * (by_unit + by_rank * rank)
+        return amount(quantity, units, rank)
 
     # Newer versions of the libraries may take a little more or less.
     assert said(law.activations) == pytest.approx(counted.activations, rel=0.1)

@@ -21,7 +21,7 @@ from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.validation import refused
 from training_worker.settings import Settings
-from training_worker.view import in_words
+from training_worker.view import change_in_words, in_words
 
 # Settings of a preset that are shown, by the heading of their column.
 SHOWN = {
@@ -76,7 +76,7 @@ def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json:
     console = Console()
     console.print(table)
     for change in plan.changes:
-        console.print(f"{change.setting}: {change.after} instead of {change.before}, {change.why}")
+        console.print(change_in_words(change), soft_wrap=True)
     for advice in plan.warnings:
         console.print(f"{advice.level}: {advice.message}")
     console.print(in_words(estimate), soft_wrap=True)
@@ -236,7 +236,7 @@ def _print_details(answer: Answer, console: Console) -> None:
     if answer.reason is not None:
         console.print(answer.reason, soft_wrap=True)
     for change in answer.changes:
-        console.print(f"{change.setting}: {change.after} instead of {change.before}, {change.why}")
+        console.print(change_in_words(change), soft_wrap=True)
     parts = list(dict.fromkeys(name for phase in answer.breakdown.values() for name in phase))
     table = Table("GiB", *answer.breakdown)
     for part in parts:
