@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from training_presets.planner import PARAMETERS, DoesNotFitError, Plan, fit
+from training_presets.presets import default_preset
+from training_presets.tiers import MINIMUM_TIERS
 from training_presets.workload import Workload, workload_of
-from training_schemas.jobs import EngineName, TrainingJob, TrainingType
+from training_schemas.jobs import CostOptimization, EngineName, TrainingJob, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import DoneRecord, FailureReason
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
@@ -18,7 +20,7 @@ from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
 from training_worker.queued_job import QueuedJob
-from training_worker.run_folder import fsync_folder
+from training_worker.run_folder import caches_dir, fsync_folder
 from training_worker.settings import EngineSettings, Settings
 from training_worker.version import __version__
 
@@ -103,12 +105,19 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
         resume_from=_resume_path(before),
         device="cpu" if room.card.simulated else "cuda",
         parameters=msgspec.to_builtins(parameters),
+        cache_path=str(caches_dir(settings.state_dir)),
+        cache_limit_mib=int(settings.cache_limit * 1024),
     )
 
 
 def workload_of_spec(spec: RunSpec) -> Workload:
-    """What a spec says, as the models of memory and time see it."""
-    return workload_of(spec.training_type, msgspec.convert(spec.parameters, PARAMETERS[spec.training_type.family]))
+    """What a spec says, as the models of memory and time see it.
+
+    A daemon of an earlier version may have written it: settings that are newer have their defaults.
+    """
+    family = spec.training_type.family
+    defaults = default_preset(family, MINIMUM_TIERS[spec.training_type], CostOptimization.BALANCED).parameters
+    return workload_of(spec.training_type, msgspec.convert(defaults | spec.parameters, PARAMETERS[family]))
 
 
 def _model_folder(job: TrainingJob, settings: Settings) -> Path:

@@ -157,6 +157,11 @@ def runs_dir(state_dir: Path) -> Path:
     return state_dir / "runs"
 
 
+def caches_dir(state_dir: Path) -> Path:
+    """Where trainers keep what encoders made, for the runs that come after them."""
+    return state_dir / "caches"
+
+
 def fsync_folder(path: Path) -> None:
     """Make a rename inside this folder survive a power loss."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -55,9 +55,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows otherwise. ``lease`` is how
     long a job stays with a worker that is gone, and ``grace`` how much longer it waits for it after that;
     ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to stop.
-    ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer
-    that says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled.
-    Without ``metrics_port`` no metrics are served.
+    ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer that
+    says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the
+    encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB. Without ``metrics_port`` no
+    metrics are served.
     """
 
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
@@ -81,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stall_training: Seconds = 600
     max_isolation: Seconds = 1800
     stop_grace: Seconds = 60
+    cache_limit: Annotated[float, Meta(ge=0)] = 20
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 

@@ -22,10 +22,16 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class TimestepSampler(StrEnum):
-    """How the noise level of a sample is drawn: uniform in [0, 1], or that pushed towards noise by the shift."""
+    """How the noise level of a sample is drawn.
+
+    Uniform in [0, 1], or that pushed towards noise by a shift: one that the job gives, or one that grows with the
+    number of image tokens, as when FLUX draws. ``sigmoid`` is that of a normal variable: mostly levels in the middle.
+    """
 
     SHIFT = "shift"
     UNIFORM = "uniform"
+    SIGMOID = "sigmoid"
+    RESOLUTION_SHIFT = "resolutionShift"
 
 
 class WeightDtype(StrEnum):
@@ -54,6 +60,17 @@ class OptimizerName(StrEnum):
     PRODIGY = "prodigy"
 
 
+class LrScheduler(StrEnum):
+    """How the learning rate changes over a run, by the names of diffusers."""
+
+    CONSTANT = "constant"
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    POLYNOMIAL = "polynomial"
+
+
 class LoraTargets(StrEnum):
     """Which layers of the denoiser an adapter is put beside."""
 
@@ -66,14 +83,27 @@ class TrainingParameters(StrictWire, frozen=True, kw_only=True):
     """The settings that every type of training has. Sizes are pixels, intervals are optimizer steps, 0 for never.
 
     One optimizer step sees ``batch_size * gradient_accumulation_steps`` images. What is cached is computed once, before
-    training, and the model that made it is not in memory while it trains.
+    training, and the model that made it is not in memory while it trains. ``trigger_word`` is put before captions that
+    do not hold it, ``caption_prefix`` before all; ``caption_dropout`` is the share of samples that are trained without
+    a caption, and shuffling is of the parts between commas. Rates of text encoders are only used where they learn.
     """
 
     resolution: Annotated[int, Meta(ge=64, le=2048, multiple_of=16)]
+    aspect_ratio_buckets: bool
+    random_crop: bool
+    random_flip: bool
+    masked_loss: bool
+    trigger_word: Annotated[str, Meta(max_length=128)]
+    caption_prefix: Annotated[str, Meta(max_length=1024)]
+    caption_dropout: Annotated[float, Meta(ge=0, le=1)]
+    shuffle_captions: bool
     batch_size: Annotated[int, Meta(ge=1, le=64)]
     gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=256)]
     max_train_steps: Annotated[int, Meta(ge=1, le=1_000_000)]
     learning_rate: Annotated[float, Meta(gt=0, le=1)]
+    text_encoder_learning_rate: Annotated[float, Meta(gt=0, le=1)]
+    lr_scheduler: LrScheduler
+    lr_warmup_steps: Annotated[int, Meta(ge=0)]
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     gradient_checkpointing: bool
     weight_dtype: WeightDtype
@@ -84,7 +114,10 @@ class TrainingParameters(StrictWire, frozen=True, kw_only=True):
     optimizer: OptimizerName
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
     max_grad_norm: Annotated[float, Meta(gt=0, le=1_000)]
+    ema_decay: Annotated[float, Meta(ge=0, lt=1)]
     checkpoint_every: Annotated[int, Meta(ge=0)]
+    keep_checkpoints: Annotated[int, Meta(ge=1, le=1_000)]
+    sample_every: Annotated[int, Meta(ge=0)]
     validation_prompts: Annotated[list[Text], Meta(max_length=16)]
     validation_inference_steps: Annotated[int, Meta(ge=1, le=200)]
 
@@ -102,18 +135,29 @@ class FluxLoraParameters(TrainingParameters, frozen=True, kw_only=True):
 
 
 class SdxlParameters(TrainingParameters, frozen=True, kw_only=True):
-    """The settings of an SDXL run; a full finetune and a textual inversion have no use for rank and targets."""
+    """The settings of an SDXL run.
+
+    Rank and targets are those of a LoRA. Textual inversion teaches ``embedding_vectors`` new tokens that stand where
+    ``trigger_word`` does in a caption, and begin as ``initial_token`` where one is given. 0 switches the weighting by
+    ``min_snr_gamma`` off, and ``noise_offset``.
+    """
 
     lora_rank: Annotated[int, Meta(ge=1, le=256)]
     lora_targets: LoraTargets
+    min_snr_gamma: Annotated[float, Meta(ge=0, le=100)]
+    noise_offset: Annotated[float, Meta(ge=0, le=1)]
+    embedding_vectors: Annotated[int, Meta(ge=1, le=32)]
+    initial_token: Annotated[str, Meta(max_length=128)]
 
 
 class RunSpec(StrictWire, frozen=True, kw_only=True):
     """One attempt at one job.
 
     ``model_path`` is a diffusers pipeline folder. ``attempt_path`` is the attempt's own folder: checkpoints, samples
-    and the result go there and nowhere else. ``resume_from`` is a checkpoint folder of an earlier attempt. ``device``
-    is a torch device; the daemon has already made the one card it means the only one visible.
+    and the result go there and nowhere else. ``cache_path`` is the host's own folder of what encoders made, shared by
+    its runs, each of which leaves at most ``cache_limit_mib`` there; without one, a run keeps it in its own folder.
+    ``resume_from`` is a checkpoint folder of an earlier attempt. ``device`` is a torch device; the daemon has already
+    made the one card it means the only one visible.
     """
 
     job_id: JobId
@@ -126,6 +170,8 @@ class RunSpec(StrictWire, frozen=True, kw_only=True):
     resume_from: Text | None
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda)\Z")]
     parameters: dict[str, Any]
+    cache_path: Text | None = None
+    cache_limit_mib: Annotated[int, Meta(ge=0)] = 0
 
 
 class RunLease(StrictWire, frozen=True, kw_only=True):

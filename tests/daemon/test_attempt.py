@@ -112,6 +112,8 @@ def test_a_spec_settles_everything(host: Host) -> None:
         resume_from=None,
         device="cuda",
         parameters=spec.parameters,
+        cache_path="/var/lib/training-worker/caches",
+        cache_limit_mib=20 * 1024,
     )
     parameters = convert_strictly(spec.parameters, FluxLoraParameters)
     assert parameters == host.queued(max_train_steps=7).plan.parameters

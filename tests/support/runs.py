@@ -43,6 +43,8 @@ SPEC = RunSpec(
     resume_from=None,
     device="cuda",
     parameters={"loraRank": 16, "validationPrompts": ["a cät"]},
+    cache_path="/var/lib/training-worker/caches",
+    cache_limit_mib=1024,
 )
 RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),
