@@ -11,7 +11,7 @@ from training_presets.planner import PARAMETERS, DoesNotFitError, Plan, fit
 from training_presets.presets import default_preset
 from training_presets.tiers import MINIMUM_TIERS
 from training_presets.workload import Workload, workload_of
-from training_schemas.jobs import CostOptimization, EngineName, TrainingJob, TrainingType
+from training_schemas.jobs import CostOptimization, EngineName, ModelFamily, TrainingJob, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import DoneRecord, FailureReason
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
@@ -25,6 +25,10 @@ from training_worker.settings import EngineSettings, Settings
 from training_worker.version import __version__
 
 MANIFEST_FILE = "manifest.json"
+MODEL_INDEX_FILE = "model_index.json"
+
+# How the names of a family's pipelines begin in diffusers.
+PIPELINE_NAMES = {ModelFamily.FLUX: "Flux", ModelFamily.SDXL: "StableDiffusionXL"}
 
 DEFAULT_MODELS = {
     "flux": "black-forest-labs/FLUX.1-dev",
@@ -46,6 +50,26 @@ def choose_engine(job: TrainingJob, settings: Settings) -> tuple[EngineName, Eng
 def served_types(settings: Settings) -> set[TrainingType]:
     """The training types that this worker has an engine for."""
     return {kind for engine in settings.engines.values() for kind in engine.training_types}
+
+
+class ModelIndex(msgspec.Struct, frozen=True):
+    """What of a pipeline's ``model_index.json`` tells its family."""
+
+    pipeline: str = msgspec.field(name="_class_name")
+
+
+def model_families(settings: Settings) -> set[ModelFamily]:
+    """The families of the models that jobs may use here; a folder that says nothing may be of any."""
+    known = [_family_of(folder) for folder in settings.models.values()]
+    return set(ModelFamily) if None in known else {family for family in known if family is not None}
+
+
+def _family_of(folder: Path) -> ModelFamily | None:
+    try:
+        index = msgspec.json.decode((folder / MODEL_INDEX_FILE).read_bytes(), type=ModelIndex)
+    except (OSError, ValueError):
+        return None
+    return next((family for family, name in PIPELINE_NAMES.items() if index.pipeline.startswith(name)), None)
 
 
 def output_folder(job: TrainingJob) -> Path:

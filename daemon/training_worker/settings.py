@@ -40,7 +40,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def default_engines() -> dict[EngineName, EngineSettings]:
     """The built-in trainer, in the daemon's own environment."""
     command = [sys.executable, "-m", "training_worker.engines.diffusers"]
-    return {EngineName.DIFFUSERS: EngineSettings(command=command, training_types=[TrainingType.FLUX_LORA])}
+    return {EngineName.DIFFUSERS: EngineSettings(command=command, training_types=list(TrainingType))}
 
 
 Seconds = Annotated[float, Meta(gt=0)]

@@ -16,7 +16,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from training_schemas.commands import DrainWorker, PauseWorker, ResumeWorker, decode_worker_command
 from training_schemas.events import Event, WorkerOffline, WorkerOnline
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
-from training_worker.attempt import served_types
+from training_worker.attempt import model_families, served_types
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
 from training_worker.broker.names import ALL_WORKERS, Names, worker_key
@@ -65,9 +65,13 @@ class Stage(IntEnum):
 
 
 def served_families(settings: Settings) -> list[ModelFamily]:
-    """The families whose every training type has an engine here: a queue holds jobs of all of them."""
-    types = served_types(settings)
-    return [family for family in ModelFamily if all(kind in types for kind in TrainingType if kind.family is family)]
+    """The families that have a model here, and an engine for every training type: a queue holds jobs of all of them."""
+    types, models = served_types(settings), model_families(settings)
+    return [
+        family
+        for family in ModelFamily
+        if family in models and types.issuperset(kind for kind in TrainingType if kind.family is family)
+    ]
 
 
 class Worker:

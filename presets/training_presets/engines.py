@@ -3,25 +3,20 @@
 import msgspec
 
 from training_schemas.jobs import EngineName, ModelFamily, TrainingType
-from training_schemas.spec import OptimizerName, Quantization
+from training_schemas.spec import Quantization
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine offers; one that ``always_caches`` computes captions and latents once, whatever it is told."""
+    """What an engine offers of what a job may choose."""
 
     quantizations: tuple[Quantization, ...] = tuple(Quantization)
-    optimizers: tuple[OptimizerName, ...] = tuple(OptimizerName)
     trains_text_encoders: bool = True
-    always_caches: bool = False
 
 
-# What is not here is not known well enough to be limited.
+# What is not here is not limited. invoke-training keeps FLUX's base in full, and fails when it saves a text encoder.
 LIMITS = {
-    (EngineName.DIFFUSERS, TrainingType.FLUX_LORA): EngineLimits(
-        quantizations=(Quantization.NONE, Quantization.INT8, Quantization.NF4),
-        optimizers=(OptimizerName.ADAMW, OptimizerName.ADAMW_8BIT),
-        trains_text_encoders=False,
-        always_caches=True,
+    (EngineName.INVOKE, TrainingType.FLUX_LORA): EngineLimits(
+        quantizations=(Quantization.NONE,), trains_text_encoders=False
     )
 }
 UNLIMITED = EngineLimits()

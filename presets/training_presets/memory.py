@@ -157,6 +157,8 @@ def _resident(work: Workload) -> dict[str, float]:
         parts["textEncoders"] = _encoders(work)
     if not work.cache_latents:
         parts["vae"] = _vae(work)
+    if work.averaged:
+        parts["average"] = work.trained_parameters * BYTES[_trained_dtype(work)]
     if work.training_type is not TrainingType.SDXL_FINETUNE:
         parts["trained"] = work.trained_parameters * BYTES[_trained_dtype(work)]
     return parts

@@ -16,7 +16,7 @@ from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, EngineName, MemoryTier, ModelFamily, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.progress import Fault
-from training_schemas.spec import FluxLoraParameters, Quantization, SdxlParameters
+from training_schemas.spec import FluxLoraParameters, OptimizerName, Quantization, SdxlParameters
 from training_schemas.validation import InvalidMessageError, convert_strictly
 
 PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
@@ -29,6 +29,9 @@ JOB_PARAMETERS = ("resolution", "batch_size", "learning_rate", "max_train_steps"
 
 # What changes the result: here a job's own word stands.
 RESULT_CHANGING = {"quantization"}
+
+# What prodigy multiplies its own estimate of the rate by (Mishchenko and Defazio 2023: "leave it set to 1").
+PRODIGY_RATE = 1.0
 
 # Within these, presets are known to give good results.
 USUAL_RANKS = {ModelFamily.FLUX: (4, 32), ModelFamily.SDXL: (4, 16)}
@@ -99,7 +102,9 @@ def plan_job(job: TrainingJob) -> Plan:
     parameters = _parameters_of(job, preset, faults)
     if parameters is None or faults:
         raise InvalidMessageError(faults)
-    parameters, changes = _within_limits(job, engine, parameters)
+    parameters, changes = _made_consistent(job, parameters, faults)
+    if faults:
+        raise InvalidMessageError(faults)
     plan = Plan(
         training_type=job.training_type,
         tier=tier,
@@ -107,7 +112,7 @@ def plan_job(job: TrainingJob) -> Plan:
         engine=engine,
         parameters=parameters,
         peak_mib=0,
-        fixed=frozenset(RESULT_CHANGING & _own_settings(job)),
+        fixed=frozenset(RESULT_CHANGING & _own_settings(job)) | _uncached(parameters).keys(),
         changes=changes,
     )
     return _with_warnings(_placed(plan, may_rise=job.gpu_memory_tier is None))
@@ -216,32 +221,51 @@ def _parameters_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> Flu
 def _engine_faults(job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters) -> list[Fault]:
     engine = planned_engine(job.training_type, job.engine)
     limits, found = limits_of(engine, job.training_type), []
-
-    def refuse(name: str, value: object, offered: tuple[str, ...]) -> None:
-        reason = f"engine {engine} does not offer {value}; one of {', '.join(offered)}"
-        found.append(Fault(path=f"configOverrides.{name}", reason=reason))
-
     if parameters.quantization not in limits.quantizations:
-        refuse("quantization", parameters.quantization, limits.quantizations)
+        offered = ", ".join(limits.quantizations)
+        reason = f"engine {engine} does not offer {parameters.quantization}; one of {offered}"
+        found.append(Fault(path="configOverrides.quantization", reason=reason))
     if job.training_type is TrainingType.SDXL_FINETUNE and parameters.quantization is not Quantization.NONE:
         reason = "the weights of a full finetune learn, and cannot be quantised"
         found.append(Fault(path="configOverrides.quantization", reason=reason))
-    if parameters.optimizer not in limits.optimizers:
-        refuse("optimizer", parameters.optimizer, limits.optimizers)
     if parameters.train_text_encoder and not limits.trains_text_encoders:
         reason = f"engine {engine} trains no text encoders"
         found.append(Fault(path="configOverrides.trainTextEncoder", reason=reason))
+    if job.training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not parameters.trigger_word:
+        reason = "a textual inversion needs the word that stands for what it learns"
+        found.append(Fault(path="configOverrides.triggerWord", reason=reason))
     return found
 
 
-def _within_limits(
-    job: TrainingJob, engine: EngineName, parameters: FluxLoraParameters | SdxlParameters
+def _made_consistent(
+    job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters, faults: list[Fault]
 ) -> tuple[FluxLoraParameters | SdxlParameters, list[SettingChange]]:
-    """What an engine does anyway is said, and is no reason to refuse a job."""
-    if not limits_of(engine, job.training_type).always_caches:
-        return parameters, []
-    caching = msgspec.structs.replace(parameters, cache_text_encoder_outputs=True, cache_vae_outputs=True)
-    return caching, _changes(parameters, caching, f"engine {engine} always caches")
+    """What one setting asks of others: changed, and said; a fault where the job itself says otherwise."""
+    own, changes = _own_settings(job), []
+    for setting, why in sorted(_uncached(parameters).items()):
+        if not getattr(parameters, setting):
+            continue
+        changed = msgspec.structs.replace(parameters, **{setting: False})
+        name = next(change.setting for change in _changes(parameters, changed, why))
+        if setting in own:
+            faults.append(Fault(path=f"configOverrides.{name}", reason=why))
+        changes += _changes(parameters, changed, why)
+        parameters = changed
+    if parameters.optimizer is OptimizerName.PRODIGY and "learning_rate" not in own:
+        changed = msgspec.structs.replace(parameters, learning_rate=PRODIGY_RATE)
+        changes += _changes(parameters, changed, "prodigy finds the rate by itself; this is a factor")
+        parameters = changed
+    return parameters, changes
+
+
+def _uncached(parameters: FluxLoraParameters | SdxlParameters) -> dict[str, str]:
+    """What cannot be computed before training, by its Python name, and why."""
+    found = {}
+    if parameters.random_crop:
+        found["cache_vae_outputs"] = "randomCrop encodes each image anew"
+    if parameters.shuffle_captions:
+        found["cache_text_encoder_outputs"] = "shuffleCaptions encodes each caption anew"
+    return found
 
 
 def _changes(

@@ -26,7 +26,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     ``trained`` is how many parameters of the denoiser learn, where it is not what ``lora_rank`` and ``lora_targets``
     make: tools differ in what they put adapters beside. ``fused_backward`` frees each gradient as soon as its weight
-    has taken its step.
+    has taken its step; ``averaged`` keeps a running mean of the weights that learn.
     """
 
     training_type: TrainingType
@@ -52,6 +52,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: int = 0
     trained: int | None = None
     fused_backward: bool = False
+    averaged: bool = False
 
     @property
     def family(self) -> ModelFamily:
@@ -158,6 +159,7 @@ def workload_of(
         cache_text=parameters.cache_text_encoder_outputs,
         cache_latents=parameters.cache_vae_outputs,
         train_text_encoder=parameters.train_text_encoder,
+        averaged=parameters.ema_decay > 0,
         text_tokens=parameters.t5_tokenizer_max_length if isinstance(parameters, FluxLoraParameters) else None,
         images=images,
         validation_prompts=len(parameters.validation_prompts),

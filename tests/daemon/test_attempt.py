@@ -18,6 +18,7 @@ from training_worker.attempt import (
     attempt_folder,
     changes,
     choose_engine,
+    model_families,
     promote,
     read_result,
     resolve_spec,
@@ -298,15 +299,21 @@ def test_the_engine_is_the_wanted_one_or_the_first_that_can(
 
 
 @pytest.mark.parametrize(
-    ("training_type", "wanted"),
-    [("FLUX_LORA", "invoke"), ("SDXL_TEXTUAL_INVERSION", "auto"), ("SDXL_FINETUNE", "diffusers")],
+    ("training_type", "wanted", "fields"),
+    [
+        ("FLUX_LORA", "invoke", {"preset": "flux_80gb_balanced"}),
+        ("SDXL_TEXTUAL_INVERSION", "auto", {}),
+        ("SDXL_FINETUNE", "diffusers", {}),
+    ],
 )
-def test_a_job_that_no_engine_can_train_fails_with_both_names(host: Host, training_type: str, wanted: str) -> None:
+def test_a_job_that_no_engine_can_train_fails_with_both_names(
+    host: Host, training_type: str, wanted: str, fields: dict[str, str]
+) -> None:
     """Another engine is never taken instead of the wanted one."""
     with pytest.raises(
         AttemptError, match=f"cannot train {training_type}: this worker has no engine {wanted}"
     ) as error:
-        choose_engine(host.queued(training_type, engine=wanted).job, BOTH)
+        choose_engine(host.queued(training_type, engine=wanted, **fields).job, BOTH)
 
     assert error.value.reason == "configInvalid"
 
@@ -314,7 +321,27 @@ def test_a_job_that_no_engine_can_train_fails_with_both_names(host: Host, traini
 def test_a_worker_serves_what_its_engines_can_train() -> None:
     """All of them together."""
     assert served_types(BOTH) == {TrainingType.FLUX_LORA, TrainingType.SDXL_LORA, TrainingType.SDXL_FINETUNE}
-    assert served_types(Settings()) == {TrainingType.FLUX_LORA}
+    assert served_types(Settings()) == set(TrainingType)
+
+
+@pytest.mark.parametrize(
+    ("indices", "families"),
+    [
+        ([], []),
+        (['{"_class_name": "FluxPipeline"}'], ["flux"]),
+        (['{"_class_name": "FluxPipeline"}', '{"_class_name": "StableDiffusionXLPipeline"}'], ["flux", "sdxl"]),
+        (['{"_class_name": "SomethingElse"}'], ["flux", "sdxl"]),
+        (["torn"], ["flux", "sdxl"]),
+    ],
+)
+def test_a_worker_serves_the_families_of_its_models(tmp_path: Path, indices: list[str], families: list[str]) -> None:
+    """A job would only fail where no model of its family is; a folder that does not say may be of any."""
+    for number, index in enumerate(indices):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "model_index.json").write_text(index)
+    models = {str(number): tmp_path / str(number) for number in range(len(indices))}
+
+    assert sorted(model_families(Settings(models=models))) == families
 
 
 def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from tests.engines.datasets import read
 
 from training_worker.engines.demo_dataset import write_dataset
-from training_worker.engines.diffusers.data import find_images, read_dataset
 from training_worker.engines.diffusers.tiny import write_pipeline
 
 pytestmark = pytest.mark.trainer
@@ -18,7 +18,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_data_set_is_valid(robots: Path) -> None:
     """Ten robots, each with a caption of its own."""
-    dataset = read_dataset(robots, find_images(robots), lambda: None)
+    dataset = read(robots).examples
 
     assert len(dataset) == 10
     assert len({example.caption for example in dataset}) == 10

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 from tests.engines.conftest import WriteRun
 
+from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.progress import FailureReason
-from training_schemas.spec import SPEC_FILE
+from training_schemas.spec import SPEC_FILE, Quantization
 from training_worker.engines.diffusers.failures import TrainingFailure
 from training_worker.engines.diffusers.model_folder import check_model_folder
 from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
@@ -22,7 +23,10 @@ pytestmark = pytest.mark.trainer
         ('"loraRank":4', '"loraRank":0', "$.parameters.loraRank"),
         ('"loraRank":4', '"loraRank":4,"colour":1', "$.parameters"),
         ('"attempt":1', '"attempt":0', "$.attempt"),
-        ("FLUX_LORA", "SDXL_LORA", "$.trainingType"),
+        ("FLUX_LORA", "SDXL_LORA", "$.parameters"),
+        ("FLUX_LORA", "FLUX_DREAM", "$.trainingType"),
+        ('"randomCrop":false', '"randomCrop":true', "$.parameters.randomCrop"),
+        ('"shuffleCaptions":false', '"shuffleCaptions":true', "$.parameters.shuffleCaptions"),
         ("{", "", "$"),
     ],
 )
@@ -36,6 +40,23 @@ def test_a_wrong_field_is_named(write_run: WriteRun, old: str, new: str, path: s
 
     assert FailureReason.CONFIG_INVALID == raised.value.reason
     assert [path] == [fault.path for fault in raised.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("training_type", "settings", "field"),
+    [
+        (TrainingType.SDXL_FINETUNE, {"quantization": Quantization.NF4}, "quantization"),
+        (TrainingType.SDXL_TEXTUAL_INVERSION, {}, "triggerWord"),
+    ],
+)
+def test_what_a_type_of_training_cannot_do_is_named(
+    write_run: WriteRun, training_type: TrainingType, settings: dict[str, object], field: str
+) -> None:
+    """Weights that learn cannot be quantised, and an inversion needs its word."""
+    with pytest.raises(TrainingFailure) as raised:
+        read_spec(write_run(training_type=training_type, **settings))
+
+    assert [f"$.parameters.{field}"] == [fault.path for fault in raised.value.faults]
 
 
 def test_a_spec_is_read_back(write_run: WriteRun) -> None:
@@ -64,13 +85,19 @@ def model(tmp_path: Path, tiny_model: Path) -> Path:
 
 def test_a_whole_model_passes(model: Path) -> None:
     """As diffusers writes it."""
-    check_model_folder(model)
+    check_model_folder(model, ModelFamily.FLUX)
+
+
+def test_a_model_of_another_family_lacks_a_part(model: Path) -> None:
+    """FLUX predicts with a transformer, SDXL with a UNet."""
+    with pytest.raises(TrainingFailure, match="unet: missing folder"):
+        check_model_folder(model, ModelFamily.SDXL)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     """Its reason differs from that of a broken one: elsewhere it may be there."""
     with pytest.raises(TrainingFailure, match="no-model: no such folder") as raised:
-        check_model_folder(tmp_path / "no-model")
+        check_model_folder(tmp_path / "no-model", ModelFamily.FLUX)
 
     assert FailureReason.MODEL_MISSING == raised.value.reason
 
@@ -81,7 +108,7 @@ def test_all_missing_parts_of_a_model_are_named(model: Path) -> None:
     shutil.rmtree(model / "tokenizer_2")
 
     with pytest.raises(TrainingFailure) as raised:
-        check_model_folder(model)
+        check_model_folder(model, ModelFamily.FLUX)
 
     assert FailureReason.MODEL_INVALID == raised.value.reason
     assert [
@@ -93,7 +120,7 @@ def test_all_missing_parts_of_a_model_are_named(model: Path) -> None:
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     """Such as one with a single file for other programs."""
     with pytest.raises(TrainingFailure, match=r"model_index.json: missing"):
-        check_model_folder(tmp_path)
+        check_model_folder(tmp_path, ModelFamily.FLUX)
 
 
 def test_pickled_weights_are_refused(model: Path) -> None:
@@ -102,4 +129,4 @@ def test_pickled_weights_are_refused(model: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
 
     with pytest.raises(TrainingFailure, match="transformer: pickled weights are refused"):
-        check_model_folder(model)
+        check_model_folder(model, ModelFamily.FLUX)

@@ -90,9 +90,14 @@ def test_a_run_from_the_data_set_to_the_adapter(write_run: WriteRun) -> None:
     assert all(Path(record.path).read_bytes().startswith(b"\x89PNG") for record in samples)
     done = records[-1]
     assert isinstance(done, DoneRecord)
-    assert [ADAPTER_FILE, "samples/step-00000000-00.png", "samples/step-00000003-00.png"] == [
-        artifact.path for artifact in done.artifacts
-    ]
+    assert [
+        (ADAPTER_FILE, "adapter"),
+        ("kohya_lora.safetensors", "kohyaAdapter"),
+        ("loss.png", "lossCurve"),
+        ("samples.png", "contactSheet"),
+        ("samples/step-00000000-00.png", "sample"),
+        ("samples/step-00000003-00.png", "sample"),
+    ] == [(artifact.path, artifact.kind) for artifact in done.artifacts]
     assert [hashlib.sha256((attempt / artifact.path).read_bytes()).hexdigest() for artifact in done.artifacts] == [
         artifact.sha256 for artifact in done.artifacts
     ]

@@ -5,15 +5,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
 from msgspec.structs import replace
 from tests.engines.trainers import BuildTrainer
 
 from training_schemas.progress import Phase, PhaseRecord, decode_record
 from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.caching import CachedText
 from training_worker.engines.diffusers.failures import TrainingStopped
-from training_worker.engines.diffusers.models import ModelLoader
 from training_worker.engines.diffusers.progress import ProgressWriter
 from training_worker.engines.diffusers.sampling import FOLDER, Sampler
 
@@ -28,12 +25,11 @@ def progress(tmp_path: Path) -> Iterator[ProgressWriter]:
 
 
 def test_a_stop_does_not_wait_for_a_picture(
-    tmp_path: Path, tiny_model: Path, build: BuildTrainer, parameters: FluxLoraParameters, progress: ProgressWriter
+    tmp_path: Path, build: BuildTrainer, parameters: FluxLoraParameters, progress: ProgressWriter
 ) -> None:
     """It may take minutes, longer than a trainer is given to stop."""
-    patient = replace(parameters, validation_inference_steps=200)
-    prompts = {"a robot": CachedText(tokens=torch.zeros(6, 32), pooled=torch.zeros(32))}
-    sampler = Sampler(ModelLoader(tiny_model, patient.weight_dtype, "cpu"), patient, prompts, tmp_path, progress)
+    patient = replace(parameters, validation_inference_steps=200, validation_prompts=["a"])
+    sampler = Sampler(build(patient), tmp_path, progress)
     looks = count(1)
 
     def stop_at_fifth_look() -> None:
@@ -41,7 +37,7 @@ def test_a_stop_does_not_wait_for_a_picture(
             raise TrainingStopped("test")
 
     with pytest.raises(TrainingStopped):
-        sampler.draw(build(parameters).transformer, 0, stop_at_fifth_look)
+        sampler.draw(0, stop_at_fifth_look)
 
     assert next(looks) == 6
     assert list((tmp_path / FOLDER).iterdir()) == []

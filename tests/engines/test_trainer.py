@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
-from tests.engines.trainers import IMAGES, BuildTrainer, never, take_steps, weights
+from tests.engines.trainers import DATASET, BuildTrainer, never, take_steps, weights
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import FluxLoraParameters, WeightDtype
@@ -23,7 +23,7 @@ from training_worker.engines.diffusers.failures import TrainingFailure, Training
 
 pytestmark = pytest.mark.trainer
 
-TALLY = Tally(step=3, first_loss=1.5, last_loss=1.25, fixed_loss_before=1.375)
+TALLY = Tally(losses=[1.5, 1.3, 1.25], fixed_loss_before=1.375)
 
 
 def test_the_same_seed_gives_the_same_weights(build: BuildTrainer, parameters: FluxLoraParameters) -> None:
@@ -46,7 +46,7 @@ def test_accumulation_gives_the_gradients_of_one_large_batch(
         settings = replace(parameters, batch_size=batch_size, gradient_accumulation_steps=accumulation)
         trainer = build(settings)
         trainer.accumulate(1, never)
-        return [weight.grad for weight in trainer.transformer.parameters() if weight.grad is not None]
+        return [weight.grad for weight in trainer.pipeline.denoiser.parameters() if weight.grad is not None]
 
     whole = gradients(4, 1)
 
@@ -61,17 +61,17 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(
     """Activations are computed again instead of kept."""
     kept, again = build(parameters), build(replace(parameters, gradient_checkpointing=True))
 
-    assert again.transformer.is_gradient_checkpointing
+    assert again.pipeline.denoiser.is_gradient_checkpointing
     assert take_steps(kept, 1, 3) == take_steps(again, 1, 3)
 
 
 def test_only_the_adapter_learns_and_in_float32(build: BuildTrainer, parameters: FluxLoraParameters) -> None:
     """Updates of a small rate would be lost in the 16 bits of the base."""
     trainer = build(replace(parameters, weight_dtype=WeightDtype.BFLOAT16))
-    base = {name: weight.clone() for name, weight in trainer.transformer.named_parameters() if "lora" not in name}
+    base = {name: weight.clone() for name, weight in trainer.pipeline.denoiser.named_parameters() if "lora" not in name}
     before = weights(trainer)
     take_steps(trainer, 1, 2)
-    after = dict(trainer.transformer.named_parameters())
+    after = dict(trainer.pipeline.denoiser.named_parameters())
 
     assert {torch.float32} == {weight.dtype for weight in before.values()}
     assert {torch.bfloat16} == {weight.dtype for weight in base.values()}
@@ -86,8 +86,8 @@ def test_the_adapter_sits_on_all_attention_of_both_kinds_of_blocks(
     adapter = weights(build(parameters))
 
     assert 2 * (2 * 8 + 2 * 3) == len(adapter)
-    assert (4, 32) == adapter["transformer_blocks.0.attn.add_q_proj.lora_A.weight"].shape
-    assert (32, 4) == adapter["single_transformer_blocks.0.attn.to_q.lora_B.weight"].shape
+    assert (4, 32) == adapter["transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight"].shape
+    assert (32, 4) == adapter["transformer.single_transformer_blocks.0.attn.to_q.lora_B.weight"].shape
 
 
 def test_a_stop_within_a_step_undoes_the_step(build: BuildTrainer, parameters: FluxLoraParameters) -> None:
@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number_ends_training_before_it_spoils_the_weights(
     take_steps(trainer, 1, 1)
     before = weights(trainer)
     with torch.no_grad():
-        trainer.transformer.proj_out.bias.fill_(torch.nan)
+        trainer.pipeline.denoiser.proj_out.bias.fill_(torch.nan)
 
     with pytest.raises(TrainingFailure, match="the loss of step 2 is nan") as raised:
         trainer.step(2, never)
@@ -137,11 +137,11 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     """To the last bit, in the middle of a pass over the data set."""
     trainer = build(parameters)
     take_steps(trainer, 1, 3)
-    save_checkpoint(tmp_path / "step", trainer, IMAGES, TALLY)
+    save_checkpoint(tmp_path / "step", trainer, DATASET, TALLY)
     losses = take_steps(trainer, 4, 6)
 
     other = build(parameters)
-    tally = load_checkpoint(tmp_path / "step", other, IMAGES)
+    tally = load_checkpoint(tmp_path / "step", other, DATASET)
 
     assert TALLY == tally
     assert losses == take_steps(other, 4, 6)
@@ -153,7 +153,7 @@ def test_a_checkpoint_leaves_no_partial_folder(
 ) -> None:
     """Also where an earlier try was killed half-way."""
     (tmp_path / ".step.partial").mkdir()
-    save_checkpoint(tmp_path / "step", build(parameters), IMAGES, TALLY)
+    save_checkpoint(tmp_path / "step", build(parameters), DATASET, TALLY)
 
     assert ["step"] == [path.name for path in tmp_path.iterdir()]
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(
     monkeypatch.setattr(checkpoints, "save_file", fail)
 
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "step", build(parameters), IMAGES, TALLY)
+        save_checkpoint(tmp_path / "step", build(parameters), DATASET, TALLY)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -181,23 +181,23 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
     """Whichever of its files is damaged."""
     trainer = build(parameters)
     take_steps(trainer, 1, 1)
-    save_checkpoint(tmp_path / "step", trainer, IMAGES, TALLY)
+    save_checkpoint(tmp_path / "step", trainer, DATASET, TALLY)
     content = (tmp_path / "step" / file).read_bytes()
     (tmp_path / "step" / file).write_bytes(content[: len(content) // 2])
     other, fresh = build(parameters), build(parameters)
 
     with pytest.raises(CheckpointError, match="cannot resume from"):
-        load_checkpoint(tmp_path / "step", other, IMAGES)
+        load_checkpoint(tmp_path / "step", other, DATASET)
 
     assert take_steps(fresh, 1, 2) == take_steps(other, 1, 2)
 
 
-@pytest.mark.parametrize(("rank", "images"), [(4, ["a.png", "b.png", "d.png"]), (8, IMAGES)])
+@pytest.mark.parametrize(("rank", "dataset"), [(4, "another"), (8, DATASET)])
 def test_a_checkpoint_of_another_job_is_refused(
-    tmp_path: Path, build: BuildTrainer, parameters: FluxLoraParameters, rank: int, images: list[str]
+    tmp_path: Path, build: BuildTrainer, parameters: FluxLoraParameters, rank: int, dataset: str
 ) -> None:
     """Its order would point to other images, its weights would not fit."""
-    save_checkpoint(tmp_path / "step", build(parameters), IMAGES, TALLY)
+    save_checkpoint(tmp_path / "step", build(parameters), DATASET, TALLY)
 
     with pytest.raises(CheckpointError, match=r"another|other"):
-        load_checkpoint(tmp_path / "step", build(replace(parameters, lora_rank=rank)), images)
+        load_checkpoint(tmp_path / "step", build(replace(parameters, lora_rank=rank)), dataset)

@@ -278,22 +278,52 @@ def test_a_job_that_insists_on_its_tier_is_refused_with_what_would_fit() -> None
 @pytest.mark.parametrize(
     ("overrides", "path"),
     [
-        ({"quantization": "fp8"}, "configOverrides.quantization"),
-        ({"optimizer": "prodigy"}, "configOverrides.optimizer"),
+        ({"quantization": "nf4"}, "configOverrides.quantization"),
         ({"trainTextEncoder": True}, "configOverrides.trainTextEncoder"),
     ],
 )
-def test_what_the_built_in_trainer_cannot_do_is_refused_before_the_queue(overrides: dict[str, Any], path: str) -> None:
-    """Not on a card that somebody pays for."""
-    assert list(faults(configOverrides=overrides)) == [path]
+def test_what_an_engine_cannot_do_is_refused_before_the_queue(overrides: dict[str, Any], path: str) -> None:
+    """Not on a card that somebody pays for; here it is invoke-training, which the built-in trainer is not."""
+    settings = {"quantization": "none"} | overrides
+    assert list(faults(engine="invoke", preset="flux_80gb_balanced", configOverrides=settings)) == [path]
+    assert plan(preset="flux_80gb_balanced", configOverrides=settings).engine == "diffusers"
 
 
-def test_what_the_built_in_trainer_does_anyway_is_said() -> None:
-    """It computes captions and latents once, and is not told otherwise."""
-    planned = plan(configOverrides={"cacheVaeOutputs": False})
+@pytest.mark.parametrize(
+    ("setting", "cache"), [("randomCrop", "cacheVaeOutputs"), ("shuffleCaptions", "cacheTextEncoderOutputs")]
+)
+def test_what_changes_with_each_step_is_not_cached(setting: str, cache: str) -> None:
+    """The plan says so, going down the ladder keeps it, and a job that insists on both is refused."""
+    planned = plan(preset="flux_80gb_balanced", configOverrides={setting: True})
+    told = [(one.setting, one.before, one.after) for one in planned.changes]
 
-    assert planned.parameters.cache_vae_outputs
-    assert [(one.setting, one.before, one.after) for one in planned.changes] == [("cacheVaeOutputs", False, True)]
+    assert told == [(cache, True, False)]
+    assert all(not msgspec.to_builtins(rung)[cache] for rung in [planned.parameters, *planned.ladder])
+    assert list(faults(preset="flux_80gb_balanced", configOverrides={setting: True, cache: True})) == [
+        f"configOverrides.{cache}"
+    ]
+
+
+def test_prodigy_finds_the_rate_by_itself() -> None:
+    """The rate is then a factor: 1, if the job says nothing else."""
+    assert plan(configOverrides={"optimizer": "prodigy"}).parameters.learning_rate == 1.0
+    assert plan(configOverrides={"optimizer": "prodigy"}, learningRate=0.5).parameters.learning_rate == 0.5
+
+
+def test_an_inversion_needs_a_word() -> None:
+    """Its presets have one."""
+    assert list(faults("SDXL_TEXTUAL_INVERSION", configOverrides={"triggerWord": ""})) == [
+        "configOverrides.triggerWord"
+    ]
+    assert plan("SDXL_TEXTUAL_INVERSION").parameters.trigger_word == "<concept>"
+
+
+def test_a_running_mean_is_kept_beside_the_weights() -> None:
+    """It takes as much as they do."""
+    preset = "flux_80gb_balanced"
+    plain, averaged = plan(preset=preset), plan(preset=preset, configOverrides={"emaDecay": 0.99})
+
+    assert averaged.peak_mib > plain.peak_mib
 
 
 def test_the_weights_of_a_finetune_are_not_quantised() -> None:

@@ -10,14 +10,18 @@ import traceback
 from enum import IntEnum
 from pathlib import Path
 
-from training_schemas.progress import FailedRecord, Phase, StoppedRecord
+from training_schemas.progress import FailedRecord, Phase, StoppedRecord, WarningRecord
 from training_schemas.spec import PROGRESS_FILE
+from training_worker.engines.diffusers.buckets import DIVISORS
 from training_worker.engines.diffusers.control import Control
-from training_worker.engines.diffusers.data import find_images, read_dataset
+from training_worker.engines.diffusers.data import read_dataset
 from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped, failure_of
 from training_worker.engines.diffusers.model_folder import check_model_folder
 from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
 from training_worker.engines.diffusers.progress import ProgressWriter
+
+# Where the images of a data set that keeps them inside of larger files are written to.
+EXTRACTED = "dataset"
 
 
 class ExitCode(IntEnum):
@@ -30,7 +34,7 @@ class ExitCode(IntEnum):
 
 def main() -> ExitCode:
     """Train what the run folder named on the command line says."""
-    parser = argparse.ArgumentParser(description="Train a FLUX LoRA.")
+    parser = argparse.ArgumentParser(description="Train what a run folder says.")
     parser.add_argument("run_folder", type=Path)
     folder = parser.parse_args().run_folder
     control = Control(folder)
@@ -78,18 +82,26 @@ def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     progress.phase(Phase.STARTING)
     control.check()
     spec, parameters = read_spec(folder)
-    images = find_images(Path(spec.dataset_path))
-    progress.phase(Phase.CHECKING_DATASET, total=len(images))
-    dataset = read_dataset(Path(spec.dataset_path), images, control.check)
-    check_model_folder(Path(spec.model_path))
+    family = spec.training_type.family
+    dataset = read_dataset(
+        Path(spec.dataset_path),
+        parameters,
+        divisor=DIVISORS[family],
+        extract_to=folder / EXTRACTED,
+        check_stop=control.check,
+        on_total=lambda total: progress.phase(Phase.CHECKING_DATASET, total=total),
+    )
+    for message in dataset.report.warnings():
+        progress.write(WarningRecord, message=message)
+    check_model_folder(Path(spec.model_path), family)
     make_attempt_folder(Path(spec.attempt_path))
     control.check()
     # Without a card it complains, each time that it is imported, of kernels that only inference would use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # This imports the training libraries, which takes seconds.
-    from training_worker.engines.diffusers.flux_lora import FluxLoraRun  # noqa: PLC0415
+    from training_worker.engines.diffusers.run import TrainingRun  # noqa: PLC0415
 
-    FluxLoraRun(spec, parameters, dataset, progress, control).run()
+    TrainingRun(folder, spec, parameters, dataset, progress, control).run()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
-"""The adapter: low-rank weights beside layers of the transformer, and the file that they are kept in.
+"""The adapter: low-rank weights beside layers of a model's parts, by the names that diffusers gives them in a file.
 
-The file is the one of diffusers, which ComfyUI and InvokeAI read too: ``pytorch_lora_weights.safetensors`` with keys
-``transformer.<layer>.lora_A.weight`` and ``.lora_B.weight``, no alpha (it equals the rank), and its metadata.
+A file of them is what ComfyUI and InvokeAI read too: keys ``<part>.<layer>.lora_A.weight`` and ``.lora_B.weight``, and
+no alpha (it equals the rank).
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from training_schemas.spec import LoraTargets
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-PREFIX = "transformer."
 
 # As in diffusers' train_dreambooth_lora_flux.py; the added projections and the context are those of the text tokens.
-ATTENTION = (
+FLUX_ATTENTION = (
     "attn.to_k",
     "attn.to_q",
     "attn.to_v",
@@ -28,61 +25,70 @@ ATTENTION = (
     "attn.add_v_proj",
     "attn.to_add_out",
 )
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+FLUX_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 # Of single blocks, whose feed-forward is beside their attention. A pattern: the model's own last layer is a `proj_out`.
-SINGLE = r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
+FLUX_SINGLE = r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
 
-TARGETS = {
-    LoraTargets.ATTENTION: ATTENTION,
-    LoraTargets.ATTENTION_AND_FEED_FORWARD: ATTENTION + FEED_FORWARD,
-    LoraTargets.ALL_LINEAR: ATTENTION + FEED_FORWARD,
-}
+# As in diffusers' train_text_to_image_lora_sdxl.py: those of both attentions of a block, to itself and to the text.
+SDXL_ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+SDXL_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+# What newer versions of transformers leave out of the names of one kind of text encoder, and files keep.
+CLIP_PREFIX = "text_model."
 
 
-def add_adapter(
-    transformer: FluxTransformer2DModel, rank: int, seed: int, targets: LoraTargets = LoraTargets.ATTENTION
-) -> list[torch.nn.Parameter]:
-    """Put a new adapter into the transformer and list its weights, the only ones that learn.
+def flux_layers(targets: LoraTargets) -> str:
+    """The layers of FLUX's transformer that a set of targets means, as a pattern for their whole names."""
+    names = FLUX_ATTENTION if targets is LoraTargets.ATTENTION else FLUX_ATTENTION + FLUX_FEED_FORWARD
+    single = f"|{FLUX_SINGLE}" if targets is LoraTargets.ALL_LINEAR else ""
+    return rf"({_ending_in(names)}{single})"
+
+
+def sdxl_layers(targets: LoraTargets) -> str:
+    """The same of SDXL's UNet, whose blocks have no other linear layers than attention and feed-forward."""
+    return _ending_in(SDXL_ATTENTION if targets is LoraTargets.ATTENTION else SDXL_ATTENTION + SDXL_FEED_FORWARD)
+
+
+def clip_layers() -> str:
+    """The attention of a text encoder."""
+    return _ending_in(CLIP_ATTENTION)
+
+
+def add_adapter(module: torch.nn.Module, layers: str, rank: int, seed: int) -> list[torch.nn.Parameter]:
+    """Put a new adapter into a part of a model and list its weights, the only ones of the part that learn.
 
     They are float32 whatever the type of the base. At first the adapter changes nothing: B is zero.
     """
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=_pattern(targets))
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=layers)
     torch.manual_seed(seed)
-    transformer.add_adapter(config)
-    cast_training_params(transformer, dtype=torch.float32)
-    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    module.add_adapter(config)  # type: ignore[operator]
+    cast_training_params(module, dtype=torch.float32)
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _pattern(targets: LoraTargets) -> str:
-    """The names of the layers, as peft matches them whole."""
-    names = "|".join(name.replace(".", r"\.") for name in TARGETS[targets])
-    single = f"|{SINGLE}" if targets is LoraTargets.ALL_LINEAR else ""
-    return rf"(.*\.({names}){single})"
+def adapter_weights(parts: Mapping[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+    """The weights of the adapters of all parts, by their names in a file."""
+    return {
+        f"{part}.{_file_name(part, key)}": weight
+        for part, module in parts.items()
+        for key, weight in get_peft_model_state_dict(module).items()
+    }
 
 
-def save_adapter(transformer: FluxTransformer2DModel, folder: Path) -> Path:
-    """Write the adapter's file into a folder."""
-    FluxPipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
-        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-    )
-    return folder / ADAPTER_FILE
+def restore_adapters(parts: Mapping[str, torch.nn.Module], weights: Mapping[str, torch.Tensor]) -> None:
+    """Set the adapters' weights to those of `adapter_weights`."""
+    for part, module in parts.items():
+        own = get_peft_model_state_dict(module)
+        set_peft_model_state_dict(module, {key: weights[f"{part}.{_file_name(part, key)}"] for key in own})
 
 
-def read_adapter(transformer: FluxTransformer2DModel, folder: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of `save_adapter` for a transformer that has an adapter of the same rank.
-
-    Raises:
-        ValueError: The file holds other weights than the adapter.
-    """
-    weights = {key.removeprefix(PREFIX): weight for key, weight in load_file(folder / ADAPTER_FILE).items()}
-    expected = {key: weight.shape for key, weight in get_peft_model_state_dict(transformer).items()}
-    if expected != {key: weight.shape for key, weight in weights.items()}:
-        raise ValueError(f"{ADAPTER_FILE} holds another adapter than this job's")
-    return weights
+def _ending_in(names: tuple[str, ...]) -> str:
+    escaped = "|".join(name.replace(".", r"\.") for name in names)
+    return rf".*\.({escaped})"
 
 
-def restore_adapter(transformer: FluxTransformer2DModel, weights: dict[str, torch.Tensor]) -> None:
-    """Set the adapter's weights to those of `read_adapter`."""
-    set_peft_model_state_dict(transformer, weights)
+def _file_name(part: str, key: str) -> str:
+    if not part.startswith("text_encoder") or key.startswith(CLIP_PREFIX):
+        return key
+    return f"{CLIP_PREFIX}{key}"

@@ -1,100 +1,127 @@
-"""The data set: a folder of images, each with its caption in a text file of the same name."""
+"""The data set: everything is read and checked before hours are spent on it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from PIL import Image, ImageOps
 
 from training_schemas.progress import FailureReason, Fault
+from training_schemas.spec import TrainingParameters
+from training_worker.engines.diffusers.buckets import Size, bucket_of
+from training_worker.engines.diffusers.captions import base_caption
+from training_worker.engines.diffusers.dataset_entries import Entry
+from training_worker.engines.diffusers.dataset_formats import IMAGE_SUFFIXES, list_entries
+from training_worker.engines.diffusers.dataset_report import DatasetReport, report_on
+from training_worker.engines.diffusers.examples import Example
 from training_worker.engines.diffusers.failures import TrainingFailure
+from training_worker.engines.diffusers.images import BrokenImageError, check_image, check_mask, cover_scale, digest_of
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-
-
-class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """An image file and what it shows, in words."""
-
-    image: Path
-    caption: str
+MASKS_FOLDER = "masks"
+MOST_ENLARGED = 2
 
 
-def find_images(folder: Path) -> list[Path]:
-    """List the image files of a folder in the order of their names, passing over hidden ones.
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """The examples in their order, and what is to be told of them."""
 
-    Raises:
-        TrainingFailure: The folder is missing, is no folder, cannot be read or holds no image.
-    """
-    if not folder.exists():
-        raise TrainingFailure(FailureReason.DATASET_MISSING, f"cannot read data set {folder}: no such folder")
-    if not folder.is_dir():
-        raise _invalid(folder, [Fault(path=str(folder), reason="not a folder")])
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        raise _invalid(folder, [Fault(path=str(folder), reason=str(error.strerror))]) from error
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
-    if not images:
-        raise _invalid(folder, [Fault(path=str(folder), reason=f"no images ({', '.join(sorted(IMAGE_SUFFIXES))})")])
-    return images
+    examples: list[Example]
+    report: DatasetReport
 
 
-def read_dataset(folder: Path, images: list[Path], check_stop: Callable[[], None]) -> list[Example]:
-    """Decode every image and read every caption, before hours are spent on them.
+def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talking to the rest of the run
+    path: Path,
+    settings: TrainingParameters,
+    divisor: int,
+    extract_to: Path,
+    check_stop: Callable[[], None],
+    on_total: Callable[[int], None],
+) -> Dataset:
+    """Find the images of a data set, decode each of them, and read all captions and masks.
+
+    The formats are those of `list_entries`, which writes images out of tables to ``extract_to``. ``divisor`` is that
+    of `bucket_of`. ``on_total`` is told the number of images before they are decoded.
 
     Raises:
-        TrainingFailure: Images or captions are broken, missing or empty; it names them all.
+        TrainingFailure: There is no data set, or something in it cannot be trained on; it names all of that.
     """
-    examples, faults = [], []
-    for image in images:
+    if not path.exists():
+        raise TrainingFailure(FailureReason.DATASET_MISSING, f"cannot read data set {path}: no such file or folder")
+    listed = list_entries(path, extract_to, check_stop)
+    on_total(sum(isinstance(entry, Entry) for entry in listed))
+    examples: list[Example] = []
+    faults: list[Fault] = []
+    for entry in listed:
         check_stop()
-        caption, found = _check_example(image)
-        faults += found
-        examples.append(Example(image=image, caption=caption))
+        checked = [entry] if isinstance(entry, Fault) else _check(entry, settings, divisor, _folder_of(path))
+        if isinstance(checked, Example):
+            examples.append(checked)
+        else:
+            faults += checked
+    if not listed:
+        faults = [Fault(path=str(path), reason=f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor a list of any")]
     if faults:
-        raise _invalid(folder, faults)
-    return examples
+        raise _invalid(path, faults)
+    return Dataset(examples=examples, report=report_on(examples, settings, divisor))
 
 
-def load_image(path: Path, resolution: int) -> Image.Image:
-    """Decode an image, upright and opaque, scaled and cropped around its middle to a square.
-
-    The square has ``resolution`` pixels a side; the shorter side is scaled to it. Transparent parts become white.
-    """
-    return ImageOps.fit(_decode(path), (resolution, resolution), Image.Resampling.LANCZOS)
+def _folder_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
-def _decode(path: Path) -> Image.Image:
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+def _check(entry: Entry, settings: TrainingParameters, divisor: int, folder: Path) -> Example | list[Fault]:
+    """Make an example of an entry, or tell all that is wrong with it."""
+    size = _check_size(entry.image, settings, divisor)
+    caption = _check_caption(entry, settings)
+    mask = _check_mask(entry, size, folder) if settings.masked_loss else None
+    if isinstance(size, Fault) or isinstance(caption, Fault) or isinstance(mask, Fault):
+        return [part for part in (size, caption, mask) if isinstance(part, Fault)]
+    return Example(
+        image=entry.image,
+        caption=caption,
+        mask=mask,
+        repeats=entry.repeats,
+        width=size[0],
+        height=size[1],
+        digest=digest_of(entry.image),
+    )
 
 
-def _check_example(image: Path) -> tuple[str, list[Fault]]:
-    faults = []
+def _check_size(image: Path, settings: TrainingParameters, divisor: int) -> Size | Fault:
     try:
-        with Image.open(image) as file:
-            file.verify()  # checksums, which decoding passes over
-        _decode(image)
-    except Exception as error:  # noqa: BLE001 # Pillow's decoders raise what they like on broken files
-        faults.append(Fault(path=str(image), reason=f"unreadable image: {error}"))
-    caption_path = image.with_suffix(".txt")
+        width, height = check_image(image)
+    except BrokenImageError as error:
+        return Fault(path=str(image), reason=f"unreadable image: {error}")
+    bucket = bucket_of(width, height, settings.resolution, divisor, settings.aspect_ratio_buckets)
+    if cover_scale(width, height, bucket) > MOST_ENLARGED:
+        covered = f"{bucket[0]}x{bucket[1]}"
+        reason = f"too small: {width}x{height} pixels do not cover {covered} even when enlarged {MOST_ENLARGED} times"
+        return Fault(path=str(image), reason=reason)
+    return width, height
+
+
+def _check_caption(entry: Entry, settings: TrainingParameters) -> str | Fault:
+    """A caption may be empty where the settings put something before it."""
+    if isinstance(entry.caption, str) and not base_caption(entry.caption, settings):
+        return Fault(path=entry.caption_at, reason="empty caption")
+    return entry.caption
+
+
+def _check_mask(entry: Entry, size: Size | Fault, folder: Path) -> Path | Fault:
+    """Read an image's mask: its own, or else the one of its name in the data set's folder of masks."""
+    mask = entry.mask or folder / MASKS_FOLDER / f"{entry.image.stem}.png"
+    if isinstance(mask, Fault):
+        return mask
     try:
-        caption = caption_path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return "", [*faults, Fault(path=str(caption_path), reason="missing caption")]
-    except (OSError, UnicodeDecodeError) as error:
-        return "", [*faults, Fault(path=str(caption_path), reason=f"unreadable caption: {error}")]
-    if not caption:
-        faults.append(Fault(path=str(caption_path), reason="empty caption"))
-    return caption, faults
+        found = check_mask(mask)
+    except BrokenImageError as error:
+        return Fault(path=str(mask), reason=f"unusable mask: {error}")
+    if isinstance(size, Fault) or found == size:
+        return mask
+    reason = f"unusable mask: {found[0]}x{found[1]} pixels, but its image has {size[0]}x{size[1]}"
+    return Fault(path=str(mask), reason=reason)
 
 
-def _invalid(folder: Path, faults: list[Fault]) -> TrainingFailure:
+def _invalid(path: Path, faults: list[Fault]) -> TrainingFailure:
     first = faults[0]
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    message = f"cannot use data set {folder}: {first.path}: {first.reason}{more}"
+    message = f"cannot use data set {path}: {first.path}: {first.reason}{more}"
     return TrainingFailure(FailureReason.DATASET_INVALID, message, faults)

@@ -2,25 +2,26 @@
 
 from pathlib import Path
 
+from training_schemas.jobs import ModelFamily
 from training_schemas.progress import FailureReason, Fault
 from training_worker.engines.diffusers.failures import TrainingFailure
 
 INDEX = "model_index.json"
-# Each part of a FLUX pipeline and the files that it cannot do without, as patterns.
 WEIGHTS = "*.safetensors"
-PARTS = {
+# Each part of a pipeline and the files that it cannot do without, as patterns.
+COMMON_PARTS = {
     "scheduler": ("scheduler_config.json",),
     "tokenizer": ("tokenizer*.json",),
     "tokenizer_2": ("tokenizer*.json",),
     "text_encoder": ("config.json", WEIGHTS),
     "text_encoder_2": ("config.json", WEIGHTS),
     "vae": ("config.json", WEIGHTS),
-    "transformer": ("config.json", WEIGHTS),
 }
+DENOISERS = {ModelFamily.FLUX: "transformer", ModelFamily.SDXL: "unet"}
 
 
-def check_model_folder(folder: Path) -> None:
-    """Check that a FLUX pipeline in the layout of diffusers is complete.
+def check_model_folder(folder: Path, family: ModelFamily) -> None:
+    """Check that a pipeline of a family, in the layout of diffusers, is complete.
 
     Raises:
         TrainingFailure: The folder is missing, or parts of it are; it names them all.
@@ -30,7 +31,8 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / INDEX).is_file():
         fault = Fault(path=str(folder / INDEX), reason="missing; is this a pipeline folder of diffusers?")
         raise _invalid(folder, [fault])
-    faults = [fault for part, patterns in PARTS.items() for fault in _check_part(folder / part, patterns)]
+    parts = {**COMMON_PARTS, DENOISERS[family]: ("config.json", WEIGHTS)}
+    faults = [fault for part, patterns in parts.items() for fault in _check_part(folder / part, patterns)]
     if faults:
         raise _invalid(folder, faults)
 

@@ -1,4 +1,4 @@
-"""The parts of a FLUX pipeline, loaded one after another so that not all of them are in memory at once.
+"""The parts of a pipeline, loaded one after another so that not all of them are in memory at once.
 
 Only local files and only safetensors are read.
 """
@@ -8,15 +8,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import Quantization, WeightDtype
 from training_worker.engines.diffusers.failures import TrainingFailure
-from training_worker.engines.diffusers.quantisation import mark, quantise
+from training_worker.engines.diffusers.families import Family
+from training_worker.engines.diffusers.weights import load_denoiser
 
 LOCAL = {"local_files_only": True}
 LOCAL_WEIGHTS = {**LOCAL, "use_safetensors": True}
@@ -25,46 +27,47 @@ LOCAL_WEIGHTS = {**LOCAL, "use_safetensors": True}
 class ModelLoader:
     """Loads parts of one pipeline folder in a weight type, to a device, frozen and ready for inference."""
 
-    def __init__(self, folder: Path, dtype: WeightDtype, device: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, family: Family, dtype: WeightDtype, device: str) -> None:
+        self.folder = folder
+        self.family = family
         self.dtype: torch.dtype = getattr(torch, dtype.value)
         self.device = torch.device(device)
 
-    def text_encoders(self) -> FluxPipeline:
+    def text_encoders(self) -> Any:
         """Load both text encoders and their tokenizers, as a pipeline that can do no more than encode prompts."""
+        nothing = {self.family.denoiser: None, "vae": None}
         with self._loading("text encoders"):
-            pipeline = FluxPipeline.from_pretrained(
-                self._folder, transformer=None, vae=None, torch_dtype=self.dtype, **LOCAL_WEIGHTS
+            pipeline = self.family.pipeline.from_pretrained(
+                self.folder, torch_dtype=self.dtype, **nothing, **LOCAL_WEIGHTS
             )
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+            encoder.requires_grad_(requires_grad=False).eval()
         return pipeline.to(self.device)
 
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """The type of the autoencoder: float32 where the weights are float16, which its activations overflow."""
+        return torch.float32 if self.dtype == torch.float16 else self.dtype
+
     def vae(self) -> AutoencoderKL:
-        """Load the autoencoder, in float32 where the weights are float16, which its activations overflow."""
-        dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+        """Load the autoencoder."""
         with self._loading("vae"):
             vae, info = AutoencoderKL.from_pretrained(
-                self._folder, subfolder="vae", torch_dtype=dtype, output_loading_info=True, **LOCAL_WEIGHTS
+                self.folder, subfolder="vae", torch_dtype=self.vae_dtype, output_loading_info=True, **LOCAL_WEIGHTS
             )
             _refuse_missing(info)
         return vae.to(self.device).requires_grad_(requires_grad=False).eval()
 
-    def transformer(self, quantization: Quantization = Quantization.NONE) -> FluxTransformer2DModel:
-        """Load the transformer that predicts the flow, its blocks' weights in as many bits as `quantization` says."""
-        with self._loading("transformer"):
-            transformer, info = FluxTransformer2DModel.from_pretrained(
-                self._folder, subfolder="transformer", torch_dtype=self.dtype, output_loading_info=True, **LOCAL_WEIGHTS
-            )
-            _refuse_missing(info)
-        if quantization is not Quantization.NONE:
-            quantise(transformer, quantization, self.device)
-        transformer = transformer.to(self.device).requires_grad_(requires_grad=False).eval()
-        mark(transformer, quantization)
-        return transformer
+    def denoiser(self, quantization: Quantization = Quantization.NONE) -> Any:
+        """Load the part that predicts, its blocks' weights in as many bits as `quantization` says."""
+        part = self.family.denoiser
+        with self._loading(part):
+            return load_denoiser(self.family.denoiser_class, self.folder / part, self.dtype, self.device, quantization)
 
-    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """Load the scheduler that samples are drawn with."""
+    def scheduler(self, kind: Any) -> Any:
+        """Load a scheduler, of a kind that reads the model's configuration."""
         with self._loading("scheduler"):
-            return FlowMatchEulerDiscreteScheduler.from_pretrained(self._folder, subfolder="scheduler", **LOCAL)
+            return kind.from_pretrained(self.folder, subfolder="scheduler", **LOCAL)
 
     @contextmanager
     def _loading(self, part: str) -> Iterator[None]:
@@ -74,7 +77,7 @@ class ModelLoader:
                 warnings.simplefilter("ignore", FutureWarning)
                 yield
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            message = f"cannot load {part} of model {self._folder}: {error}"
+            message = f"cannot load {part} of model {self.folder}: {error}"
             raise TrainingFailure(FailureReason.MODEL_INVALID, message) from error
 
 

@@ -4,29 +4,51 @@ from pathlib import Path
 
 import msgspec
 
-from training_schemas.jobs import TrainingType
+from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.progress import FailureReason, Fault
-from training_schemas.spec import SPEC_FILE, FluxLoraParameters, RunSpec
+from training_schemas.spec import SPEC_FILE, FluxLoraParameters, Quantization, RunSpec, SdxlParameters
 from training_worker.engines.diffusers.failures import TrainingFailure
 
+PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
+    ModelFamily.FLUX: FluxLoraParameters,
+    ModelFamily.SDXL: SdxlParameters,
+}
 
-def read_spec(folder: Path) -> tuple[RunSpec, FluxLoraParameters]:
+
+def read_spec(folder: Path) -> tuple[RunSpec, FluxLoraParameters | SdxlParameters]:
     """Read the spec of a run folder.
 
     Raises:
-        TrainingFailure: It is missing, invalid, or not for this trainer; it names the first wrong field.
+        TrainingFailure: It is missing or invalid, or its settings contradict each other; it names a wrong field.
     """
     path = folder / SPEC_FILE
     try:
         spec = msgspec.json.decode(path.read_bytes(), type=RunSpec)
     except (OSError, msgspec.DecodeError) as error:
         raise _invalid(path, error, "$") from error
-    if spec.training_type is not TrainingType.FLUX_LORA:
-        raise _invalid(path, ValueError(f"this trainer does not know {spec.training_type}"), "$.trainingType")
     try:
-        return spec, msgspec.convert(spec.parameters, FluxLoraParameters)
+        parameters = msgspec.convert(spec.parameters, PARAMETERS[spec.training_type.family])
     except msgspec.ValidationError as error:
         raise _invalid(path, error, "$.parameters") from error
+    if contradiction := _contradiction(spec.training_type, parameters):
+        field, reason = contradiction
+        raise _invalid(path, ValueError(reason), f"$.parameters.{field}")
+    return spec, parameters
+
+
+def _contradiction(
+    training_type: TrainingType, settings: FluxLoraParameters | SdxlParameters
+) -> tuple[str, str] | None:
+    """A setting that cannot be with others, and why."""
+    if settings.random_crop and settings.cache_vae_outputs:
+        return "randomCrop", "an image that was encoded before cannot be cropped anew; cacheVaeOutputs must be false"
+    if settings.shuffle_captions and settings.cache_text_encoder_outputs:
+        return "shuffleCaptions", "a shuffled caption is encoded anew; cacheTextEncoderOutputs must be false"
+    if training_type is TrainingType.SDXL_FINETUNE and settings.quantization is not Quantization.NONE:
+        return "quantization", "weights that learn cannot be quantised"
+    if training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not settings.trigger_word:
+        return "triggerWord", "a textual inversion needs the word that stands for what it learns"
+    return None
 
 
 def make_attempt_folder(path: Path) -> None:

@@ -1,44 +1,103 @@
-"""Quantisation: the base model's weights in fewer bits, by the layers of bitsandbytes.
+"""Quantisation: the base model's linear weights in fewer bits. They cannot learn any more, only adapters beside them.
 
-diffusers would do it while it loads, but only where there is a GPU. Here the layers are replaced one after the other,
-each on its way to the device: its full weights are there once at a time.
+In 4 and in 8 bits by the layers of bitsandbytes; as 8-bit floats by a layer of our own. Each takes over one layer with
+its full weights, so that a model can be quantised while it is loaded, and never is in memory whole.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from training_schemas.spec import Quantization
 
-# What lies outside of the blocks is little, and closest to what the model sees and says.
-BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+# The modules whose linear layers are quantised: FLUX's blocks, and the attention of SDXL's. What lies outside of them
+# is little, and closest to what the model sees and says.
+BLOCKS = {"transformer_blocks", "single_transformer_blocks", "attentions"}
+
+# The format is that of Micikevicius et al. 2022 (arXiv:2209.05433): 4 bits of exponent, 3 of mantissa, no infinity.
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = torch.finfo(FP8).max
 
 
-def quantise(transformer: torch.nn.Module, how: Quantization, device: torch.device) -> None:
-    """Replace the linear layers of all blocks, and move them to the device. They cannot learn any more.
+class Fp8Linear(torch.nn.Linear):
+    """A linear layer whose weight (out, in) is kept as 8-bit floats, with a float32 scale (out, 1) for each output.
 
-    The model says so by the flags that peft looks for when it puts adapters beside them.
+    A weight is ``value * scale``, and the scale is such that the row's largest has the format's largest value, 448. It
+    is multiplied out for each pass, in the type of the input or of autocast, and not kept for the backward one.
     """
-    make = {Quantization.NF4: _four_bits, Quantization.INT8: _eight_bits}[how]
-    for block in BLOCKS:
-        _replace(getattr(transformer, block), make, device)
+
+    scale: torch.Tensor
+
+    def __init__(self, linear: torch.nn.Linear, device: torch.device) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        weight = linear.weight.detach().to(device)
+        # The type that peft makes adapters in: of the weight's own they would begin with next to no digits.
+        self.compute_dtype = weight.dtype
+        low, high = weight.aminmax(dim=1, keepdim=True)
+        scale = torch.maximum(-low, high).float() / FP8_LARGEST
+        scale = torch.where(scale > 0, scale, 1.0)
+        self.weight = torch.nn.Parameter((weight / scale).to(FP8), requires_grad=False)
+        self.bias = linear.bias
+        self.register_buffer("scale", scale)
+        self.to(device)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 # the name of torch
+        """Multiply inputs (..., in) to outputs (..., out)."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        outputs: torch.Tensor = _Fp8Product.apply(input.to(dtype), self.weight, self.scale, self.bias)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def full_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """Multiply the weight out."""
+        return _multiply_out(self.weight, self.scale, dtype)
 
 
-def mark(transformer: torch.nn.Module, how: Quantization) -> None:
-    """Tell peft what the layers are."""
-    transformer.is_loaded_in_4bit = how is Quantization.NF4  # type: ignore[assignment]
-    transformer.is_loaded_in_8bit = how is Quantization.INT8  # type: ignore[assignment]
+class _Fp8Product(torch.autograd.Function):
+    """The product of inputs and a frozen weight; the gradient is that of the inputs alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight, scale)
+        return torch.nn.functional.linear(inputs, _multiply_out(weight, scale, inputs.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        weight, scale = ctx.saved_tensors
+        (gradient,) = gradients
+        return gradient @ _multiply_out(weight, scale, gradient.dtype), None, None, None
 
 
-def _replace(module: torch.nn.Module, make: Callable[[torch.nn.Linear], torch.nn.Module], device: torch.device) -> None:
-    for name, child in module.named_children():
-        if type(child) is torch.nn.Linear:
-            setattr(module, name, make(child).to(device).requires_grad_(requires_grad=False))
-        else:
-            _replace(child, make, device)
+def _multiply_out(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # Every value is one of the larger types too, and in place there is no second copy: it is rounded once.
+    return weight.to(dtype).mul_(scale)
 
 
-def _four_bits(linear: torch.nn.Linear) -> torch.nn.Module:
+def is_quantised(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a layer of a denoiser, by its full name, is one of those that are quantised."""
+    return type(layer) is torch.nn.Linear and not BLOCKS.isdisjoint(name.split("."))
+
+
+def quantised(linear: torch.nn.Linear, how: Quantization, device: torch.device) -> torch.nn.Module:
+    """Make the layer that stands for a linear layer, on the device; the given one is to be on the CPU.
+
+    bitsandbytes quantises on the way from there.
+    """
+    layer = {Quantization.NF4: _four_bits, Quantization.INT8: _eight_bits, Quantization.FP8: Fp8Linear}[how](
+        linear, device
+    )
+    return layer.requires_grad_(requires_grad=False)
+
+
+def mark(model: torch.nn.Module, how: Quantization) -> None:
+    """Tell peft what the layers are, by the flags that it looks for when it puts adapters beside them."""
+    model.is_loaded_in_4bit = how is Quantization.NF4  # type: ignore[assignment]
+    model.is_loaded_in_8bit = how is Quantization.INT8  # type: ignore[assignment]
+
+
+def _four_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
     import bitsandbytes  # noqa: PLC0415 - it takes a second, and most runs do without
 
     weight = linear.weight.data
@@ -58,10 +117,10 @@ def _four_bits(linear: torch.nn.Linear) -> torch.nn.Module:
     # On some CPUs it would pack its weights anew for each pass without gradients, in a way that rows of less than a
     # block do not survive.
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return layer
+    return layer.to(device)
 
 
-def _eight_bits(linear: torch.nn.Linear) -> torch.nn.Module:
+def _eight_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
     import bitsandbytes  # noqa: PLC0415
 
     layer: torch.nn.Module = bitsandbytes.nn.Linear8bitLt(
@@ -69,4 +128,4 @@ def _eight_bits(linear: torch.nn.Linear) -> torch.nn.Module:
     )
     layer.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     layer.bias = linear.bias
-    return layer
+    return layer.to(device)

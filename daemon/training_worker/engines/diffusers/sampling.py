@@ -1,19 +1,29 @@
-"""Sample pictures, drawn with the adapter as it stands."""
+"""Sample pictures, drawn with the weights as they stand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 
 from training_schemas.progress import Phase, SampleRecord
-from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.caching import CachedText, decode_latents
-from training_worker.engines.diffusers.models import ModelLoader, release_memory
+from training_worker.engines.diffusers.latents import decode_latents
+from training_worker.engines.diffusers.models import release_memory
 from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.texts import Texts
+from training_worker.engines.diffusers.trainer import Trainer
 
 FOLDER = "samples"
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture: after which step it was drawn, of which of the job's prompts, and its file."""
+
+    step: int
+    prompt: int
+    path: Path
 
 
 class Sampler:
@@ -23,62 +33,43 @@ class Sampler:
     round and then freed. The guidance is the pipeline's own default, not that of training.
     """
 
-    def __init__(
-        self,
-        loader: ModelLoader,
-        parameters: FluxLoraParameters,
-        prompts: Mapping[str, CachedText],
-        attempt: Path,
-        progress: ProgressWriter,
-    ) -> None:
-        self._loader = loader
-        self._parameters = parameters
-        self._prompts = prompts
+    def __init__(self, trainer: Trainer, attempt: Path, progress: ProgressWriter) -> None:
+        self._trainer = trainer
+        self._pipeline = trainer.pipeline
+        self._parameters = trainer.pipeline.parameters
         self._attempt = attempt
         self._progress = progress
 
-    def draw(self, transformer: FluxTransformer2DModel, step: int, check_stop: Callable[[], None]) -> list[Path]:
-        """Draw all pictures of a step and report each; returns their files, none without prompts."""
-        if not self._prompts:
+    def draw(self, step: int, check_stop: Callable[[], None]) -> list[Sample]:
+        """Draw all pictures of a step and report each; returns none without prompts."""
+        prompts = self._parameters.validation_prompts
+        if not prompts:
             return []
-        self._progress.phase(Phase.SAMPLING, total=len(self._prompts))
+        self._progress.phase(Phase.SAMPLING, total=len(prompts))
         (self._attempt / FOLDER).mkdir(exist_ok=True)
-        pipeline = self._pipeline(transformer)
-        paths = []
-        for i, (prompt, text) in enumerate(self._prompts.items()):
+        drawing = self._pipeline.drawing(self._pipeline.loader.vae())
+        drawing.set_progress_bar_config(disable=True)
+        samples = []
+        for i, prompt in enumerate(prompts):
             check_stop()
             path = self._attempt / FOLDER / f"step-{step:08}-{i:02}.png"
-            self._draw_one(pipeline, text, check_stop).save(path)
+            self._draw_one(drawing, prompt, check_stop).save(path)
             self._progress.write(SampleRecord, step=step, path=str(path), prompt=prompt)
-            paths.append(path)
-        del pipeline
+            samples.append(Sample(step=step, prompt=i, path=path))
+        del drawing
         release_memory()
-        return paths
-
-    def _pipeline(self, transformer: FluxTransformer2DModel) -> FluxPipeline:
-        pipeline = FluxPipeline(
-            scheduler=self._loader.scheduler(),
-            vae=self._loader.vae(),
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            transformer=transformer,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return samples
 
     @torch.no_grad()
-    def _draw_one(self, pipeline: FluxPipeline, text: CachedText, check_stop: Callable[[], None]) -> Image.Image:
-        size, device = self._parameters.resolution, self._loader.device
+    def _draw_one(self, drawing: Any, prompt: str, check_stop: Callable[[], None]) -> Image.Image:
+        size = self._parameters.resolution
 
         def on_step_end(*_: object) -> dict[str, torch.Tensor]:
             check_stop()
             return {}
 
-        packed = pipeline(
-            prompt_embeds=text.tokens[None].to(device),
-            pooled_prompt_embeds=text.pooled[None].to(device),
+        drawn = drawing(
+            **self._pipeline.prompt_arguments(prompt, self._embed),
             height=size,
             width=size,
             num_inference_steps=self._parameters.validation_inference_steps,
@@ -86,8 +77,10 @@ class Sampler:
             output_type="latent",
             callback_on_step_end=on_step_end,
         ).images
-        # The pipeline would decode in the transformer's type, which may not be the autoencoder's.
-        latents = pipeline._unpack_latents(packed, size, size, pipeline.vae_scale_factor)  # noqa: SLF001 # no public twin
-        pixels = decode_latents(pipeline.vae, latents)
-        image: Image.Image = pipeline.image_processor.postprocess(pixels)[0]
+        # The pipeline would decode in the denoiser's type, which may not be the autoencoder's.
+        pixels = decode_latents(drawing.vae, self._pipeline.unpacked(drawn, size, size))
+        image: Image.Image = drawing.image_processor.postprocess(pixels)[0]
         return image
+
+    def _embed(self, text: str) -> Texts:
+        return self._trainer.texts.embed([text]).to(self._pipeline.loader.device)

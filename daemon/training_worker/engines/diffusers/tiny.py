@@ -1,37 +1,100 @@
-"""A tiny FLUX pipeline with random weights, to try the trainer on any machine without downloading anything.
+"""Tiny pipelines with random weights, to try the trainer on any machine without downloading anything.
 
-``python -m training_worker.engines.diffusers.tiny FOLDER`` writes it. It has every part of FLUX.1-dev in small, and its
-pictures are noise: it shows that training runs and that losses fall, not what a LoRA looks like.
+``python -m training_worker.engines.diffusers.tiny FOLDER [flux|sdxl]`` writes one. It has every part of FLUX.1-dev or
+of SDXL in small, and its pictures are noise: it shows that training runs and that losses fall, not what a LoRA looks
+like.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from training_schemas.jobs import ModelFamily
 
 WIDTH = 32
+# Of SDXL's second text encoder, so that the two cannot be taken for each other.
+WIDTH_2 = 48
 LATENT_CHANNELS = 16
 # Bytes other than these are unknown to the tiny T5; captions are plain words.
 T5_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,-"
 
 
-def write_pipeline(folder: Path, seed: int = 0) -> None:
+def write_pipeline(folder: Path, family: ModelFamily = ModelFamily.FLUX, seed: int = 0) -> None:
     """Write the pipeline to ``folder`` in the layout of diffusers, all weights as safetensors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            vae=_vae(),
-            text_encoder=_clip(),
-            tokenizer=_clip_tokenizer(),
-            text_encoder_2=_t5(),
-            tokenizer_2=_t5_tokenizer(),
-            transformer=_transformer(),
-        )
+        pipeline = _flux() if family is ModelFamily.FLUX else _sdxl()
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _flux() -> FluxPipeline:
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        # An autoencoder with the shape, the scaling and the shift of FLUX's: 16 channels, an eighth of the size.
+        vae=_vae(LATENT_CHANNELS, use_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(_clip(WIDTH)),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=_transformer(),
+    )
+
+
+def _sdxl() -> StableDiffusionXLPipeline:
+    return StableDiffusionXLPipeline(
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        vae=_vae(4, use_quant_conv=True, scaling_factor=0.13025, shift_factor=None),
+        text_encoder=CLIPTextModel(_clip(WIDTH)),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip(WIDTH_2)),
+        tokenizer_2=_clip_tokenizer(),
+        unet=_unet(),
+        add_watermarker=False,
+    )
+
+
+def _unet() -> UNet2DConditionModel:
+    """A UNet with SDXL's kinds of blocks, halvings, text and size conditions."""
+    return UNet2DConditionModel(
+        block_out_channels=(16, 32, 32),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 4),
+        cross_attention_dim=WIDTH + WIDTH_2,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH_2 + 6 * 8,
+    )
 
 
 def _transformer() -> FluxTransformer2DModel:
@@ -48,19 +111,18 @@ def _transformer() -> FluxTransformer2DModel:
     )
 
 
-def _vae() -> AutoencoderKL:
-    """An autoencoder with the shape, the scaling and the shift of FLUX's: 16 channels, an eighth of the size."""
+def _vae(channels: int, *, use_quant_conv: bool, scaling_factor: float, shift_factor: float | None) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[8, 8, 16, 16],
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=channels,
         norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
+        use_quant_conv=use_quant_conv,
+        use_post_quant_conv=use_quant_conv,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
     )
 
 
@@ -71,20 +133,18 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
-def _clip() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=514,
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=512,
-            eos_token_id=513,
-            pad_token_id=513,
-        )
+def _clip(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
     )
 
 
@@ -102,9 +162,11 @@ def _t5() -> T5EncoderModel:
 
 def main() -> None:
     """Write the pipeline to the folder named on the command line."""
-    parser = argparse.ArgumentParser(description="Write a tiny random FLUX pipeline.")
+    parser = argparse.ArgumentParser(description="Write a tiny random pipeline.")
     parser.add_argument("folder", type=Path)
-    write_pipeline(parser.parse_args().folder)
+    parser.add_argument("family", type=ModelFamily, nargs="?", default=ModelFamily.FLUX)
+    arguments = parser.parse_args()
+    write_pipeline(arguments.folder, arguments.family)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,39 @@
-"""The training itself: an adapter, its optimizer and its batches, one optimizer step at a time."""
+"""The training itself: what learns, its optimizer and its batches, one optimizer step at a time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers.training_utils import EMAModel
 
 from training_schemas.progress import FailureReason
-from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.adapters import add_adapter
-from training_worker.engines.diffusers.batches import Batch, BatchSource, fixed_batches
-from training_worker.engines.diffusers.caching import CachedExample
+from training_schemas.spec import OptimizerName
+from training_worker.engines.diffusers.batches import Batch, BatchSource
 from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped
-from training_worker.engines.diffusers.losses import flow_losses
-from training_worker.engines.diffusers.optimizers import make_optimizer
+from training_worker.engines.diffusers.optimizers import effective_rate, make_optimizer, make_schedule
+from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
+from training_worker.engines.diffusers.rounding import step_with_rounding
+from training_worker.engines.diffusers.texts import TextSource
 
 
 class Trainer:
-    """Teaches a new adapter of a transformer at a constant rate."""
+    """Teaches what of a pipeline learns."""
 
-    def __init__(
-        self, transformer: FluxTransformer2DModel, examples: list[CachedExample], parameters: FluxLoraParameters
-    ) -> None:
-        self.transformer = transformer
-        self.batches = BatchSource(examples, parameters)
-        self._examples = examples
-        self._parameters = parameters
-        self._weights = add_adapter(transformer, parameters.lora_rank, parameters.seed, parameters.lora_targets)
-        self.optimizer = make_optimizer(self._weights, parameters)
-        if parameters.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+    def __init__(self, pipeline: TrainingPipeline[Any], batches: BatchSource, texts: TextSource) -> None:
+        self.pipeline = pipeline
+        self.batches = batches
+        self.texts = texts
+        self._parameters = pipeline.parameters
+        self._device = pipeline.loader.device
+        groups = pipeline.groups()
+        self._weights = [weight for group in groups for weight in group["params"]]
+        self.optimizer = make_optimizer(groups, self._parameters)
+        self.schedule = make_schedule(self.optimizer, self._parameters)
+        decay = self._parameters.ema_decay
+        self.averages = EMAModel(self._weights, decay=decay) if decay else None
+        self.rounding = self._make_rounding()
 
     def step(self, number: int, check_stop: Callable[[], None]) -> float:
         """Take an optimizer step and return the mean loss of its samples.
@@ -47,8 +51,19 @@ class Trainer:
             raise
         norm = torch.nn.utils.clip_grad_norm_(self._weights, self._parameters.max_grad_norm)
         _require_finite(norm.item(), "gradient", number)
-        self.optimizer.step()
+        if self.rounding is None:
+            self.optimizer.step()
+        else:
+            step_with_rounding(self.optimizer, self.rounding)
+        self.schedule.step()
+        if self.averages is not None:
+            self.averages.step(self._weights)
         return loss
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return effective_rate(self.optimizer)
 
     def accumulate(self, number: int, check_stop: Callable[[], None]) -> float:
         """Set the gradients to those of the mean loss over all batches of a step, and return that loss."""
@@ -58,7 +73,7 @@ class Trainer:
             check_stop()
             loss = self._losses(self.batches.next_batch()).mean() / self._parameters.gradient_accumulation_steps
             total += _require_finite(loss.item(), "loss", number)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return total
 
     @torch.no_grad()
@@ -69,13 +84,37 @@ class Trainer:
             TrainingFailure: It is not finite.
         """
         losses = []
-        for batch in fixed_batches(self._examples, self._parameters.seed):
+        for batch in self.batches.fixed_batches():
             check_stop()
             losses.append(self._losses(batch).mean().item())
         return _require_finite(sum(losses) / len(losses), "fixed loss", number)
 
+    @contextmanager
+    def result_weights(self) -> Iterator[None]:
+        """Meanwhile the weights are those of the result: their running mean, where the job asks for one."""
+        if self.averages is None:
+            yield
+            return
+        self.averages.store(self._weights)
+        self.averages.copy_to(self._weights)
+        try:
+            yield
+        finally:
+            self.averages.restore(self._weights)
+
     def _losses(self, batch: Batch) -> torch.Tensor:
-        return flow_losses(self.transformer, batch.to(self.transformer.device), self._parameters.guidance_scale)
+        dtype = self.pipeline.loader.dtype
+        # Weights that learn are float32 and compute in the type of the base, which halves what they need of memory.
+        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            texts = self.texts.embed(batch.captions).to(self._device)
+            return self.pipeline.losses(batch.to(self._device), texts)
+
+    def _make_rounding(self) -> torch.Generator | None:
+        """What rounds weights that learn in 16 bits; Prodigy needs all of them together and goes without."""
+        halves = any(weight.dtype is torch.bfloat16 for weight in self._weights)
+        if not halves or self._parameters.optimizer is OptimizerName.PRODIGY:
+            return None
+        return torch.Generator(self._device).manual_seed(self._parameters.seed)
 
 
 def _require_finite(value: float, name: str, step: int) -> float:

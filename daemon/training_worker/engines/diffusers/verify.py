@@ -14,9 +14,10 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from training_worker.engines.diffusers.adapters import ADAPTER_FILE, PREFIX
+from training_worker.engines.diffusers.adapters import ADAPTER_FILE
 
 NAME = "verified"
+PREFIX = "transformer."
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -2,7 +2,9 @@
 
 import errno
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tests.engines.conftest import Train, WriteRun
 from tests.engines.trainers import assert_same_adapter
+from tests.engines.watching import WatchedProgress
 
 from training_schemas.progress import (
     AnyRecord,
@@ -18,6 +21,9 @@ from training_schemas.progress import (
     DoneRecord,
     FailedRecord,
     FailureReason,
+    Phase,
+    PhaseRecord,
+    ProgressRecord,
     StepRecord,
     StoppedRecord,
     WarningRecord,
@@ -25,14 +31,11 @@ from training_schemas.progress import (
 from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease, WeightDtype
 from training_worker.engines.diffusers.adapters import ADAPTER_FILE
 from training_worker.engines.diffusers.failures import failure_of
-from training_worker.engines.diffusers.flux_lora import FluxLoraRun
+from training_worker.engines.diffusers.run import TrainingRun
 
 pytestmark = pytest.mark.trainer
 
 TRANSFORMER = Path("transformer", "diffusion_pytorch_model.safetensors")
-# Looks at the clock before the first training step: ten images of the data set, ten captions, ten images again, twenty
-# fixed samples, and one before each of five things that take long.
-LOOKS_BEFORE_TRAINING = 55
 
 
 class TickingClock:
@@ -51,9 +54,21 @@ def losses(records: list[AnyRecord]) -> list[float | None]:
     return [record.loss for record in records if isinstance(record, StepRecord)]
 
 
-def orphan_at(folder: Path, step: int) -> None:
+class TrainingBegin:
+    """Notes what a clock says when training begins."""
+
+    def __init__(self, clock: TickingClock) -> None:
+        self._clock = clock
+        self.at = 0.0
+
+    def __call__(self, record: type[ProgressRecord], fields: dict[str, Any]) -> None:
+        if record is PhaseRecord and fields["phase"] is Phase.TRAINING:
+            self.at = self._clock.now
+
+
+def orphan_at(folder: Path, begin: float, step: int) -> None:
     """Write a lease that by the ticking clock has run out when a step begins."""
-    deadline = 2.0 * (LOOKS_BEFORE_TRAINING + step - 1)
+    deadline = begin + 2.0 * (step - 1)
     lease = RunLease(deadline=deadline, max_isolation=1)
     (folder / LEASE_FILE).write_bytes(msgspec.json.encode(lease))
 
@@ -99,8 +114,10 @@ def test_pictures_and_checkpoints_leave_the_result_as_it_is(write_run: WriteRun,
 def test_an_orphan_saves_its_work_and_stops(write_run: WriteRun, train: Train) -> None:
     """And another attempt ends with the weights of a run that was never interrupted."""
     whole, orphan = write_run("whole"), write_run("orphan")
-    orphan_at(orphan, step=4)
-    _, all_records = train(whole)
+    clock = TickingClock()
+    begin = TrainingBegin(clock)
+    _, all_records = train(whole, clock, writer=partial(WatchedProgress, on_record=begin))
+    orphan_at(orphan, begin.at, step=4)
 
     code, records = train(orphan, TickingClock())
     checkpoint, stopped = records[-2:]
@@ -208,10 +225,10 @@ def test_what_nobody_foresaw_is_a_crash_with_a_traceback(
 ) -> None:
     """The record is short, the traceback goes to the log."""
 
-    def crash(_: FluxLoraRun) -> None:
+    def crash(_: TrainingRun) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(FluxLoraRun, "run", crash)
+    monkeypatch.setattr(TrainingRun, "run", crash)
 
     code, records = train(write_run())
 

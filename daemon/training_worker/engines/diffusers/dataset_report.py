@@ -1,0 +1,82 @@
+"""What is told of a data set that can be trained on, and what its owner may want to look at again."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from training_schemas.base import Wire
+from training_schemas.spec import TrainingParameters
+from training_worker.engines.diffusers.buckets import bucket_of
+from training_worker.engines.diffusers.examples import Example
+from training_worker.engines.diffusers.images import cover_scale, digest_of
+
+NAMED_AT_MOST = 5
+
+
+class DatasetReport(Wire, frozen=True, kw_only=True):
+    """A data set in numbers.
+
+    ``buckets`` counts the images of each size, named like ``1024x1024``; ``duplicates`` groups the paths of images
+    whose files are the same byte for byte; ``digest`` is the same for data sets that train the same: SHA-256, in hex.
+    """
+
+    count: int
+    total_repeats: int
+    buckets: dict[str, int]
+    duplicates: list[list[str]]
+    enlarged: int
+    masks: int
+    different_captions: int
+    digest: str
+
+    def warnings(self) -> list[str]:
+        """Put into words what is no fault, but seldom meant."""
+        found = []
+        if self.duplicates:
+            groups = [" = ".join(Path(path).name for path in group) for group in self.duplicates[:NAMED_AT_MOST]]
+            more = ", ..." if len(self.duplicates) > NAMED_AT_MOST else ""
+            found.append(f"images that are in the data set more than once: {', '.join(groups)}{more}")
+        if self.enlarged:
+            found.append(f"{self.enlarged} of {self.count} images are enlarged, which blurs them")
+        if self.count > 1 and self.different_captions == 1:
+            found.append(f"all {self.count} captions are the same")
+        return found
+
+
+def report_on(examples: Sequence[Example], settings: TrainingParameters, divisor: int) -> DatasetReport:
+    """Count what a data set holds, as the settings will have it trained."""
+    sizes = [
+        bucket_of(example.width, example.height, settings.resolution, divisor, settings.aspect_ratio_buckets)
+        for example in examples
+    ]
+    counts = Counter(sizes)
+    scales = [cover_scale(example.width, example.height, size) for example, size in zip(examples, sizes, strict=True)]
+    return DatasetReport(
+        count=len(examples),
+        total_repeats=sum(example.repeats for example in examples),
+        buckets={f"{width}x{height}": counts[width, height] for width, height in sorted(counts)},
+        duplicates=_duplicates(examples),
+        enlarged=sum(scale > 1 for scale in scales),
+        masks=sum(example.mask is not None for example in examples),
+        different_captions=len({example.caption for example in examples}),
+        digest=_digest(examples),
+    )
+
+
+def _duplicates(examples: Sequence[Example]) -> list[list[str]]:
+    groups = defaultdict(list)
+    for example in examples:
+        groups[example.digest].append(str(example.image))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """Hash what is trained on, whatever the files are called and in which order they come."""
+    parts = sorted(
+        (example.digest, example.caption, digest_of(example.mask) if example.mask else "", example.repeats)
+        for example in examples
+    )
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

@@ -1,0 +1,268 @@
+"""A run from the checked data set to the result, in the order in which it happens."""
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+
+from training_schemas.progress import CheckpointRecord, DoneRecord, Phase, StepRecord, WarningRecord
+from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec, SdxlParameters
+from training_worker.engines.diffusers import checkpoints
+from training_worker.engines.diffusers.batches import BatchSource, Item
+from training_worker.engines.diffusers.buckets import DIVISORS, bucket_of
+from training_worker.engines.diffusers.captions import base_caption
+from training_worker.engines.diffusers.checkpoints import Tally
+from training_worker.engines.diffusers.content_keys import content_key
+from training_worker.engines.diffusers.control import Control
+from training_worker.engines.diffusers.curve import loss_curve
+from training_worker.engines.diffusers.data import Dataset
+from training_worker.engines.diffusers.export import describe_artifacts
+from training_worker.engines.diffusers.failures import TrainingStopped
+from training_worker.engines.diffusers.latents import CachedImages, ImageSource, LiveImages, Picture
+from training_worker.engines.diffusers.model_digests import model_digest
+from training_worker.engines.diffusers.model_spec import Result
+from training_worker.engines.diffusers.models import ModelLoader, peak_vram_mib, release_memory
+from training_worker.engines.diffusers.pipelines import PIPELINES
+from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.sampling import Sample, Sampler
+from training_worker.engines.diffusers.sheet import contact_sheet
+from training_worker.engines.diffusers.tensor_cache import TensorCache
+from training_worker.engines.diffusers.texts import CachedTexts, LiveTexts, TextSource
+from training_worker.engines.diffusers.trainer import Trainer
+from training_worker.version import __version__
+
+CACHE_FOLDER = "cache"
+SHEET_FILE = "samples.png"
+CURVE_FILE = "loss.png"
+SHEET = "contactSheet"
+CURVE = "lossCurve"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+MIB = 2**20
+
+
+class TrainingRun:
+    """One attempt at one job."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - all that a run has to do with, once
+        self,
+        folder: Path,
+        spec: RunSpec,
+        parameters: FluxLoraParameters | SdxlParameters,
+        dataset: Dataset,
+        progress: ProgressWriter,
+        control: Control,
+    ) -> None:
+        self._spec = spec
+        self._parameters = parameters
+        self._dataset = dataset
+        self._progress = progress
+        self._control = control
+        self._attempt = Path(spec.attempt_path)
+        self._cache_folder = Path(spec.cache_path) if spec.cache_path else folder / CACHE_FOLDER
+        kind = PIPELINES[spec.training_type]
+        self._loader = ModelLoader(Path(spec.model_path), kind.family, parameters.weight_dtype, spec.device)
+        self._pipeline = kind(self._loader, parameters)
+        self._tally = Tally(losses=[], fixed_loss_before=math.nan)
+        self._saved_step = 0
+        self._drawn_step: int | None = None
+        self._samples: list[Sample] = []
+
+    def run(self) -> None:
+        """Prepare, train, export, and report all of it up to the last record.
+
+        Raises:
+            TrainingStopped: The run was stopped; steps that no earlier attempt had taken are in a checkpoint.
+            TrainingFailure: The run failed for a known reason.
+        """
+        with TensorCache(self._cache_folder, self._spec.cache_limit_mib * MIB) as cache:
+            trainer = self._build_trainer(cache)
+            sampler = Sampler(trainer, self._attempt, self._progress)
+            try:
+                self._resume(trainer)
+                self._begin(trainer, sampler)
+                self._train(trainer, sampler)
+                self._finish(trainer, sampler)
+            except TrainingStopped as stop:
+                self._save_checkpoint(trainer)
+                raise TrainingStopped(stop.why, self._tally.step) from None
+
+    def _build_trainer(self, cache: TensorCache) -> Trainer:
+        texts = self._prepare_texts(cache)
+        pictures = [
+            Picture(example=example, bucket=self._bucket(example.width, example.height))
+            for example in self._dataset.examples
+        ]
+        images = self._prepare_images(cache, pictures)
+        self._enter(Phase.LOADING_MODEL)
+        self._pipeline.load_denoiser()
+        items = [
+            Item(caption=picture.example.caption, shape=picture.bucket, repeats=picture.example.repeats)
+            for picture in pictures
+        ]
+        batches = BatchSource(items, images, self._pipeline.noising, self._parameters)
+        return Trainer(self._pipeline, batches, texts)
+
+    def _bucket(self, width: int, height: int) -> tuple[int, int]:
+        settings = self._parameters
+        return bucket_of(
+            width, height, settings.resolution, DIVISORS[self._spec.training_type.family], settings.aspect_ratio_buckets
+        )
+
+    def _prepare_texts(self, cache: TensorCache) -> TextSource:
+        captions = [base_caption(example.caption, self._parameters) for example in self._dataset.examples]
+        texts = [*captions, *self._parameters.validation_prompts, ""]
+        kept = self._pipeline.keeps_encoders
+        self._enter(Phase.CACHING_TEXT, None if kept else len(texts))
+        if kept:
+            self._pipeline.load_encoders()
+            return LiveTexts(self._pipeline.embed)
+        model = self._model_key(TEXT_ENCODERS, self._loader.dtype)
+        source = CachedTexts(cache, model, self._pipeline.text_lengths)
+        if not source.has_all(texts):
+            self._pipeline.load_encoders()
+            source.embed_all(texts, self._pipeline.embed, self._control.check)
+            self._pipeline.drop_encoders()
+            release_memory()
+        return source
+
+    def _prepare_images(self, cache: TensorCache, pictures: list[Picture]) -> ImageSource:
+        settings = self._parameters
+        self._enter(Phase.CACHING_LATENTS, len(pictures) if settings.cache_vae_outputs else None)
+        if not settings.cache_vae_outputs:
+            vae = self._loader.vae()
+            return LiveImages(vae, pictures, crops=settings.random_crop, flips=settings.random_flip)
+        model = self._model_key(["vae"], self._loader.vae_dtype)
+        source = CachedImages(cache, pictures, model, flips=settings.random_flip)
+        if not source.complete:
+            vae = self._loader.vae()
+            source.encode_all(vae, self._control.check)
+            del vae
+            release_memory()
+        return source
+
+    def _model_key(self, parts: Iterable[str], dtype: torch.dtype) -> str:
+        """Name what makes the values that are cached."""
+        folders = [self._loader.folder / part for part in parts]
+        digests = [model_digest(folder, self._cache_folder, self._control.check) for folder in folders]
+        return content_key("model", parts=digests, dtype=str(dtype))
+
+    def _resume(self, trainer: Trainer) -> None:
+        """Go on from the checkpoint, if there is one; from a broken one the job starts anew, which beats giving up."""
+        if self._spec.resume_from is None:
+            return
+        try:
+            self._tally = checkpoints.load_checkpoint(Path(self._spec.resume_from), trainer, self._order)
+        except checkpoints.CheckpointError as error:
+            self._progress.write(WarningRecord, message=f"{error}; training starts from step 0")
+        self._saved_step = self._tally.step
+
+    def _enter(self, phase: Phase, total: int | None = None) -> None:
+        """Begin a phase which starts with something that cannot be stopped half-way, such as loading a model."""
+        self._progress.phase(phase, total)
+        self._control.check()
+
+    def _begin(self, trainer: Trainer, sampler: Sampler) -> None:
+        """Record what the model can do before the job's first step."""
+        if self._tally.step:
+            return
+        self._tally = replace(self._tally, fixed_loss_before=trainer.fixed_loss(0, self._control.check))
+        self._draw_samples(sampler)
+
+    def _train(self, trainer: Trainer, sampler: Sampler) -> None:
+        total = self._parameters.max_train_steps
+        self._progress.phase(Phase.TRAINING, total=total)
+        while self._tally.step < total:
+            rate = trainer.rate
+            loss = trainer.step(self._tally.step + 1, self._control.check)
+            self._tally = self._tally.after_step(loss)
+            self._progress.write(StepRecord, step=self._tally.step, total_steps=total, loss=loss, learning_rate=rate)
+            if wanted := self._control.requests.take(self._progress) | self._due():
+                self._honour(wanted, trainer, sampler)
+                self._progress.phase(Phase.TRAINING, total=total)
+
+    def _due(self) -> set[RunRequest]:
+        """What the job wants after this step; the last pictures are drawn at the end in any case."""
+        settings, step = self._parameters, self._tally.step
+        due = {RunRequest.CHECKPOINT: settings.checkpoint_every}
+        if settings.validation_prompts:
+            due[RunRequest.SAMPLE] = settings.sample_every
+        return {request for request, every in due.items() if every and step % every == 0}
+
+    def _honour(self, wanted: set[RunRequest], trainer: Trainer, sampler: Sampler) -> None:
+        if RunRequest.CHECKPOINT in wanted:
+            self._save_checkpoint(trainer)
+        if RunRequest.SAMPLE in wanted and not self._parameters.validation_prompts:
+            self._progress.write(WarningRecord, message="cannot draw samples: the job has no validation prompts")
+        elif RunRequest.SAMPLE in wanted:
+            with trainer.result_weights():
+                self._draw_samples(sampler)
+
+    def _save_checkpoint(self, trainer: Trainer) -> None:
+        step = self._tally.step
+        if step == self._saved_step:
+            return
+        self._progress.phase(Phase.CHECKPOINTING)
+        folder = self._attempt / checkpoints.FOLDER / f"step-{step:08}"
+        checkpoints.save_checkpoint(folder, trainer, self._order, self._tally)
+        self._progress.write(CheckpointRecord, step=step, path=str(folder))
+        self._saved_step = step
+        # Only now that the daemon can know of the new one.
+        checkpoints.drop_old(folder.parent, self._parameters.keep_checkpoints)
+
+    def _draw_samples(self, sampler: Sampler) -> None:
+        step = self._tally.step
+        if step == self._drawn_step:
+            return
+        self._samples += sampler.draw(step, self._control.check)
+        self._drawn_step = step
+
+    def _finish(self, trainer: Trainer, sampler: Sampler) -> None:
+        """Record what the model can do now, and write the result; from there on it is too late to stop."""
+        with trainer.result_weights():
+            fixed_loss = trainer.fixed_loss(self._tally.step, self._control.check)
+            self._draw_samples(sampler)
+            self._enter(Phase.EXPORTING)
+            files = self._pipeline.export(self._attempt, self._result())
+        artifacts = describe_artifacts(
+            {**files, **self._pictures()}, [sample.path for sample in self._samples], self._attempt
+        )
+        self._progress.write(
+            DoneRecord,
+            steps=self._tally.step,
+            first_loss=self._tally.losses[0],
+            last_loss=self._tally.losses[-1],
+            fixed_loss_before=self._tally.fixed_loss_before,
+            fixed_loss_after=fixed_loss,
+            artifacts=artifacts,
+            peak_vram_mib=peak_vram_mib(),
+        )
+
+    @property
+    def _order(self) -> str:
+        """The data set as a checkpoint points into it: what is trained on, in its order."""
+        return content_key("order", examples=[(one.digest, one.caption, one.repeats) for one in self._dataset.examples])
+
+    def _pictures(self) -> dict[Path, str]:
+        """Draw what shows the run at a glance."""
+        curve, sheet = self._attempt / CURVE_FILE, self._attempt / SHEET_FILE
+        loss_curve(list(enumerate(self._tally.losses, start=1)), curve)
+        if not self._samples:
+            return {curve: CURVE}
+        shown = [(sample.step, sample.prompt, sample.path) for sample in self._samples]
+        contact_sheet(shown, self._parameters.validation_prompts, sheet)
+        return {curve: CURVE, sheet: SHEET}
+
+    def _result(self) -> Result:
+        return Result(
+            training_type=self._spec.training_type,
+            parameters=self._parameters,
+            title=self._spec.job_id,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            base_model=self._loader.folder.name,
+            dataset_hash=self._dataset.report.digest,
+            step=self._tally.step,
+            worker_version=__version__,
+        )
