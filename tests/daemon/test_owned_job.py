@@ -14,6 +14,7 @@ from training_worker.rates import Rates
 from training_worker.run import Run
 from training_worker.settings import Settings
 from training_worker.settlement import Closing, Settlement
+from training_worker.standby import Standby
 from training_worker.wishes import Wishes
 
 # Written by a process of another boot: it has ended, and its id is not asked for.
@@ -35,6 +36,7 @@ class Life:
             speaker=speaker(self.link),
             observe=lambda _: None,
             rates=Rates(run.folder.path.parent),
+            standby=Standby(runs.CARD, Settings()),
         )
         self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, found=run)
 
@@ -51,6 +53,7 @@ async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(
     run = runs.make_run(tmp_path)
     runs.append(run.folder, runs.phase(), runs.step(1), runs.step(2), runs.warning())
     run.folder.identity.write_text(GONE)
+    run.folder.stdout.touch()
     first = Life(run)
     closing = await first.decide()
     await told_in_part(first.reporter, first.link, confirmed)
