@@ -116,6 +116,7 @@ class WaitingTrainer:
         await self._unwatch()
         if ready:
             try:
+                self._identify(run)
                 await self._tell(run)
             except OSError as error:
                 log.warning("standby_failed", pid=self._child.pid, error=repr(error))
@@ -127,10 +128,12 @@ class WaitingTrainer:
         run.folder.identity.unlink(missing_ok=True)
         return None
 
+    def _identify(self, run: Run) -> None:
+        # Before it can take a step: whenever this daemon dies, the next one knows whose run it is.
+        (self._folder / IDENTITY_FILE).rename(run.folder.identity)
+
     async def _tell(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
-        # Before it can take a step: should this daemon die now, the next one knows whose run it is.
-        (self._folder / IDENTITY_FILE).rename(run.folder.identity)
         await loop.sock_sendall(self._line, os.fsencode(run.folder.path) + b"\n")
         async with asyncio.timeout(TAKE_TIMEOUT):
             # It lets go of its end when it has taken the run; or when it ends.
