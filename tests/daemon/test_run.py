@@ -105,14 +105,14 @@ def test_what_cannot_be_read_is_kept_and_passed_over(tmp_path: Path) -> None:
 async def test_a_trainer_is_given_its_run_folder_and_known_by_it(tmp_path: Path) -> None:
     """As its last argument; who it is stands there, and in the environment of all that it starts."""
     run = make_run(tmp_path)
-    assert not run.has_begun
+    begun = [run.has_begun]
 
     child = run.start(["/bin/sh", "-c", 'echo "$0 $1"; env', "trainer"], {"PATH": "/usr/bin:/bin"})
 
     assert await asyncio.wait_for(child.wait(), PATIENCE) == Exit(status=0)
     said = run.folder.stdout.read_text().splitlines()
     assert said[0] == f"trainer {run.folder.path}"
-    assert run.has_begun
+    assert [*begun, run.has_begun] == [False, True]
     assert run.identity is not None
     assert run.identity.pid == child.pid
     assert run.identity.mark in said
