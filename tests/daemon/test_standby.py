@@ -198,7 +198,7 @@ async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: 
     slot = stage.slot(word + "echo said; " + LONG)
     slot.standby.prepare()
     async with asyncio.timeout(PATIENCE):
-        while (slot.folder / ENGINE / "stdout.log").read_text() == "":
+        while (slot.folder / ENGINE / "stdout.log").read_text() == "":  # noqa: ASYNC110 - a file
             await asyncio.sleep(0.05)
     waiting = slot.identity()
 
