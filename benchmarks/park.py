@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tests.support.fleet import CARD_24, ROOT, TYPES, Daemon, Fleet, to_toml
@@ -138,7 +139,7 @@ class Park:
 
     def _lay_out(self, folder: Path, worker_id: str) -> str:
         engines = {"diffusers": {"command": TRAINER, "training_types": TYPES}}
-        changes = {"engines": engines, "state_dir": str(folder / worker_id), "lease": 120, "grace": 30}
+        changes: dict[str, Any] = {"engines": engines, "state_dir": str(folder / worker_id), "lease": 120, "grace": 30}
         settings = self.fleet.settings(worker_id, [CARD_24], "", **changes)
         file = folder / f"{worker_id}.toml"
         file.write_text("\n".join(f"{key} = {to_toml(value)}" for key, value in settings.items()))

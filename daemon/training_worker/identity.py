@@ -17,9 +17,13 @@ START_TIME_FIELD = 19
 # The id is nobody's, or by now that of a thread: which of the last two is said depends on the kernel.
 NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
 
+# In the environment of a trainer and of all that it starts.
+MARK_VARIABLE = "TRAINING_TRAINER"
+
 # Written by the process itself before it becomes the trainer: no crash of the daemon can fall between the two.
 RECORD_SELF = (
-    "read -r boot < /proc/sys/kernel/random/boot_id && read -r stat < /proc/$$/stat && "
+    f'mark() {{ shift {START_TIME_FIELD}; export {MARK_VARIABLE}="$boot/$$/$1"; }} && '
+    "read -r boot < /proc/sys/kernel/random/boot_id && read -r stat < /proc/$$/stat && mark ${stat##*) } && "
     # Shells add variables of their own.
     'printf "%s\\n%s\\n" "$boot" "$stat" > "$1" && shift && unset PWD OLDPWD SHLVL && exec "$@"'
 )
@@ -72,24 +76,29 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             os.close(pidfd)
         return pidfd is not None
 
-    def kill_leftovers(self, mark: str) -> None:
-        """Kill what is left of the process's session; ``mark`` stands in the environment of each of its members.
+    @property
+    def mark(self) -> str:
+        """What stands in the environment of the process and of all that it starts."""
+        return f"{MARK_VARIABLE}={self.boot_id}/{self.pid}/{self.start_time}"
+
+    def kill_leftovers(self) -> None:
+        """Kill what is left of the process's session.
 
         Without the mark, a stranger who was given the same process id later could be hit.
         """
         if not self.same_boot:
             return
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and self._is_leftover(entry, mark):
+            if entry.name.isdigit() and self._is_leftover(entry):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(entry.name), signal.SIGKILL)
 
-    def _is_leftover(self, process: Path, mark: str) -> bool:
+    def _is_leftover(self, process: Path) -> bool:
         fields = _fields_of(int(process.name))
         if fields is None or int(fields[SESSION_FIELD]) != self.pid:
             return False
         try:
-            return mark.encode() in (process / "environ").read_bytes().split(b"\0")
+            return self.mark.encode() in (process / "environ").read_bytes().split(b"\0")
         except OSError:
             return False
 

@@ -36,6 +36,7 @@ from training_worker.run_folder import CLOSING_FILE, Bookmark, RunFolder
 from training_worker.runner import Limits, Runner
 from training_worker.settings import Settings
 from training_worker.settlement import Closing, Settled, Settlement
+from training_worker.standby import Standby
 from training_worker.teller import Teller
 from training_worker.wishes import Wishes
 
@@ -54,6 +55,7 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     speaker: Speaker
     observe: Observer
     rates: Rates
+    standby: Standby
 
 
 class OwnedJob:
@@ -217,12 +219,14 @@ class OwnedJob:
             reporter.emit(JobWarning, message=message)
 
     async def _start_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
-        command = choose_engine(self._queued.job, self._settings)[1].command
+        name, engine = choose_engine(self._queued.job, self._settings)
         try:
-            child = run.start(command, trainer_environment(self._card))
+            child = await self._context.standby.hand_over(name, run)
+            warm = child is not None
+            child = child or run.start(engine.command, trainer_environment(self._card))
         except OSError as error:
             return Broken(reason=FailureReason.HOST_UNFIT, message=f"cannot start trainer: {error}")
-        log.info("trainer_started", pid=child.pid, folder=str(run.folder.path))
+        log.info("trainer_started", pid=child.pid, folder=str(run.folder.path), standby=warm)
         return await runner.follow(child)
 
     async def _find_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
@@ -233,10 +237,14 @@ class OwnedJob:
         child = Child.find(identity)
         if child is not None:
             log.info("trainer_found", pid=child.pid, folder=str(run.folder.path))
-            return await runner.follow(child)
-        log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
-        await asyncio.to_thread(identity.kill_leftovers, run.mark)
-        return await runner.look_back(run.last_sign(), rebooted=not identity.same_boot)
+            outcome = await runner.follow(child)
+        else:
+            log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
+            await asyncio.to_thread(identity.kill_leftovers)
+            outcome = await runner.look_back(run.last_sign(), rebooted=not identity.same_boot)
+        # It waited for this run, and the daemon died before it could tell it.
+        unheard = isinstance(outcome, Broken) and not run.has_begun
+        return Stopped(step=run.record.resumed_step) if unheard else outcome
 
     async def _promote(self, run: Run, done: Done) -> Outcome:
         # Whoever was cut off must not put its result in the place of the next owner's.

@@ -57,14 +57,26 @@ class Child:
         self._loop.add_reader(pidfd, self._on_end)
 
     @classmethod
-    def start(cls, command: list[str], *, env: dict[str, str], stdout: Path, stderr: Path, identity: Path) -> "Child":
-        """Start ``command`` with exactly this environment; it writes down first who it is. Raises `OSError`."""
+    def start(  # noqa: PLR0913 - what a process has, each by its name
+        cls,
+        command: list[str],
+        *,
+        env: dict[str, str],
+        stdout: Path,
+        stderr: Path,
+        identity: Path,
+        stdin: int = subprocess.DEVNULL,
+    ) -> "Child":
+        """Start ``command`` with exactly this environment and its own mark; it writes down first who it is.
+
+        Raises `OSError`.
+        """
         if shutil.which(command[0], path=env.get("PATH")) is None:
             raise FileNotFoundError(f"no such program: {command[0]}")
         with stdout.open("ab") as out, stderr.open("ab") as err:
             popen = subprocess.Popen(  # noqa: S603 - the operator's own setting
                 ["/bin/sh", "-c", RECORD_SELF, "sh", identity, *command],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=out,
                 stderr=err,
                 env=env,

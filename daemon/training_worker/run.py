@@ -23,9 +23,6 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRA
 
 log = structlog.get_logger()
 
-# In the environment of a trainer and of all that it starts.
-RUN_FOLDER_VARIABLE = "TRAINING_RUN_FOLDER"
-
 
 def trainer_environment(card: Card) -> dict[str, str]:
     """The environment of a trainer: its one card and no other, no network for model hubs, none of our settings."""
@@ -60,17 +57,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     record: RunRecord
     queued: QueuedJob
 
-    @property
-    def mark(self) -> str:
-        """What stands in the environment of the trainer and of all that it starts."""
-        return f"{RUN_FOLDER_VARIABLE}={self.folder.path}"
-
     def start(self, command: list[str], env: dict[str, str]) -> Child:
         """Start the trainer. Raises `OSError`."""
         folder = self.folder
         return Child.start(
             [*command, str(folder.path)],
-            env=env | {RUN_FOLDER_VARIABLE: str(folder.path)},
+            env=env,
             stdout=folder.stdout,
             stderr=folder.stderr,
             identity=folder.identity,
@@ -80,6 +72,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def identity(self) -> Identity | None:
         """Who the trainer is, or was; None if it never started."""
         return Identity.read(self.folder.identity)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a trainer was started for it; one that was started before has begun once its output goes here."""
+        return self.folder.stdout.exists()
 
     def last_sign(self) -> float:
         """When the trainer last gave a sign of life (unix seconds)."""

@@ -31,10 +31,14 @@ def default_worker_id() -> str:
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a trainer is started and what it can train. The run folder is added to ``command`` as its last argument."""
+    """How a trainer is started and what it can train. The run folder is added to ``command`` as its last argument.
+
+    With ``standby``, a trainer waits on each idle card with its libraries loaded; the command must be able to.
+    """
 
     command: Annotated[list[str], Meta(min_length=1)]
     training_types: Annotated[list[TrainingType], Meta(min_length=1)]
+    standby: bool = False
 
 
 def default_engines() -> dict[EngineName, EngineSettings]:

@@ -69,20 +69,26 @@ class Slot:
 
     async def run(self, gate: Gate, families: list[ModelFamily]) -> None:
         """Take and train jobs, one at a time, until the gate is drained."""
-        while await gate.wait_open():
-            session = await gate.unless_closed(self._owner.link.session())
-            if session is None:
-                continue
-            try:
-                await self._serve(session, gate, families)
-            except BrokerError as error:
-                log.warning("taking_interrupted", error=str(error))
-                session.lost.set()
+        try:
+            while await gate.wait_open():
+                session = await gate.unless_closed(self._owner.link.session())
+                if session is not None:
+                    await self._serve_while_connected(session, gate, families)
+        finally:
+            await self._context.standby.stop()
+
+    async def _serve_while_connected(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
+        try:
+            await self._serve(session, gate, families)
+        except BrokerError as error:
+            log.warning("taking_interrupted", error=str(error))
+            session.lost.set()
 
     async def _serve(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
         source = await Source.open(session, self._owner.link.names, self._tier, families)
         try:
             while not gate.closed and not session.lost.is_set():
+                self._context.standby.prepare()
                 delivery = await source.take(gate)
                 if delivery is not None and not gate.closed:
                     await self._handle(delivery, session, source)

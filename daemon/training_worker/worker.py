@@ -33,6 +33,7 @@ from training_worker.reporter import Speaker
 from training_worker.run import Run, find_runs
 from training_worker.settings import Settings
 from training_worker.slot import Slot
+from training_worker.standby import Standby
 from training_worker.state_lock import only_daemon
 from training_worker.version import __version__
 
@@ -127,6 +128,7 @@ class Worker:
             speaker=self._speaker,
             observe=self._observe,
             rates=self._rates,
+            standby=Standby(card, self._settings),
         )
 
     def drain(self, why: str) -> None:

@@ -16,15 +16,13 @@ from training_worker.identity import BOOT_ID, RECORD_SELF, Identity
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 30.0
-MARK = "TRAINING_RUN_FOLDER=/state/runs/a.1"
 
 
 @contextmanager
 def process(path: Path, script: str = "exec sleep 60") -> Iterator[tuple[subprocess.Popen[str], Identity]]:
     """A process in a session of its own that has written down who it is, and says so."""
     command = ["/bin/sh", "-c", RECORD_SELF, "sh", str(path), "/bin/sh", "-c", f"echo ready; {script}"]
-    name, value = MARK.split("=")
-    env = {"PATH": "/usr/bin:/bin", name: value}
+    env = {"PATH": "/usr/bin:/bin"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as popen:
         assert popen.stdout is not None
         assert popen.stdout.readline() == "ready\n"
@@ -53,6 +51,14 @@ def test_a_process_is_known_by_what_it_wrote_down(tmp_path: Path) -> None:
         os.close(pidfd)
 
 
+def test_a_process_and_all_that_it_starts_are_marked_with_who_it_is(tmp_path: Path) -> None:
+    """The mark needs no file: it follows from the identity, and no other process can have it."""
+    with process(tmp_path / "process", "env") as (popen, identity):
+        assert popen.stdout is not None
+        assert identity.mark in popen.stdout.read().splitlines()
+        assert identity.mark == f"TRAINING_TRAINER={identity.boot_id}/{popen.pid}/{identity.start_time}"
+
+
 def test_a_process_that_has_ended_is_not_opened(tmp_path: Path) -> None:
     """However it ended."""
     with process(tmp_path / "process") as (popen, identity):
@@ -72,7 +78,7 @@ def test_another_process_of_the_same_id_is_neither_opened_nor_hit(tmp_path: Path
 
         assert stranger.open() is None
         assert not stranger.is_alive
-        stranger.kill_leftovers("ANOTHER=mark")
+        stranger.kill_leftovers()
         assert popen.poll() is None
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
@@ -141,10 +147,10 @@ def test_only_marked_members_of_the_session_are_left_overs(tmp_path: Path) -> No
         popen.wait()
         pidfd = os.pidfd_open(pids["marked"])
         try:
-            msgspec.structs.replace(identity, boot_id="another").kill_leftovers(MARK)
+            msgspec.structs.replace(identity, boot_id="another").kill_leftovers()
             assert not is_gone(pids["marked"])
 
-            identity.kill_leftovers(MARK)
+            identity.kill_leftovers()
 
             assert select.select([pidfd], [], [], PATIENCE)[0]
             assert [is_gone(pids[name]) for name in ("marked", "unmarked", "elsewhere")] == [True, False, False]

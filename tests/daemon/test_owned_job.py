@@ -8,12 +8,13 @@ from tests.support import runs
 from tests.support.owning import PATIENCE, RecordingLink, a_reporter, an_owner, own, speaker, told, told_in_part
 
 from training_schemas.events import JobEvent
-from training_worker.outcome import Broken
+from training_worker.outcome import Broken, Stopped
 from training_worker.owned_job import OwnedJob, SlotContext
 from training_worker.rates import Rates
 from training_worker.run import Run
 from training_worker.settings import Settings
 from training_worker.settlement import Closing, Settlement
+from training_worker.standby import Standby
 from training_worker.wishes import Wishes
 
 # Written by a process of another boot: it has ended, and its id is not asked for.
@@ -35,6 +36,7 @@ class Life:
             speaker=speaker(self.link),
             observe=lambda _: None,
             rates=Rates(run.folder.path.parent),
+            standby=Standby(runs.CARD, Settings()),
         )
         self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, found=run)
 
@@ -51,6 +53,7 @@ async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(
     run = runs.make_run(tmp_path)
     runs.append(run.folder, runs.phase(), runs.step(1), runs.step(2), runs.warning())
     run.folder.identity.write_text(GONE)
+    run.folder.stdout.touch()
     first = Life(run)
     closing = await first.decide()
     await told_in_part(first.reporter, first.link, confirmed)
@@ -70,3 +73,14 @@ async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(
         "JobWarning",
         "JobRetrying",
     ]
+
+
+async def test_a_run_that_its_waiting_trainer_was_never_told_of_has_not_failed(tmp_path: Path) -> None:
+    """The daemon died while it handed the run over: the trainer is named there, but its output never went there."""
+    run = runs.make_run(tmp_path)
+    run.folder.identity.write_text(GONE)
+    life = Life(run)
+
+    outcome = await asyncio.wait_for(life.job._train(life.reporter, run), PATIENCE)
+
+    assert outcome == Stopped(step=run.record.resumed_step)

@@ -116,7 +116,9 @@ async def test_a_child_has_exactly_the_environment_it_was_given(shell: Shell, mo
 
     await end(shell.run(["/usr/bin/env"], {"ONE": "1", "TWO": "2"}))
 
-    assert sorted(shell.stdout.read_text().splitlines()) == ["ONE=1", "TWO=2"]
+    identity = Identity.read(shell.identity)
+    assert identity is not None
+    assert sorted(shell.stdout.read_text().splitlines()) == ["ONE=1", identity.mark, "TWO=2"]
 
 
 async def test_a_child_reads_nothing_from_the_daemon(shell: Shell) -> None:

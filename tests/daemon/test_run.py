@@ -10,7 +10,7 @@ from tests.support.runs import RECORD, SPEC, make_run
 
 from training_worker.cards import Card
 from training_worker.process import Exit
-from training_worker.run import RUN_FOLDER_VARIABLE, find_runs, trainer_environment
+from training_worker.run import find_runs, trainer_environment
 from training_worker.run_folder import RunFolder, runs_dir
 
 
@@ -102,19 +102,20 @@ def test_what_cannot_be_read_is_kept_and_passed_over(tmp_path: Path) -> None:
     }
 
 
-async def test_a_trainer_is_given_its_run_folder_and_marked_with_it(tmp_path: Path) -> None:
-    """As its last argument; the mark is inherited by all that it starts."""
+async def test_a_trainer_is_given_its_run_folder_and_known_by_it(tmp_path: Path) -> None:
+    """As its last argument; who it is stands there, and in the environment of all that it starts."""
     run = make_run(tmp_path)
+    begun = [run.has_begun]
 
-    child = run.start(["/bin/sh", "-c", 'echo "$0"; env', "trainer"], {"PATH": "/usr/bin:/bin"})
+    child = run.start(["/bin/sh", "-c", 'echo "$0 $1"; env', "trainer"], {"PATH": "/usr/bin:/bin"})
 
     assert await asyncio.wait_for(child.wait(), PATIENCE) == Exit(status=0)
     said = run.folder.stdout.read_text().splitlines()
-    assert said[0] == "trainer"
-    assert run.mark in said
-    assert run.mark == f"{RUN_FOLDER_VARIABLE}={run.folder.path}"
+    assert said[0] == f"trainer {run.folder.path}"
+    assert [*begun, run.has_begun] == [False, True]
     assert run.identity is not None
     assert run.identity.pid == child.pid
+    assert run.identity.mark in said
 
 
 def touch(folder: RunFolder, **times: float) -> None:

@@ -83,6 +83,7 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
         [engines.invoke]
         command = ["/opt/invoke/bin/python", "/opt/run.py"]
         training_types = ["SDXL_LORA"]
+        standby = true
     """
 
     assert load(file, text) == Settings(
@@ -105,7 +106,9 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
         prices={"L4": 0.5},
         engines={
             EngineName.INVOKE: EngineSettings(
-                command=["/opt/invoke/bin/python", "/opt/run.py"], training_types=[TrainingType.SDXL_LORA]
+                command=["/opt/invoke/bin/python", "/opt/run.py"],
+                training_types=[TrainingType.SDXL_LORA],
+                standby=True,
             )
         },
     )

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.trainer
         ("rbt", "", "a rbt of iron", "a rbt of iron"),
         ("art", "", "a cart", "art, a cart"),
         ("<rbt>", "", "a <rbt> of iron", "a <rbt> of iron"),
+        ("r.t", "", "a rbt of iron", "r.t, a rbt of iron"),
         ("rbt", "", "", "rbt"),
         ("", "A drawing of", "a robot", "A drawing of a robot"),
         ("", "A drawing of ", "a robot", "A drawing of a robot"),

@@ -85,6 +85,17 @@ def test_a_data_set_without_images_is_refused_by_name(tmp_path: Path, name: str,
     assert reason == raised.value.reason
 
 
+def test_a_data_set_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner can mend that; the worker is not root, as whoever runs the tests may be."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+    assert [(str(tmp_path), "Permission denied")] == [(fault.path, fault.reason) for fault in faults_of(tmp_path)]
+
+
 @pytest.mark.parametrize("changes", [{"trigger_word": "rbt"}, {"caption_prefix": "A drawing"}])
 def test_an_empty_caption_is_good_where_the_settings_add_something(tmp_path: Path, changes: dict[str, Any]) -> None:
     """That is how a single thing is taught without describing it; a file that is missing was forgotten."""

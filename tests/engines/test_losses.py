@@ -174,6 +174,7 @@ def test_what_a_mask_hides_does_not_count() -> None:
     masks = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
 
     assert [4.0, 4.0] == masked_mean(squares, masks).tolist()
+    assert [0.0, 0.0] == masked_mean(squares, torch.zeros(2, 4)).tolist()
 
 
 def test_a_mask_hides_the_same_place_of_packed_latents(transformer: FluxTransformer2DModel) -> None:

@@ -457,3 +457,31 @@ def _at_each_step() -> None:
 
 
 _at_each_step()
+
+
+# Every step of handing a run over to a trainer that waits.
+STEPS_OF_STANDBY = (
+    "standby.Standby.hand_over",
+    "standby.WaitingTrainer._identify",
+    "standby.WaitingTrainer._tell",
+)
+
+
+def _at_each_step_of_standby() -> None:
+    for step in STEPS_OF_STANDBY:
+        for when in ("before", "after"):
+
+            async def killed(scene: Scene, step: str = step, when: str = when) -> None:
+                daemon = await scene.host("w1", program=[STEPPED, step, when], standby=True)
+                await daemon.until_logged("standby_ready")
+                await scene.submit(max_train_steps=4)
+                await asyncio.to_thread(daemon.process.wait, 60)
+                await scene.some_time()
+                await scene.host("w1" if scene.rng.random() < 0.5 else "w2", standby=True)
+
+            FAULTS[f"killed_{when}_{step.rpartition('.')[2].strip('_')}_of_{step.split('.')[-2].lower()}"] = Fault(
+                play=killed, attempts=2, twice=4
+            )
+
+
+_at_each_step_of_standby()

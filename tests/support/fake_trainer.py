@@ -1,6 +1,6 @@
 """A trainer that trains nothing: it keeps the contract of the run folder, in the way that its mode says.
 
-    python -S fake_trainer.py MODE RUN_FOLDER
+    python -S fake_trainer.py MODE RUN_FOLDER|--standby
 
 ok        two steps, then done, at once
 slow      a step every 0.1 s; on SIGTERM a checkpoint, then stopped
@@ -239,5 +239,17 @@ class Trainer:
             time.sleep(600)
 
 
+def wait_for_run() -> str:
+    """On standby: the run folder, once it is told; the output goes there from then on."""
+    os.write(0, b"ready\n")
+    folder = sys.stdin.readline().rstrip("\n")
+    if not folder:
+        sys.exit(0)
+    for number, name in ((2, "stderr.log"), (1, "stdout.log")):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    return folder
+
+
 if __name__ == "__main__":
-    getattr(Trainer(sys.argv[2]), sys.argv[1].partition(":")[0])()
+    getattr(Trainer(wait_for_run() if sys.argv[2] == "--standby" else sys.argv[2]), sys.argv[1].partition(":")[0])()

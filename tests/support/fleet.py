@@ -111,7 +111,9 @@ class Fleet:
         self.url = url
         self.api = AsyncTrainingWorkerAPI(url, prefix=self.names.prefix)
 
-    def settings(self, worker_id: str, gpus: list[str], mode: str, **changes: Any) -> dict[str, Any]:
+    def settings(
+        self, worker_id: str, gpus: list[str], mode: str, *, standby: bool = False, **changes: Any
+    ) -> dict[str, Any]:
         """A daemon's settings, with a fake trainer in ``mode`` that can do everything."""
         command = [sys.executable, "-S", str(FAKE_TRAINER), mode]
         base = str(self.folder / "base")
@@ -124,7 +126,7 @@ class Fleet:
             "output_roots": [str(self.folder / "models")],
             "gpus": gpus,
             "models": {"black-forest-labs/FLUX.1-dev": base, "stabilityai/stable-diffusion-xl-base-1.0": base},
-            "engines": {"diffusers": {"command": command, "training_types": TYPES}},
+            "engines": {"diffusers": {"command": command, "training_types": TYPES, "standby": standby}},
             "lease": 10,
             "grace": 1,
             "retry_delays": [1],

@@ -48,7 +48,8 @@ async def start(fleet: Fleet, materials: Path, worker_id: str = "w1", **changes:
     if not (fleet.folder / "datasets" / "robots").exists():
         shutil.copytree(materials / "dataset", fleet.folder / "datasets" / "robots")
     models = {"black-forest-labs/FLUX.1-dev": str(materials / "model")}
-    return await fleet.start(worker_id, models=models, engines=TRAINER, **({"stop_grace": 30} | changes))
+    settings: dict[str, Any] = {"models": models, "engines": TRAINER, "stop_grace": 30} | changes
+    return await fleet.start(worker_id, **settings)
 
 
 async def submit(fleet: Fleet, **fields: Any) -> None:

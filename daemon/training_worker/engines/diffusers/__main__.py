@@ -1,6 +1,7 @@
-"""The trainer program: ``python -m training_worker.engines.diffusers RUN_FOLDER``.
+"""The trainer program: ``python -m training_worker.engines.diffusers RUN_FOLDER``, or ``--standby`` in its place.
 
-It reads ``spec.json`` and appends to ``progress.jsonl`` there. Its exit code repeats the last record in short.
+It reads ``spec.json`` and appends to ``progress.jsonl`` there. Its exit code repeats the last record in short. On
+standby it loads its libraries first, and is told the run folder later.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from training_worker.engines.diffusers.failures import TrainingFailure, Training
 from training_worker.engines.diffusers.model_folder import check_model_folder
 from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
 from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.standby import load_libraries, wait_for_run
 
 # Where the images of a data set that keeps them inside of larger files are written to.
 EXTRACTED = "dataset"
@@ -33,10 +35,23 @@ class ExitCode(IntEnum):
 
 
 def main() -> ExitCode:
-    """Train what the run folder named on the command line says."""
+    """Train what the run folder says that is named on the command line, or on standard input later."""
     parser = argparse.ArgumentParser(description="Train what a run folder says.")
-    parser.add_argument("run_folder", type=Path)
-    folder = parser.parse_args().run_folder
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("run_folder", type=Path, nargs="?")
+    source.add_argument("--standby", action="store_true", help="wait to be told the run folder on standard input")
+    arguments = parser.parse_args()
+    # Without a card it complains, each time that it is imported, of kernels that only inference would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not arguments.standby:
+        return train(arguments.run_folder)
+    load_libraries()
+    folder = wait_for_run()
+    return ExitCode.DONE if folder is None else train(folder)
+
+
+def train(folder: Path) -> ExitCode:
+    """Train what this run folder says."""
     control = Control(folder)
     control.listen()
     try:
@@ -96,8 +111,6 @@ def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     check_model_folder(Path(spec.model_path), family)
     make_attempt_folder(Path(spec.attempt_path))
     control.check()
-    # Without a card it complains, each time that it is imported, of kernels that only inference would use.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # This imports the training libraries, which takes seconds.
     from training_worker.engines.diffusers.run import TrainingRun  # noqa: PLC0415
 

@@ -34,7 +34,7 @@ def bucket_of(width: int, height: int, resolution: int, divisor: int, enabled: b
         return side, side
     return min(
         buckets(resolution, divisor),
-        key=lambda size: (_shape_difference((width, height), size), -size[0] * size[1], size),
+        key=lambda size: (_shape_difference((width, height), size), -size[0] * size[1]),
     )
 
 

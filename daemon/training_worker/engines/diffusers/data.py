@@ -43,9 +43,12 @@ def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talki
     Raises:
         TrainingFailure: There is no data set, or something in it cannot be trained on; it names all of that.
     """
-    if not path.exists():
-        raise TrainingFailure(FailureReason.DATASET_MISSING, f"cannot read data set {path}: no such file or folder")
-    listed = list_entries(path, extract_to, check_stop)
+    try:
+        if not path.exists():
+            raise TrainingFailure(FailureReason.DATASET_MISSING, f"cannot read data set {path}: no such file or folder")
+        listed = list_entries(path, extract_to, check_stop)
+    except PermissionError as error:
+        raise _invalid(path, [Fault(path=str(error.filename), reason=str(error.strerror))]) from error
     on_total(sum(isinstance(entry, Entry) for entry in listed))
     examples: list[Example] = []
     faults: list[Fault] = []

@@ -41,11 +41,8 @@ def list_entries(path: Path, extract_to: Path, check_stop: Callable[[], None]) -
 
 def _list_folder(folder: Path) -> list[Entry | Fault]:
     """List the images in the order of their names, passing over hidden ones and all that lie deeper, such as masks."""
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        return [Fault(path=str(folder), reason=str(error.strerror))]
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     return [Entry(image=image, caption=_read_caption(image), caption_at=str(_caption_path(image))) for image in images]
 
 

@@ -27,11 +27,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_lines(path: Path) -> list[Entry | Fault]:
     """Read a file of lines; each becomes an entry or a fault, empty ones neither. Paths are relative to its folder."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return [Fault(path=str(path), reason=str(error.strerror))]
-    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
+    lines = enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
     return [_read_line(line, path.parent, f"{path}:{number}") for number, line in lines if line.strip()]
 
 

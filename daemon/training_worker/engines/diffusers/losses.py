@@ -15,6 +15,7 @@ from training_worker.engines.diffusers.batches import Batch
 from training_worker.engines.diffusers.texts import Texts
 
 VELOCITY = "v_prediction"
+LEAST_WEIGHT = 1e-3  # of a mask's sum over a sample, to divide by
 
 
 def flow_losses(transformer: FluxTransformer2DModel, batch: Batch, texts: Texts, guidance_scale: float) -> torch.Tensor:
@@ -87,9 +88,12 @@ def predict_noise(unet: UNet2DConditionModel, noised: torch.Tensor, batch: Batch
 
 
 def masked_mean(squares: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The mean of each sample (batch), weighed by a mask of the same shape: a small masked part counts as a whole."""
+    """The mean of each sample (batch), weighed by a mask of the same shape: a small masked part counts as a whole.
+
+    A crop may leave nothing of what a mask shows: its sample teaches nothing.
+    """
     dimensions = tuple(range(1, squares.ndim))
-    return (squares * masks).sum(dimensions) / masks.sum(dimensions)
+    return (squares * masks).sum(dimensions) / masks.sum(dimensions).clamp(min=LEAST_WEIGHT)
 
 
 def _pack(latents: torch.Tensor) -> torch.Tensor:
