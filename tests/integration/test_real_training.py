@@ -1,4 +1,4 @@
-"""The whole way with the built-in trainer: real training of a tiny FLUX pipeline, from the queue to the adapter."""
+"""The whole way with the built-in trainer: real training of tiny pipelines, from the queue to the result."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.fleet import ROOT, Fleet
@@ -51,6 +52,35 @@ async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fl
     assert {(output / artifact.path).stat().st_mode & 0o777 for artifact in completed.artifacts} == {0o644}
     verified = json.loads(run_module("training_worker.engines.diffusers.verify", materials / "model", output))
     assert verified["maxOutputDifference"] > 0
+
+
+@pytest.mark.parametrize(
+    ("training_type", "overrides", "kinds"),
+    [
+        ("SDXL_LORA", {"train_text_encoder": True}, {"adapter", "kohyaAdapter"}),
+        ("SDXL_TEXTUAL_INVERSION", {}, {"embeddings"}),
+        # In bfloat16, since by the plan float32 would not fit the simulated card.
+        ("SDXL_FINETUNE", {"weight_dtype": "bfloat16", "gradient_checkpointing": True}, {"pipeline"}),
+    ],
+)
+async def test_each_type_of_sdxl_is_trained_from_the_queue(
+    fleet: Fleet, materials: Path, training_type: str, overrides: dict[str, Any], kinds: set[str]
+) -> None:
+    """With pictures, checkpoints, and what each makes."""
+    await start(fleet, materials)
+    wanted = {"validation_prompts": ["a robot"], "validation_inference_steps": 2, "checkpoint_every": 5}
+    await submit(fleet, training_type, max_train_steps=10, config_overrides=wanted | overrides)
+
+    events = await fleet.events("robot")
+
+    completed = events[-1]
+    assert isinstance(completed, JobCompleted), completed
+    assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 11))
+    assert [event.step for event in events if isinstance(event, JobSample)] == [0, 10]
+    assert [event.step for event in events if isinstance(event, JobCheckpoint)] == [5, 10]
+    output = Path(completed.output_path)
+    assert all((output / artifact.path).stat().st_size == artifact.size_bytes for artifact in completed.artifacts)
+    assert {artifact.kind for artifact in completed.artifacts} == kinds | {"lossCurve", "contactSheet", "sample"}
 
 
 async def test_a_released_lora_goes_on_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:

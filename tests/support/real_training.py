@@ -1,4 +1,4 @@
-"""Real training of a tiny FLUX pipeline: its materials, a daemon that can do it, and a job small enough for a CPU."""
+"""Real training of tiny pipelines: their materials, a daemon that can do it, and jobs small enough for a CPU."""
 
 import os
 import shutil
@@ -14,18 +14,14 @@ JOB = "robot"
 TRAINER = {
     "diffusers": {
         "command": [sys.executable, "-m", "training_worker.engines.diffusers"],
-        "training_types": ["FLUX_LORA"],
+        "training_types": ["FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"],
     }
 }
-SMALL = {
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
-    "weight_dtype": "float32",
-    "t5_tokenizer_max_length": 64,
-}
+SMALL = {"gradient_accumulation_steps": 1, "gradient_checkpointing": False, "weight_dtype": "float32"}
+SMALL_FLUX = SMALL | {"t5_tokenizer_max_length": 64}
 
 
-def run_module(module: str, *arguments: Path) -> str:
+def run_module(module: str, *arguments: Path | str) -> str:
     """Run one of our programs and return what it prints."""
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
     command = [sys.executable, "-m", module, *map(str, arguments)]
@@ -37,26 +33,32 @@ def run_module(module: str, *arguments: Path) -> str:
 
 
 def make_materials(folder: Path) -> Path:
-    """A tiny pipeline and a drawn data set."""
+    """A tiny pipeline of each family and a drawn data set."""
     run_module("training_worker.engines.diffusers.tiny", folder / "model")
+    run_module("training_worker.engines.diffusers.tiny", folder / "sdxl", "sdxl")
     run_module("training_worker.engines.demo_dataset", folder / "dataset")
     return folder
 
 
 async def start(fleet: Fleet, materials: Path, worker_id: str = "w1", **changes: Any) -> Daemon:
-    """A daemon with the built-in trainer and the tiny model."""
+    """A daemon with the built-in trainer and the tiny models."""
     if not (fleet.folder / "datasets" / "robots").exists():
         shutil.copytree(materials / "dataset", fleet.folder / "datasets" / "robots")
-    models = {"black-forest-labs/FLUX.1-dev": str(materials / "model")}
+    models = {
+        "black-forest-labs/FLUX.1-dev": str(materials / "model"),
+        "stabilityai/stable-diffusion-xl-base-1.0": str(materials / "sdxl"),
+    }
     settings: dict[str, Any] = {"models": models, "engines": TRAINER, "stop_grace": 30} | changes
     return await fleet.start(worker_id, **settings)
 
 
-async def submit(fleet: Fleet, **fields: Any) -> None:
+async def submit(fleet: Fleet, training_type: str = "FLUX_LORA", **fields: Any) -> None:
     """A job small enough for a CPU."""
-    overrides = SMALL | fields.pop("config_overrides", {})
+    small = SMALL_FLUX if training_type == "FLUX_LORA" else SMALL
+    overrides = small | fields.pop("config_overrides", {})
     await fleet.submit(
         JOB,
+        training_type,
         dataset_path=str(fleet.folder / "datasets" / "robots"),
         resolution=64,
         lora_rank=8,
