@@ -32,6 +32,7 @@ from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease, WeightDty
 from training_worker.engines.diffusers.adapters import ADAPTER_FILE
 from training_worker.engines.diffusers.failures import failure_of
 from training_worker.engines.diffusers.run import TrainingRun
+from training_worker.engines.diffusers.trainer import Trainer
 
 pytestmark = pytest.mark.trainer
 
@@ -254,3 +255,19 @@ def test_what_nobody_foresaw_is_a_crash_with_a_traceback(
 def test_what_the_host_lacks_is_told_from_bugs(error: Exception, reason: FailureReason) -> None:
     """The same job may do well elsewhere, or with other settings."""
     assert reason == failure_of(error).reason
+
+
+def test_out_of_memory_names_the_phase(write_run: WriteRun, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one sees whether the plan was wrong about loading, training or pictures."""
+
+    def run_out(*_: object) -> float:
+        raise torch.cuda.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Trainer, "step", run_out)
+
+    _, records = train(write_run())
+
+    failed = records[-1]
+    assert isinstance(failed, FailedRecord)
+    assert FailureReason.OUT_OF_MEMORY == failed.reason
+    assert "cannot go on: out of memory in phase training: tried to allocate 2 GiB" == failed.message

@@ -70,7 +70,7 @@ def run(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
     try:
         return _train_or_stop(folder, progress, control)
     except Exception as error:  # noqa: BLE001 # reported, as whatever it is
-        failure = failure_of(error)
+        failure = failure_of(error, progress.current_phase)
         if failure is not error:
             traceback.print_exc()
         _report(failure, progress)

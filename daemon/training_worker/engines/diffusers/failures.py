@@ -3,7 +3,7 @@
 import errno
 import sys
 
-from training_schemas.progress import FailureReason, Fault
+from training_schemas.progress import FailureReason, Fault, Phase
 
 # What a library says when it does not hand on the error number (safetensors, torch.save).
 NO_SPACE = "No space left on device"
@@ -27,16 +27,24 @@ class TrainingStopped(Exception):  # noqa: N818 # no error: somebody asked for i
         self.step = step
 
 
-def failure_of(error: Exception) -> TrainingFailure:
-    """Tell what an exception means for the job; what nobody foresaw is a crash."""
+def failure_of(error: Exception, phase: Phase | None = None) -> TrainingFailure:
+    """Tell what an exception means for the job, and in which phase memory ran out; what nobody foresaw is a crash."""
     if isinstance(error, TrainingFailure):
         return error
     text = f"{type(error).__name__}: {error}"
     if _is_out_of_memory(error):
-        return TrainingFailure(FailureReason.OUT_OF_MEMORY, f"cannot go on: out of memory: {error}")
+        return TrainingFailure(FailureReason.OUT_OF_MEMORY, f"cannot go on: out of memory{_where(phase)}: {error}")
     if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in text:
         return TrainingFailure(FailureReason.DISK_FULL, f"cannot write: {error}")
     return TrainingFailure(FailureReason.TRAINER_CRASHED, f"cannot go on: {text}")
+
+
+def _where(phase: Phase | None) -> str:
+    """In which phase, and how much of its card the program has held at most."""
+    torch = sys.modules.get("torch")
+    peak = torch.cuda.max_memory_reserved() // 2**20 if torch is not None and torch.cuda.is_available() else None
+    held = "" if peak is None else f", of which it held {peak} MiB"
+    return f" in phase {phase}{held}" if phase else held
 
 
 def _is_out_of_memory(error: Exception) -> bool:

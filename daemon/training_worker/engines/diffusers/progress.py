@@ -28,6 +28,8 @@ class ProgressWriter:
         self._clock = clock
         self._sequence = 0
         self._rest = b""
+        self.current_phase: Phase | None = None
+        """The phase that began last."""
 
     def write(self, record: type[ProgressRecord], **fields: Any) -> None:
         """Append a record of the given kind; its sequence and time are filled in here.
@@ -46,6 +48,7 @@ class ProgressWriter:
 
     def phase(self, phase: Phase, total: int | None = None) -> None:
         """Say that a phase begins."""
+        self.current_phase = phase
         self.write(PhaseRecord, phase=phase, total=total)
 
     def __enter__(self) -> Self:
