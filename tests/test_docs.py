@@ -14,7 +14,7 @@ from training_presets.ladder import MOST_ACCUMULATION
 from training_schemas.events import EVENTS, JobDuplicate, JobEvent, JobPhase, decode_event
 from training_schemas.jobs import TrainingJob
 from training_schemas.progress import FailureReason, Phase
-from training_schemas.spec import FluxLoraParameters
+from training_schemas.spec import FluxLoraParameters, SdxlParameters
 from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told_state
 from training_schemas.validation import decode_strictly
 from training_worker.broker.names import Names
@@ -69,7 +69,8 @@ def test_every_setting_of_the_trainer_is_documented() -> None:
     """docs/trainer.md has a row for each parameter."""
     text = (ROOT / "docs" / "trainer.md").read_text()
 
-    assert [name for name in FluxLoraParameters.__struct_encode_fields__ if f"`{name}`" not in text] == []
+    for parameters in (FluxLoraParameters, SdxlParameters):
+        assert [name for name in parameters.__struct_encode_fields__ if f"`{name}`" not in text] == []
 
 
 def rows(document: str, first_column: str) -> list[list[str]]:
