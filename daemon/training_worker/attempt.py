@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from training_presets.planner import PARAMETERS, DoesNotFitError, Plan, fit
+from training_presets.planner import DoesNotFitError, Plan, fit
 from training_presets.presets import default_preset
 from training_presets.tiers import MINIMUM_TIERS
 from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, EngineName, ModelFamily, TrainingJob, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import DoneRecord, FailureReason
-from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
+from training_schemas.spec import PARAMETERS, FluxLoraParameters, RunSpec, SdxlParameters
 from training_worker.cards import Room
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory

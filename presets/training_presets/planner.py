@@ -16,13 +16,8 @@ from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, EngineName, MemoryTier, ModelFamily, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.progress import Fault
-from training_schemas.spec import FluxLoraParameters, OptimizerName, Quantization, SdxlParameters
+from training_schemas.spec import PARAMETERS, FluxLoraParameters, OptimizerName, Quantization, SdxlParameters
 from training_schemas.validation import InvalidMessageError, convert_strictly
-
-PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
-    ModelFamily.FLUX: FluxLoraParameters,
-    ModelFamily.SDXL: SdxlParameters,
-}
 
 # Fields of a job that set the parameter of the same name.
 JOB_PARAMETERS = ("resolution", "batch_size", "learning_rate", "max_train_steps", "lora_rank")

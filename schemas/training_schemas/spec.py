@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from training_schemas.base import JobId, StrictWire, Text
-from training_schemas.jobs import EngineName, TrainingType
+from training_schemas.jobs import EngineName, ModelFamily, TrainingType
 
 SPEC_FILE = "spec.json"
 PROGRESS_FILE = "progress.jsonl"
@@ -148,6 +148,13 @@ class SdxlParameters(TrainingParameters, frozen=True, kw_only=True):
     noise_offset: Annotated[float, Meta(ge=0, le=1)]
     embedding_vectors: Annotated[int, Meta(ge=1, le=32)]
     initial_token: Annotated[str, Meta(max_length=128)]
+
+
+PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
+    ModelFamily.FLUX: FluxLoraParameters,
+    ModelFamily.SDXL: SdxlParameters,
+}
+"""The settings of each family's runs."""
 
 
 class RunSpec(StrictWire, frozen=True, kw_only=True):

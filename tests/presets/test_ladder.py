@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training_presets.ladder import MOST_ACCUMULATION, steps_down
-from training_presets.planner import PARAMETERS
 from training_presets.presets import presets
 from training_schemas.jobs import ModelFamily
-from training_schemas.spec import FluxLoraParameters, SdxlParameters
+from training_schemas.spec import PARAMETERS, FluxLoraParameters, SdxlParameters
 from training_schemas.validation import convert_strictly
 
 Parameters = FluxLoraParameters | SdxlParameters

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from training_presets.planner import PARAMETERS
 from training_presets.presets import default_preset, presets
 from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily
+from training_schemas.spec import PARAMETERS
 from training_schemas.validation import convert_strictly
 
 # name: tier, batchSize, gradientAccumulationSteps, maxTrainSteps, loraRank

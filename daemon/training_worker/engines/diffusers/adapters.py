@@ -4,13 +4,14 @@ A file of them is what ComfyUI and InvokeAI read too: keys ``<part>.<layer>.lora
 no alpha (it equals the rank).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from training_schemas.spec import LoraTargets
+from training_worker.engines.diffusers.optimizers import Group
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
@@ -67,20 +68,40 @@ def add_adapter(module: torch.nn.Module, layers: str, rank: int, seed: int) -> l
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def adapter_weights(parts: Mapping[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
-    """The weights of the adapters of all parts, by their names in a file."""
-    return {
-        f"{part}.{_file_name(part, key)}": weight
-        for part, module in parts.items()
-        for key, weight in get_peft_model_state_dict(module).items()
-    }
+class Adapters:
+    """The adapters of a run: beside which parts of the model they are, and at which rates they learn."""
 
+    def __init__(self, rank: int, seed: int) -> None:
+        self._rank = rank
+        self._seed = seed
+        self._parts: dict[str, torch.nn.Module] = {}
+        self._groups: list[Group] = []
 
-def restore_adapters(parts: Mapping[str, torch.nn.Module], weights: Mapping[str, torch.Tensor]) -> None:
-    """Set the adapters' weights to those of `adapter_weights`."""
-    for part, module in parts.items():
-        own = get_peft_model_state_dict(module)
-        set_peft_model_state_dict(module, {key: weights[f"{part}.{_file_name(part, key)}"] for key in own})
+    def add(self, part: str, module: torch.nn.Module, layers: str, rate: float) -> None:
+        """Put one into a part of the model, by the part's name in a pipeline."""
+        weights = add_adapter(module, layers, self._rank, self._seed)
+        self._parts[part] = module
+        self._groups.append({"params": weights, "lr": rate})
+
+    def groups(self) -> list[Group]:
+        """The weights that learn, those of the denoiser first: it is loaded last."""
+        return self._groups[::-1]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All weights by their names in a file."""
+        return {name: weight for _, _, name, weight in self._named()}
+
+    def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set all weights to those of `weights`."""
+        for part, module in self._parts.items():
+            own = {key: weights[name] for one, key, name, _ in self._named() if one == part}
+            set_peft_model_state_dict(module, own)
+
+    def _named(self) -> Iterator[tuple[str, str, str, torch.Tensor]]:
+        """Each weight: its part, its key there, its name in a file, and itself."""
+        for part, module in self._parts.items():
+            for key, weight in get_peft_model_state_dict(module).items():
+                yield part, key, f"{part}.{_file_name(part, key)}", weight
 
 
 def _ending_in(names: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The families of base models: which classes of diffusers each is made of, and how their latents are to be shaped."""
+"""The families of base models: which classes of diffusers each is made of."""
 
 from typing import Any
 

@@ -4,15 +4,10 @@ from pathlib import Path
 
 import msgspec
 
-from training_schemas.jobs import ModelFamily, TrainingType
+from training_schemas.jobs import TrainingType
 from training_schemas.progress import FailureReason, Fault
-from training_schemas.spec import SPEC_FILE, FluxLoraParameters, Quantization, RunSpec, SdxlParameters
+from training_schemas.spec import PARAMETERS, SPEC_FILE, FluxLoraParameters, Quantization, RunSpec, SdxlParameters
 from training_worker.engines.diffusers.failures import TrainingFailure
-
-PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
-    ModelFamily.FLUX: FluxLoraParameters,
-    ModelFamily.SDXL: SdxlParameters,
-}
 
 
 def read_spec(folder: Path) -> tuple[RunSpec, FluxLoraParameters | SdxlParameters]:

@@ -41,10 +41,14 @@ T5_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,-"
 
 def write_pipeline(folder: Path, family: ModelFamily = ModelFamily.FLUX, seed: int = 0) -> None:
     """Write the pipeline to ``folder`` in the layout of diffusers, all weights as safetensors."""
+    build_pipeline(family, seed).save_pretrained(folder, safe_serialization=True)
+
+
+def build_pipeline(family: ModelFamily, seed: int = 0) -> FluxPipeline | StableDiffusionXLPipeline:
+    """Build the pipeline in memory, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = _flux() if family is ModelFamily.FLUX else _sdxl()
-    pipeline.save_pretrained(folder, safe_serialization=True)
+        return _flux() if family is ModelFamily.FLUX else _sdxl()
 
 
 def _flux() -> FluxPipeline:

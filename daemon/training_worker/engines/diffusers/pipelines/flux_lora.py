@@ -10,11 +10,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from training_schemas.spec import FluxLoraParameters
 from training_worker.engines.diffusers.adapters import (
     ADAPTER_FILE,
-    adapter_weights,
-    add_adapter,
+    Adapters,
     clip_layers,
     flux_layers,
-    restore_adapters,
 )
 from training_worker.engines.diffusers.batches import Batch, Noising
 from training_worker.engines.diffusers.export import export_adapter
@@ -38,7 +36,7 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
 
     def __init__(self, loader: Any, parameters: FluxLoraParameters) -> None:
         super().__init__(loader, parameters)
-        self._groups: list[Group] = []
+        self._adapters = Adapters(parameters.lora_rank, parameters.seed)
 
     @property
     def noising(self) -> Noising:
@@ -59,15 +57,14 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
         super().load_encoders()
         self.encoders.tokenizer_max_length = self.parameters.clip_tokenizer_max_length
         if self.parameters.train_text_encoder:
-            settings = self.parameters
-            added = add_adapter(self.encoders.text_encoder, clip_layers(), settings.lora_rank, settings.seed)
-            self._groups.append({"params": added, "lr": settings.text_encoder_learning_rate})
+            rate = self.parameters.text_encoder_learning_rate
+            self._adapters.add("text_encoder", self.encoders.text_encoder, clip_layers(), rate)
 
     def prepare_denoiser(self) -> None:
         """Put the adapter into the transformer."""
         settings = self.parameters
-        added = add_adapter(self.denoiser, flux_layers(settings.lora_targets), settings.lora_rank, settings.seed)
-        self._groups.insert(0, {"params": added, "lr": settings.learning_rate})
+        layers = flux_layers(settings.lora_targets)
+        self._adapters.add(FLUX.denoiser, self.denoiser, layers, settings.learning_rate)
 
     def embed(self, texts: Sequence[str]) -> Texts:
         """Embed texts by T5, and by CLIP as a whole, cut to the lengths that the job allows."""
@@ -77,7 +74,7 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
 
     def groups(self) -> list[Group]:
         """The transformer's adapter, then the encoder's."""
-        return self._groups
+        return self._adapters.groups()
 
     def losses(self, batch: Batch, texts: Texts) -> torch.Tensor:
         """Compute the rectified flow's loss of each sample (batch)."""
@@ -85,11 +82,11 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The adapters' weights, by diffusers' keys."""
-        return adapter_weights(self._parts)
+        return self._adapters.weights()
 
     def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Set the adapters' weights."""
-        restore_adapters(self._parts, weights)
+        self._adapters.restore(weights)
 
     def export(self, folder: Path, result: Result) -> dict[Path, str]:
         """Write the adapter in the keys of diffusers, and in those of kohya."""
@@ -111,8 +108,3 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
         """Undo the packing of 2 x 2 latents."""
         latents: torch.Tensor = FluxPipeline._unpack_latents(drawn, height, width, 8)  # noqa: SLF001 # no public twin
         return latents
-
-    @property
-    def _parts(self) -> dict[str, torch.nn.Module]:
-        learning = {"text_encoder": self.encoders.text_encoder} if self.parameters.train_text_encoder else {}
-        return {FLUX.denoiser: self.denoiser, **learning}

@@ -15,6 +15,7 @@ from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
 from training_worker.engines.diffusers.texts import Texts
 
 CLIP_LENGTH = 77
+ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class SdxlPipeline(TrainingPipeline[SdxlParameters]):

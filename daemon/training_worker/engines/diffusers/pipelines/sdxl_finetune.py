@@ -9,9 +9,7 @@ from training_worker.engines.diffusers.export import export_pipeline
 from training_worker.engines.diffusers.families import SDXL
 from training_worker.engines.diffusers.model_spec import Result
 from training_worker.engines.diffusers.optimizers import Group
-from training_worker.engines.diffusers.pipelines.sdxl import SdxlPipeline
-
-ENCODERS = ("text_encoder", "text_encoder_2")
+from training_worker.engines.diffusers.pipelines.sdxl import ENCODERS, SdxlPipeline
 
 
 class SdxlFinetune(SdxlPipeline):

@@ -8,10 +8,8 @@ import torch
 from training_schemas.spec import SdxlParameters
 from training_worker.engines.diffusers.adapters import (
     ADAPTER_FILE,
-    adapter_weights,
-    add_adapter,
+    Adapters,
     clip_layers,
-    restore_adapters,
     sdxl_layers,
 )
 from training_worker.engines.diffusers.export import export_adapter
@@ -20,9 +18,7 @@ from training_worker.engines.diffusers.kohya import sdxl_to_kohya
 from training_worker.engines.diffusers.model_spec import Implementation, Result
 from training_worker.engines.diffusers.models import ModelLoader
 from training_worker.engines.diffusers.optimizers import Group
-from training_worker.engines.diffusers.pipelines.sdxl import SdxlPipeline
-
-ENCODERS = ("text_encoder", "text_encoder_2")
+from training_worker.engines.diffusers.pipelines.sdxl import ENCODERS, SdxlPipeline
 
 
 class SdxlLora(SdxlPipeline):
@@ -32,45 +28,34 @@ class SdxlLora(SdxlPipeline):
 
     def __init__(self, loader: ModelLoader, parameters: SdxlParameters) -> None:
         super().__init__(loader, parameters)
-        self._groups: list[Group] = []
+        self._adapters = Adapters(parameters.lora_rank, parameters.seed)
 
     def load_encoders(self) -> None:
         """Load both; both may learn."""
         super().load_encoders()
         if self.parameters.train_text_encoder:
-            settings = self.parameters
-            added = [
-                weight
-                for name in ENCODERS
-                for weight in add_adapter(
-                    getattr(self.encoders, name), clip_layers(), settings.lora_rank, settings.seed
-                )
-            ]
-            self._groups.append({"params": added, "lr": settings.text_encoder_learning_rate})
+            rate = self.parameters.text_encoder_learning_rate
+            for name in ENCODERS:
+                self._adapters.add(name, getattr(self.encoders, name), clip_layers(), rate)
 
     def prepare_denoiser(self) -> None:
         """Put the adapter into the UNet."""
         settings = self.parameters
-        added = add_adapter(self.denoiser, sdxl_layers(settings.lora_targets), settings.lora_rank, settings.seed)
-        self._groups.insert(0, {"params": added, "lr": settings.learning_rate})
+        layers = sdxl_layers(settings.lora_targets)
+        self._adapters.add(SDXL.denoiser, self.denoiser, layers, settings.learning_rate)
 
     def groups(self) -> list[Group]:
         """The UNet's adapter, then those of the encoders."""
-        return self._groups
+        return self._adapters.groups()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The adapters' weights, by diffusers' keys."""
-        return adapter_weights(self._parts)
+        return self._adapters.weights()
 
     def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Set the adapters' weights."""
-        restore_adapters(self._parts, weights)
+        self._adapters.restore(weights)
 
     def export(self, folder: Path, result: Result) -> dict[Path, str]:
         """Write the adapter in the keys of diffusers, and in those of kohya."""
         return export_adapter(self.weights(), sdxl_to_kohya, Implementation.SDXL, folder, result)
-
-    @property
-    def _parts(self) -> dict[str, torch.nn.Module]:
-        learning = ENCODERS if self.parameters.train_text_encoder else ()
-        return {SDXL.denoiser: self.denoiser, **{name: getattr(self.encoders, name) for name in learning}}
