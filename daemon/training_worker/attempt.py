@@ -13,8 +13,10 @@ from training_presets.tiers import MINIMUM_TIERS
 from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, EngineName, ModelFamily, TrainingJob, TrainingType
 from training_schemas.ledger import CheckpointSaved
+from training_schemas.plans import Prediction
 from training_schemas.progress import DoneRecord, FailureReason
 from training_schemas.spec import PARAMETERS, FluxLoraParameters, RunSpec, SdxlParameters
+from training_schemas.usage import Usage
 from training_worker.cards import Room
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
@@ -179,6 +181,16 @@ def _resume_path(before: JobHistory) -> str | None:
     return None if saved is None else saved.path
 
 
+class Account(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the last attempt at a result was planned to take, and took; times are unix seconds."""
+
+    started_at: float
+    finished_at: float
+    usage: Usage
+    predicted: Prediction | None
+    changes: dict[str, Any]
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What the output says about itself, in ``manifest.json``."""
 
@@ -186,6 +198,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     worker_version: str
     spec: RunSpec
     result: DoneRecord
+    account: Account | None = None
 
 
 def read_result(job: TrainingJob) -> DoneRecord | None:
@@ -197,14 +210,14 @@ def read_result(job: TrainingJob) -> DoneRecord | None:
     return manifest.result if manifest.job == job else None
 
 
-def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord) -> DoneRecord:
+def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord, account: Account | None = None) -> DoneRecord:
     """Make a finished attempt the job's output, by one rename, and drop what earlier ones left.
 
     Done before, it is not done again: a daemon may have died right after it. Returns what stands in the job's output.
 
     Raises `AttemptError` if the output cannot be written any more.
     """
-    manifest = Manifest(job=job, worker_version=__version__, spec=spec, result=result)
+    manifest = Manifest(job=job, worker_version=__version__, spec=spec, result=result, account=account)
     folder, output = Path(spec.attempt_path), output_folder(job)
     there = read_result(job)
     if there is None:

@@ -10,6 +10,7 @@ from training_schemas.events import JobClaimed, JobWarning
 from training_schemas.progress import FailureReason
 from training_schemas.spec import RunLease
 from training_worker.attempt import (
+    Account,
     changes,
     choose_engine,
     promote,
@@ -26,7 +27,7 @@ from training_worker.observations import AttemptEnded, AttemptStarted, Observer
 from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.ownership import Owner, Ownership
 from training_worker.policy import MOST_LOST, too_often_lost
-from training_worker.prediction import predict_here
+from training_worker.prediction import overruns, predict_here
 from training_worker.process import Child
 from training_worker.queued_job import QueuedJob
 from training_worker.rates import Rates
@@ -189,7 +190,7 @@ class OwnedJob:
         follow = self._start_trainer if found is None else self._find_trainer
         outcome = await follow(run, runner)
         self._wishes.detached()
-        return await self._promote(run, outcome) if isinstance(outcome, Done) else outcome
+        return await self._promote(run, outcome, reporter) if isinstance(outcome, Done) else outcome
 
     def _make_runner(self, run: Run, reporter: Reporter) -> Runner:
         record, job = run.record, self._queued.job
@@ -246,14 +247,23 @@ class OwnedJob:
         unheard = isinstance(outcome, Broken) and not run.has_begun
         return Stopped(step=run.record.resumed_step) if unheard else outcome
 
-    async def _promote(self, run: Run, done: Done) -> Outcome:
+    async def _promote(self, run: Run, done: Done, reporter: Reporter) -> Outcome:
         # Whoever was cut off must not put its result in the place of the next owner's.
         if not await self._ownership.confirm():
             return done
         try:
-            record = await asyncio.to_thread(promote, self._queued.job, run.spec, done.record)
+            account = Account(
+                started_at=run.record.started_at,
+                finished_at=done.record.time,
+                usage=done.usage,
+                predicted=run.record.predicted,
+                changes=run.record.changes,
+            )
+            record = await asyncio.to_thread(promote, self._queued.job, run.spec, done.record, account)
         except AttemptError as error:
             return Broken.because_of(error, done.usage)
+        for message in overruns(run.record.predicted, done, self._card):
+            reporter.emit(JobWarning, message=message)
         if done.seconds_per_step is not None:
             self._context.rates.note(self._card, workload_of_spec(run.spec), done.seconds_per_step)
         return msgspec.structs.replace(done, record=record)

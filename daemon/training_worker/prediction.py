@@ -12,6 +12,9 @@ from training_worker.cards import Card
 from training_worker.outcome import Done
 from training_worker.rates import Rates
 
+# How many times as long as planned a step may take before it is told: the model of time is off by 2.4 at worst.
+SLOWER = 2.5
+
 
 def predict_here(work: Workload, card: Card, extra: list[CardSpec], rates: Rates) -> Prediction | None:
     """What a run takes on a card of this host, at the rate it had here before; None if nobody knows the card."""
@@ -39,6 +42,19 @@ def predict_queued(plan: Plan, estimate: CostEstimate) -> Prediction:
         gpu_seconds=estimate.training_hours * 3600,
         cost_usd=estimate.estimated_cost_usd,
     )
+
+
+def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
+    """What a run took clearly more of than its plan said, in words; none of a card that is only simulated."""
+    if predicted is None or card.simulated:
+        return []
+    found = []
+    peak, step = done.record.peak_vram_mib, done.seconds_per_step
+    if peak is not None and peak > predicted.peak_vram_mib:
+        found.append(f"the trainer held {peak} MiB of its card, and the plan said {predicted.peak_vram_mib}")
+    if step is not None and step > SLOWER * predicted.seconds_per_step:
+        found.append(f"a step took {step:.3g} s, and the plan said {predicted.seconds_per_step:.3g}")
+    return found
 
 
 def measure(done: Done, attempts: list[AttemptSummary]) -> Measured:

@@ -123,6 +123,7 @@ class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
     fixed_loss_after: float
     artifacts: list[Artifact]
     peak_vram_mib: int | None = None
+    versions: dict[str, str] = {}
 
 
 class StoppedRecord(ProgressRecord, frozen=True, kw_only=True, tag="stopped"):

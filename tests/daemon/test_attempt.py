@@ -13,8 +13,10 @@ from training_schemas.jobs import EngineName, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import Artifact, DoneRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec
+from training_schemas.usage import Usage
 from training_schemas.validation import convert_strictly
 from training_worker.attempt import (
+    Account,
     attempt_folder,
     changes,
     choose_engine,
@@ -355,14 +357,18 @@ def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:
 
 
 def test_the_manifest_says_how_the_result_came_about(host: Host) -> None:
-    """The job as it was asked for, the spec as it was trained, the result, and the version that did it."""
+    """The job as asked for, the spec as trained, the result, the version that did it, and what it took and cost."""
     spec = host.train(attempt=2, lora_rank=4)
     job = host.queued(lora_rank=4).job
+    usage = Usage(gpu_seconds=60.0, cost_usd=0.5)
+    account = Account(started_at=1.0, finished_at=61.0, usage=usage, predicted=None, changes={"batchSize": 1})
 
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, account)
 
     manifest = json.loads((host.outputs / "portrait" / "manifest.json").read_bytes())
-    assert manifest.keys() == {"job", "workerVersion", "spec", "result"}
+    assert manifest.keys() == {"job", "workerVersion", "spec", "result", "account"}
+    assert manifest["account"]["usage"] == {"gpuSeconds": 60.0, "costUSD": 0.5}
+    assert manifest["account"]["changes"] == {"batchSize": 1}
     assert manifest["workerVersion"] == __version__
     assert msgspec.convert(manifest["spec"], RunSpec) == spec
     assert manifest["job"] == msgspec.to_builtins(job)

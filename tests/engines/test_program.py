@@ -98,6 +98,7 @@ def test_a_run_from_the_data_set_to_the_adapter(write_run: WriteRun) -> None:
         ("samples/step-00000000-00.png", "sample"),
         ("samples/step-00000003-00.png", "sample"),
     ] == [(artifact.path, artifact.kind) for artifact in done.artifacts]
+    assert {"python", "torch", "diffusers", "peft"} <= done.versions.keys()
     assert [hashlib.sha256((attempt / artifact.path).read_bytes()).hexdigest() for artifact in done.artifacts] == [
         artifact.sha256 for artifact in done.artifacts
     ]

@@ -1,8 +1,10 @@
 """A run from the checked data set to the result, in the order in which it happens."""
 
 import math
+import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -41,6 +43,8 @@ SHEET = "contactSheet"
 CURVE = "lossCurve"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 MIB = 2**20
+# Whose versions a result depends on.
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
 
 class TrainingRun:
@@ -238,6 +242,7 @@ class TrainingRun:
             fixed_loss_after=fixed_loss,
             artifacts=artifacts,
             peak_vram_mib=peak_vram_mib(),
+            versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         )
 
     @property
