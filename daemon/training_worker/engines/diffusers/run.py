@@ -2,20 +2,15 @@
 
 import math
 import platform
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from msgspec.structs import replace
 
 from training_schemas.progress import CheckpointRecord, DoneRecord, Phase, StepRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec, SdxlParameters
 from training_worker.engines.diffusers import checkpoints
-from training_worker.engines.diffusers.batches import BatchSource, Item
-from training_worker.engines.diffusers.buckets import DIVISORS, bucket_of
-from training_worker.engines.diffusers.captions import base_caption
 from training_worker.engines.diffusers.checkpoints import Tally
 from training_worker.engines.diffusers.content_keys import content_key
 from training_worker.engines.diffusers.control import Control
@@ -23,16 +18,14 @@ from training_worker.engines.diffusers.curve import loss_curve
 from training_worker.engines.diffusers.data import Dataset
 from training_worker.engines.diffusers.export import describe_artifacts
 from training_worker.engines.diffusers.failures import TrainingStopped
-from training_worker.engines.diffusers.latents import CachedImages, ImageSource, LiveImages, Picture
-from training_worker.engines.diffusers.model_digests import model_digest
 from training_worker.engines.diffusers.model_spec import Result
-from training_worker.engines.diffusers.models import ModelLoader, peak_vram_mib, release_memory
+from training_worker.engines.diffusers.models import ModelLoader, peak_vram_mib
 from training_worker.engines.diffusers.pipelines import PIPELINES
+from training_worker.engines.diffusers.preparation import Preparation
 from training_worker.engines.diffusers.progress import ProgressWriter
 from training_worker.engines.diffusers.sampling import Sample, Sampler
 from training_worker.engines.diffusers.sheet import contact_sheet
 from training_worker.engines.diffusers.tensor_cache import TensorCache
-from training_worker.engines.diffusers.texts import CachedTexts, LiveTexts, TextSource
 from training_worker.engines.diffusers.trainer import Trainer
 from training_worker.version import __version__
 
@@ -41,7 +34,6 @@ SHEET_FILE = "samples.png"
 CURVE_FILE = "loss.png"
 SHEET = "contactSheet"
 CURVE = "lossCurve"
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 MIB = 2**20
 # Whose versions a result depends on.
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
@@ -65,7 +57,7 @@ class TrainingRun:
         self._progress = progress
         self._control = control
         self._attempt = Path(spec.attempt_path)
-        self._cache_folder = Path(spec.cache_path) if spec.cache_path else folder / CACHE_FOLDER
+        self._cache = TensorCache(Path(spec.cache_path or folder / CACHE_FOLDER), spec.cache_limit_mib * MIB)
         kind = PIPELINES[spec.training_type]
         self._loader = ModelLoader(Path(spec.model_path), kind.family, parameters.weight_dtype, spec.device)
         self._pipeline = kind(self._loader, parameters)
@@ -81,8 +73,8 @@ class TrainingRun:
             TrainingStopped: The run was stopped; steps that no earlier attempt had taken are in a checkpoint.
             TrainingFailure: The run failed for a known reason.
         """
-        with TensorCache(self._cache_folder, self._spec.cache_limit_mib * MIB) as cache:
-            trainer = self._build_trainer(cache)
+        with self._cache as cache:
+            trainer = Preparation(self._pipeline, self._dataset, cache, self._progress, self._control).make_trainer()
             sampler = Sampler(trainer, self._attempt, self._progress)
             try:
                 self._resume(trainer)
@@ -93,66 +85,6 @@ class TrainingRun:
                 self._save_checkpoint(trainer)
                 raise TrainingStopped(stop.why, self._tally.step) from None
 
-    def _build_trainer(self, cache: TensorCache) -> Trainer:
-        texts = self._prepare_texts(cache)
-        pictures = [
-            Picture(example=example, bucket=self._bucket(example.width, example.height))
-            for example in self._dataset.examples
-        ]
-        images = self._prepare_images(cache, pictures)
-        self._enter(Phase.LOADING_MODEL)
-        self._pipeline.load_denoiser()
-        items = [
-            Item(caption=picture.example.caption, shape=picture.bucket, repeats=picture.example.repeats)
-            for picture in pictures
-        ]
-        batches = BatchSource(items, images, self._pipeline.noising, self._parameters)
-        return Trainer(self._pipeline, batches, texts)
-
-    def _bucket(self, width: int, height: int) -> tuple[int, int]:
-        settings = self._parameters
-        return bucket_of(
-            width, height, settings.resolution, DIVISORS[self._spec.training_type.family], settings.aspect_ratio_buckets
-        )
-
-    def _prepare_texts(self, cache: TensorCache) -> TextSource:
-        captions = [base_caption(example.caption, self._parameters) for example in self._dataset.examples]
-        texts = [*captions, *self._parameters.validation_prompts, ""]
-        kept = self._pipeline.keeps_encoders
-        self._enter(Phase.CACHING_TEXT, None if kept else len(texts))
-        if kept:
-            self._pipeline.load_encoders()
-            return LiveTexts(self._pipeline.embed)
-        model = self._model_key(TEXT_ENCODERS, self._loader.dtype)
-        source = CachedTexts(cache, model, self._pipeline.text_lengths)
-        if not source.has_all(texts):
-            self._pipeline.load_encoders()
-            source.embed_all(texts, self._pipeline.embed, self._control.check)
-            self._pipeline.drop_encoders()
-            release_memory()
-        return source
-
-    def _prepare_images(self, cache: TensorCache, pictures: list[Picture]) -> ImageSource:
-        settings = self._parameters
-        self._enter(Phase.CACHING_LATENTS, len(pictures) if settings.cache_vae_outputs else None)
-        if not settings.cache_vae_outputs:
-            vae = self._loader.vae()
-            return LiveImages(vae, pictures, crops=settings.random_crop, flips=settings.random_flip)
-        model = self._model_key(["vae"], self._loader.vae_dtype)
-        source = CachedImages(cache, pictures, model, flips=settings.random_flip)
-        if not source.complete:
-            vae = self._loader.vae()
-            source.encode_all(vae, self._control.check)
-            del vae
-            release_memory()
-        return source
-
-    def _model_key(self, parts: Iterable[str], dtype: torch.dtype) -> str:
-        """Name what makes the values that are cached."""
-        folders = [self._loader.folder / part for part in parts]
-        digests = [model_digest(folder, self._cache_folder, self._control.check) for folder in folders]
-        return content_key("model", parts=digests, dtype=str(dtype))
-
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the checkpoint, if there is one; from a broken one the job starts anew, which beats giving up."""
         if self._spec.resume_from is None:
@@ -162,11 +94,6 @@ class TrainingRun:
         except checkpoints.CheckpointError as error:
             self._progress.write(WarningRecord, message=f"{error}; training starts from step 0")
         self._saved_step = self._tally.step
-
-    def _enter(self, phase: Phase, total: int | None = None) -> None:
-        """Begin a phase which starts with something that cannot be stopped half-way, such as loading a model."""
-        self._progress.phase(phase, total)
-        self._control.check()
 
     def _begin(self, trainer: Trainer, sampler: Sampler) -> None:
         """Record what the model can do before the job's first step."""
@@ -228,7 +155,8 @@ class TrainingRun:
         with trainer.result_weights():
             fixed_loss = trainer.fixed_loss(self._tally.step, self._control.check)
             self._draw_samples(sampler)
-            self._enter(Phase.EXPORTING)
+            self._progress.phase(Phase.EXPORTING)
+            self._control.check()
             files = self._pipeline.export(self._attempt, self._result())
         artifacts = describe_artifacts(
             {**files, **self._pictures()}, [sample.path for sample in self._samples], self._attempt

@@ -38,7 +38,7 @@ class TensorCache:
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._entries = folder / ENTRIES
         self._limit_bytes = limit_bytes
         self._unchecked_bytes = 0
@@ -50,7 +50,7 @@ class TensorCache:
         Raises:
             TrainingFailure: There can be no such folder here.
         """
-        runs = self._folder / RUNS
+        runs = self.folder / RUNS
         try:
             for path in (self._entries, runs):
                 path.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class TensorCache:
             evict(self._entries, self._limit_bytes)
             self._links = self._held.enter_context(held_folder(runs))
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            message = f"cannot use cache {self._folder}: {error.filename}: {error.strerror}"
+            message = f"cannot use cache {self.folder}: {error.filename}: {error.strerror}"
             raise TrainingFailure(FailureReason.HOST_UNFIT, message) from error
         return self
 

@@ -24,7 +24,8 @@ class SdxlFinetune(SdxlPipeline):
             for name in ENCODERS:
                 encoder = getattr(self.encoders, name).requires_grad_(requires_grad=True)
                 if self.parameters.gradient_checkpointing:
-                    encoder.gradient_checkpointing_enable()
+                    # It only does so in training; there is no dropout in it that would begin then.
+                    encoder.train().gradient_checkpointing_enable()
 
     def prepare_denoiser(self) -> None:
         """All of the UNet learns."""

@@ -1,0 +1,106 @@
+"""What comes before training: texts and images are encoded, the encoders go, and the denoiser comes."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from training_schemas.progress import Phase
+from training_worker.engines.diffusers.batches import BatchSource, Item
+from training_worker.engines.diffusers.buckets import Size, bucket_of
+from training_worker.engines.diffusers.captions import base_caption
+from training_worker.engines.diffusers.content_keys import content_key
+from training_worker.engines.diffusers.control import Control
+from training_worker.engines.diffusers.data import Dataset
+from training_worker.engines.diffusers.examples import Example
+from training_worker.engines.diffusers.latents import CachedImages, ImageSource, LiveImages, Picture
+from training_worker.engines.diffusers.model_digests import model_digest
+from training_worker.engines.diffusers.models import release_memory
+from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
+from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.tensor_cache import TensorCache
+from training_worker.engines.diffusers.texts import CachedTexts, LiveTexts, TextSource
+from training_worker.engines.diffusers.trainer import Trainer
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+class Preparation:
+    """Makes a trainer, with no more in memory at a time than it takes."""
+
+    def __init__(
+        self,
+        pipeline: TrainingPipeline[Any],
+        dataset: Dataset,
+        cache: TensorCache,
+        progress: ProgressWriter,
+        control: Control,
+    ) -> None:
+        self._pipeline = pipeline
+        self._loader = pipeline.loader
+        self._parameters = pipeline.parameters
+        self._dataset = dataset
+        self._cache = cache
+        self._progress = progress
+        self._control = control
+
+    def make_trainer(self) -> Trainer:
+        """Go through all phases before training."""
+        texts = self._prepare_texts()
+        pictures = [Picture(example=example, bucket=self._bucket(example)) for example in self._dataset.examples]
+        images = self._prepare_images(pictures)
+        self._enter(Phase.LOADING_MODEL)
+        self._pipeline.load_denoiser()
+        items = [
+            Item(caption=picture.example.caption, shape=picture.bucket, repeats=picture.example.repeats)
+            for picture in pictures
+        ]
+        batches = BatchSource(items, images, self._pipeline.noising, self._parameters)
+        return Trainer(self._pipeline, batches, texts)
+
+    def _bucket(self, example: Example) -> Size:
+        settings, divisor = self._parameters, self._pipeline.family.divisor
+        return bucket_of(example.width, example.height, settings.resolution, divisor, settings.aspect_ratio_buckets)
+
+    def _prepare_texts(self) -> TextSource:
+        captions = [base_caption(example.caption, self._parameters) for example in self._dataset.examples]
+        texts = [*captions, *self._parameters.validation_prompts, ""]
+        kept = self._pipeline.keeps_encoders
+        self._enter(Phase.CACHING_TEXT, None if kept else len(texts))
+        if kept:
+            self._pipeline.load_encoders()
+            return LiveTexts(self._pipeline.embed)
+        model = self._model_key(TEXT_ENCODERS, self._loader.dtype)
+        source = CachedTexts(self._cache, model, self._pipeline.text_lengths)
+        if not source.has_all(texts):
+            self._pipeline.load_encoders()
+            source.embed_all(texts, self._pipeline.embed, self._control.check)
+            self._pipeline.drop_encoders()
+            release_memory()
+        return source
+
+    def _prepare_images(self, pictures: list[Picture]) -> ImageSource:
+        settings = self._parameters
+        self._enter(Phase.CACHING_LATENTS, len(pictures) if settings.cache_vae_outputs else None)
+        if not settings.cache_vae_outputs:
+            vae = self._loader.vae()
+            return LiveImages(vae, pictures, crops=settings.random_crop, flips=settings.random_flip)
+        model = self._model_key(["vae"], self._loader.vae_dtype)
+        source = CachedImages(self._cache, pictures, model, flips=settings.random_flip)
+        if not source.complete:
+            vae = self._loader.vae()
+            source.encode_all(vae, self._control.check)
+            del vae
+            release_memory()
+        return source
+
+    def _model_key(self, parts: Iterable[str], dtype: torch.dtype) -> str:
+        """Name what makes the values that are cached."""
+        folders = [self._loader.folder / part for part in parts]
+        digests = [model_digest(folder, self._cache.folder, self._control.check) for folder in folders]
+        return content_key("model", parts=digests, dtype=str(dtype))
+
+    def _enter(self, phase: Phase, total: int | None = None) -> None:
+        """Begin a phase which starts with something that cannot be stopped half-way, such as loading a model."""
+        self._progress.phase(phase, total)
+        self._control.check()
