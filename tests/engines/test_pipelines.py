@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file
 from tests.engines.conftest import PARAMETERS, SDXL_PARAMETERS, Train, WriteRun
 from tests.engines.trainers import DATASET, BuildTrainer, never, take_steps, weights
 
@@ -44,6 +45,13 @@ def settings_of(training_type: TrainingType, **changes: Any) -> Any:
         return replace(PARAMETERS, **changes)
     word = WORD if training_type is TrainingType.SDXL_TEXTUAL_INVERSION else ""
     return replace(SDXL_PARAMETERS, trigger_word=word, **changes)
+
+
+def checkpoint_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read all that a checkpoint holds in tensors: weights, states, the running mean, generators and losses."""
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) == 2
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize(
@@ -108,29 +116,40 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-@pytest.mark.parametrize("kill_at", [1, 3, 5])
-def test_a_run_that_was_stopped_at_any_step_ends_with_the_same_weights(
-    write_run: WriteRun, train: Train, training_type: TrainingType, kill_at: int
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_run_that_goes_on_from_any_step_ends_with_the_same_weights(
+    write_run: WriteRun, train: Train, training_type: TrainingType, step: int
 ) -> None:
-    """As one that was not, to the last bit; here through the program, from the last checkpoint before its death."""
+    """As one that was not interrupted, to the last bit; here through the program, from the checkpoint of that step."""
     word = WORD if training_type is TrainingType.SDXL_TEXTUAL_INVERSION else ""
-    common = {"training_type": training_type, "checkpoint_every": 1, "trigger_word": word, "ema_decay": 0.5}
+    common = {
+        "training_type": training_type,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 6,
+        "trigger_word": word,
+        "ema_decay": 0.5,
+    }
     whole = write_run("whole", **common)
     _, records = train(whole)
     saved = {record.step: record.path for record in records if isinstance(record, CheckpointRecord)}
 
-    resumed = write_run("resumed", **{**common, "keep_checkpoints": 9}, resume_from=saved.get(kill_at, saved[4]))
+    resumed = write_run("resumed", **common, resume_from=saved[step])
     code, others = train(resumed)
 
-    assert code == 0
     done, other = records[-1], others[-1]
+    assert code == 0
+    assert list(range(step + 1, 7)) == [record.step for record in others if isinstance(record, StepRecord)]
     assert isinstance(done, DoneRecord)
     assert isinstance(other, DoneRecord)
-    assert (done.first_loss, done.last_loss, done.fixed_loss_after) == (
+    assert (done.first_loss, done.last_loss, done.fixed_loss_before, done.fixed_loss_after) == (
         other.first_loss,
         other.last_loss,
+        other.fixed_loss_before,
         other.fixed_loss_after,
     )
+    last = Path(saved[6]).name
+    first, second = (checkpoint_weights(run / "attempt" / "checkpoints" / last) for run in (whole, resumed))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("training_type", [TrainingType.FLUX_LORA, TrainingType.SDXL_LORA, TrainingType.SDXL_FINETUNE])
