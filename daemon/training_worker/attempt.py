@@ -210,7 +210,7 @@ def read_result(job: TrainingJob) -> DoneRecord | None:
     return manifest.result if manifest.job == job else None
 
 
-def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord, account: Account | None = None) -> DoneRecord:
+def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord, account: Account) -> DoneRecord:
     """Make a finished attempt the job's output, by one rename, and drop what earlier ones left.
 
     Done before, it is not done again: a daemon may have died right after it. Returns what stands in the job's output.

@@ -241,10 +241,10 @@ def _made_consistent(
         if not getattr(parameters, setting):
             continue
         changed = msgspec.structs.replace(parameters, **{setting: False})
-        name = next(change.setting for change in _changes(parameters, changed, why))
+        (change,) = _changes(parameters, changed, why)
         if setting in own:
-            faults.append(Fault(path=f"configOverrides.{name}", reason=why))
-        changes += _changes(parameters, changed, why)
+            faults.append(Fault(path=f"configOverrides.{change.setting}", reason=why))
+        changes.append(change)
         parameters = changed
     if parameters.optimizer is OptimizerName.PRODIGY and "learning_rate" not in own:
         changed = msgspec.structs.replace(parameters, learning_rate=PRODIGY_RATE)

@@ -41,6 +41,13 @@ STAND_IN = Card(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated
 ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
 RESULT = DoneRecord(sequence=9, time=1.0, steps=10, artifacts=[ARTIFACT], **LOSSES)
+ACCOUNT = Account(
+    started_at=1.0,
+    finished_at=61.0,
+    usage=Usage(gpu_seconds=60.0, cost_usd=0.5),
+    predicted=None,
+    changes={"batchSize": 1},
+)
 
 
 class Host:
@@ -158,7 +165,7 @@ def test_an_output_folder_of_several_levels_is_made(host: Host) -> None:
     spec = host.train(output_path=str(host.outputs / "user" / "studio" / "portrait"))
     job = host.queued(output_path=str(host.outputs / "user" / "studio" / "portrait")).job
 
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, ACCOUNT)
 
     assert (host.outputs / "user" / "studio" / "portrait" / ARTIFACT.path).read_bytes() == b"abc"
 
@@ -168,7 +175,7 @@ def test_an_empty_output_folder_is_no_obstacle(host: Host) -> None:
     (host.outputs / "portrait").mkdir()
     spec = host.train()
 
-    promote(host.queued().job, spec, RESULT)
+    promote(host.queued().job, spec, RESULT, ACCOUNT)
 
     assert (host.outputs / "portrait" / ARTIFACT.path).read_bytes() == b"abc"
 
@@ -261,7 +268,7 @@ def test_an_output_that_could_not_be_promoted_fails_before_training(host: Host, 
     except AttemptError:
         return
 
-    promote(host.queued(output_path=path).job, spec, RESULT)
+    promote(host.queued(output_path=path).job, spec, RESULT, ACCOUNT)
 
     assert (Path(path).resolve() / ARTIFACT.path).read_bytes() == b"abc"
 
@@ -350,7 +357,7 @@ def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:
     """One rename: nobody ever sees half a result, and nothing else is left beside it."""
     spec = host.train()
 
-    promote(host.queued().job, spec, RESULT)
+    promote(host.queued().job, spec, RESULT, ACCOUNT)
 
     assert [path.name for path in host.outputs.iterdir()] == ["portrait"]
     assert sorted(path.name for path in (host.outputs / "portrait").iterdir()) == ["manifest.json", ARTIFACT.path]
@@ -360,10 +367,8 @@ def test_the_manifest_says_how_the_result_came_about(host: Host) -> None:
     """The job as asked for, the spec as trained, the result, the version that did it, and what it took and cost."""
     spec = host.train(attempt=2, lora_rank=4)
     job = host.queued(lora_rank=4).job
-    usage = Usage(gpu_seconds=60.0, cost_usd=0.5)
-    account = Account(started_at=1.0, finished_at=61.0, usage=usage, predicted=None, changes={"batchSize": 1})
 
-    promote(job, spec, RESULT, account)
+    promote(job, spec, RESULT, ACCOUNT)
 
     manifest = json.loads((host.outputs / "portrait" / "manifest.json").read_bytes())
     assert manifest.keys() == {"job", "workerVersion", "spec", "result", "account"}
@@ -380,7 +385,7 @@ def test_promotion_drops_what_earlier_attempts_left_and_nothing_else(host: Host)
     for name in (".portrait.a.1", ".portrait.a.2", ".portrait.b.1", ".portrait.a.4", "other"):
         (host.outputs / name / "checkpoint-1").mkdir(parents=True)
 
-    promote(host.queued().job, host.train(attempt=3), RESULT)
+    promote(host.queued().job, host.train(attempt=3), RESULT, ACCOUNT)
 
     assert sorted(path.name for path in host.outputs.iterdir()) == [
         ".portrait.a.4",
@@ -396,7 +401,7 @@ def test_an_output_that_appeared_meanwhile_is_not_overwritten(host: Host) -> Non
     (host.outputs / "portrait" / "other").mkdir(parents=True)
 
     with pytest.raises(AttemptError, match=r"^cannot write output: ") as caught:
-        promote(host.queued().job, spec, RESULT)
+        promote(host.queued().job, spec, RESULT, ACCOUNT)
 
     assert caught.value.reason == "outputInvalid"
     assert (host.outputs / "portrait" / "other").is_dir()
@@ -410,7 +415,7 @@ def test_a_result_that_was_deleted_meanwhile_is_no_success(host: Host) -> None:
     Path(spec.attempt_path).rmdir()
 
     with pytest.raises(AttemptError) as caught:
-        promote(host.queued().job, spec, RESULT)
+        promote(host.queued().job, spec, RESULT, ACCOUNT)
 
     assert caught.value.reason == "outputInvalid"
 
@@ -429,7 +434,7 @@ def test_a_result_that_is_there_is_read(host: Host) -> None:
     """A job whose end the ledger has forgotten is not trained again."""
     job = host.queued().job
     assert read_result(job) is None
-    promote(job, host.train(), RESULT)
+    promote(job, host.train(), RESULT, ACCOUNT)
 
     assert read_result(job) == RESULT
 
@@ -437,7 +442,7 @@ def test_a_result_that_is_there_is_read(host: Host) -> None:
 @pytest.mark.parametrize("change", [{"job_id": "b"}, {"lora_rank": 2}])
 def test_the_result_of_another_job_is_none(host: Host, change: dict[str, Any]) -> None:
     """Though it lies in the same place."""
-    promote(host.queued().job, host.train(), RESULT)
+    promote(host.queued().job, host.train(), RESULT, ACCOUNT)
 
     assert read_result(msgspec.structs.replace(host.queued().job, **change)) is None
 
@@ -463,10 +468,10 @@ def test_an_output_that_is_no_folder_has_no_result(host: Host) -> None:
 def test_a_result_that_was_promoted_is_not_promoted_again(host: Host) -> None:
     """The daemon died right after it; the next one finds it done."""
     job, spec = host.queued().job, host.train()
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, ACCOUNT)
     before = (host.outputs / "portrait" / "manifest.json").stat().st_mtime_ns
 
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, ACCOUNT)
 
     assert (host.outputs / "portrait" / "manifest.json").stat().st_mtime_ns == before
     assert (host.outputs / "portrait" / ARTIFACT.path).read_bytes() == b"abc"
@@ -475,10 +480,10 @@ def test_a_result_that_was_promoted_is_not_promoted_again(host: Host) -> None:
 def test_a_promotion_that_was_interrupted_is_finished(host: Host) -> None:
     """What earlier attempts left takes gigabytes: it is dropped, whoever comes to it."""
     job, spec = host.queued().job, host.train(attempt=3)
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, ACCOUNT)
     (host.outputs / ".portrait.a.1" / "checkpoint-1").mkdir(parents=True)
 
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, ACCOUNT)
 
     assert [path.name for path in host.outputs.iterdir()] == ["portrait"]
 
@@ -486,9 +491,9 @@ def test_a_promotion_that_was_interrupted_is_finished(host: Host) -> None:
 def test_the_result_of_an_owner_who_was_faster_stands(host: Host) -> None:
     """Cut off, somebody else put its result in place: it is as good, and what is told is what is there."""
     job, spec = host.queued().job, host.train()
-    promote(job, spec, RESULT)
+    promote(job, spec, RESULT, ACCOUNT)
 
-    assert promote(job, spec, msgspec.structs.replace(RESULT, steps=11)) == RESULT
+    assert promote(job, spec, msgspec.structs.replace(RESULT, steps=11), ACCOUNT) == RESULT
 
 
 def test_the_last_checkpoint_that_can_be_read_is_gone_on_from(host: Host) -> None:

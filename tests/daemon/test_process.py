@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-import select
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.processes import is_gone
 
 from training_worker.identity import RECORD_SELF, Identity
 from training_worker.process import UNKNOWN, Child, Exit
@@ -61,18 +61,6 @@ async def end(child: Child) -> Exit:
 def kill(child: Child) -> None:
     """What somebody else may do to it."""
     os.killpg(child.pid, signal.SIGKILL)
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process that may be a stranger's child ends."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], PATIENCE)[0])
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("status", [0, 1, 137])
@@ -189,7 +177,7 @@ async def test_a_grandchild_is_killed_when_the_child_has_ended(shell: Shell) -> 
     child = shell.start(f"{grandchild} {told}; exit 0", {"OUT": str(shell.stdout)})
 
     assert await end(child) == Exit(status=0)
-    assert is_gone(int(await shell.until_says("grandchild")))
+    assert is_gone(int(await shell.until_says("grandchild")), PATIENCE)
 
 
 async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell: Shell) -> None:
@@ -199,7 +187,7 @@ async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell
     pid = int(await shell.until_says("grandchild"))
 
     assert await asyncio.wait_for(child.stop(PATIENCE), PATIENCE) == Exit(status=4)
-    assert is_gone(pid)
+    assert is_gone(pid, PATIENCE)
 
 
 async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
@@ -290,7 +278,7 @@ async def test_a_child_of_somebody_else_is_waited_for_as_well(shell: Shell) -> N
     exit_ = await asyncio.wait_for(child.stop(PATIENCE), PATIENCE)
 
     assert (exit_, str(exit_)) == (UNKNOWN, "exit status unknown")
-    assert is_gone(grandchild)
+    assert is_gone(grandchild, PATIENCE)
 
 
 async def test_a_child_that_has_ended_is_not_found(shell: Shell) -> None:

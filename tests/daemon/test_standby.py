@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest_asyncio
 import structlog
 from tests.support import runs
 from tests.support.owning import PATIENCE
+from tests.support.processes import is_gone
 
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker import standby
@@ -97,18 +97,6 @@ def run(tmp_path: Path) -> Run:
     return runs.make_run(tmp_path)
 
 
-def is_gone(pid: int) -> bool:
-    """Whether a process ends."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], PATIENCE)[0])
-    finally:
-        os.close(fd)
-
-
 async def test_the_trainer_that_waits_is_the_one_that_trains(stage: Stage, run: Run) -> None:
     """It is known in the run folder as it was before, its output goes there, and its end is told."""
     slot = await stage.ready(READY + READ + TAKE + TRAIN)
@@ -165,7 +153,7 @@ async def test_a_trainer_that_does_not_take_its_run_is_ended(stage: Stage, run: 
 
     assert await slot.standby.hand_over(ENGINE, run) is None
 
-    assert is_gone(waiting.pid)
+    assert is_gone(waiting.pid, PATIENCE)
     assert (run.identity, run.has_begun) == (None, False)
 
 
@@ -177,7 +165,7 @@ async def test_a_trainer_that_takes_too_long_is_ended(stage: Stage, run: Run, mo
 
     assert await slot.standby.hand_over(ENGINE, run) is None
 
-    assert is_gone(waiting.pid)
+    assert is_gone(waiting.pid, PATIENCE)
     assert "TimeoutError" in (await slot.until_logged("standby_failed"))[0]["error"]
     assert (run.identity, run.has_begun) == (None, False)
 
@@ -204,7 +192,7 @@ async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: 
 
     assert await slot.standby.hand_over(ENGINE, run) is None
 
-    assert is_gone(waiting.pid)
+    assert is_gone(waiting.pid, PATIENCE)
     assert slot.log == []
     assert (run.identity, run.has_begun) == (None, False)
 
@@ -242,7 +230,7 @@ async def test_no_trainer_waits_while_a_job_is_trained(stage: Stage, run: Run) -
 
     child = await slot.standby.hand_over(ENGINE, run)
 
-    assert is_gone(other.pid)
+    assert is_gone(other.pid, PATIENCE)
     assert child is not None
     assert not child.ended.is_set()
     await child.stop(0)
@@ -268,7 +256,7 @@ async def test_a_trainer_that_is_stopped_ends_at_once_and_leaves_nothing(stage: 
 
     await asyncio.wait_for(slot.standby.stop(), PATIENCE)
 
-    assert is_gone(waiting.pid)
+    assert is_gone(waiting.pid, PATIENCE)
     assert list(slot.folder.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
@@ -300,6 +288,6 @@ def test_a_trainer_that_waits_does_not_outlive_its_daemon(tmp_path: Path, how: s
         if how == "kill":
             daemon.kill()
 
-        assert is_gone(waiting)
+        assert is_gone(waiting, PATIENCE)
 
         daemon.kill()

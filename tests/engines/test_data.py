@@ -36,6 +36,8 @@ def test_an_example_is_all_that_training_has_to_know_of_an_image(tmp_path: Path)
             repeats=1,
             width=80,
             height=96,
+            bucket=(64, 64),
+            mask_digest=None,
             digest=hashlib.sha256(image.read_bytes()).hexdigest(),
         )
     ] == read(tmp_path, trigger_word="rbt").examples

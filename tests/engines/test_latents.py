@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from training_schemas.spec import WeightDtype
@@ -14,7 +15,6 @@ from training_worker.engines.diffusers.images import digest_of
 from training_worker.engines.diffusers.latents import (
     CachedImages,
     LiveImages,
-    Picture,
     decode_latents,
     encode_image,
 )
@@ -37,23 +37,24 @@ def loader(tiny_model: Path) -> ModelLoader:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Picture:
+def example(tmp_path: Path) -> Example:
     """An image of 96 x 64 pixels, dark on its left, trained as a square; its left half counts."""
     grey = np.tile(np.linspace(0, 255, 96, dtype=np.uint8), (64, 1))
     Image.fromarray(grey).convert("RGB").save(tmp_path / "a.png")
     mask = np.zeros((64, 96), dtype=np.uint8)
     mask[:, :48] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    example = Example(
+    return Example(
         image=tmp_path / "a.png",
         caption="a",
         mask=tmp_path / "mask.png",
         repeats=1,
         width=96,
         height=64,
+        bucket=(64, 64),
         digest=digest_of(tmp_path / "a.png"),
+        mask_digest=digest_of(tmp_path / "mask.png"),
     )
-    return Picture(example=example, bucket=(64, 64))
 
 
 def test_flux_latents_are_shifted_and_scaled(loader: ModelLoader) -> None:
@@ -87,40 +88,40 @@ def test_decoding_undoes_the_shift_and_the_scale(loader: ModelLoader) -> None:
         torch.testing.assert_close(vae.decode(latents).sample, decode_latents(vae, (latents - 0.1159) * 0.3611))
 
 
-def test_cached_images_are_those_that_are_encoded_anew(tmp_path: Path, loader: ModelLoader, picture: Picture) -> None:
+def test_cached_images_are_those_that_are_encoded_anew(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
     """With mask and sizes; and once cached, no autoencoder is needed."""
     vae, generator = loader.vae(), torch.Generator()
     with TensorCache(tmp_path / "cache", LIMIT) as cache:
-        cached = CachedImages(cache, [picture], "model", flips=False)
+        cached = CachedImages(cache, [example], "model", flips=False)
         before = cached.complete
         cached.encode_all(vae, never)
         assert (False, True) == (before, cached.complete)
         found = cached.draw(0, generator)
-    made = LiveImages(vae, [picture], crops=False, flips=False).draw(0, generator)
+    made = LiveImages(vae, [example], crops=False, flips=False).draw(0, generator)
 
     assert (16, 8, 8) == found.mean.shape
     for name in ("mean", "std", "mask", "sizes"):
         torch.testing.assert_close(getattr(made, name), getattr(found, name), rtol=0, atol=0)
 
 
-def test_sizes_are_those_that_sdxl_is_told(loader: ModelLoader, picture: Picture) -> None:
+def test_sizes_are_those_that_sdxl_is_told(loader: ModelLoader, example: Example) -> None:
     """Height and width of the original, top and left of the crop, height and width of the target."""
-    image = LiveImages(loader.vae(), [picture], crops=False, flips=False).fixed(0)
+    image = LiveImages(loader.vae(), [example], crops=False, flips=False).fixed(0)
 
     assert [64, 96, 0, 16, 64, 64] == image.sizes.tolist()
 
 
-def test_a_mask_is_cropped_like_its_image(loader: ModelLoader, picture: Picture) -> None:
+def test_a_mask_is_cropped_like_its_image(loader: ModelLoader, example: Example) -> None:
     """Of the left 48 columns the crop leaves 32, which are 4 latents."""
-    image = LiveImages(loader.vae(), [picture], crops=False, flips=False).fixed(0)
+    image = LiveImages(loader.vae(), [example], crops=False, flips=False).fixed(0)
 
     assert [1.0] * 4 + [0.0] * 4 == image.mask[0, 3].tolist()
 
 
-def test_flips_mirror_half_of_the_samples(tmp_path: Path, loader: ModelLoader, picture: Picture) -> None:
+def test_flips_mirror_half_of_the_samples(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
     """Cached ones too: there are two of each image."""
     with TensorCache(tmp_path / "cache", LIMIT) as cache:
-        cached = CachedImages(cache, [picture], "model", flips=True)
+        cached = CachedImages(cache, [example], "model", flips=True)
         cached.encode_all(loader.vae(), never)
         generator = torch.Generator().manual_seed(0)
         masks = [cached.draw(0, generator).mask[0, 0].tolist() for _ in range(200)]
@@ -130,9 +131,9 @@ def test_flips_mirror_half_of_the_samples(tmp_path: Path, loader: ModelLoader, p
     assert 70 < mirrored < 130
 
 
-def test_random_crops_go_from_edge_to_edge(loader: ModelLoader, picture: Picture) -> None:
+def test_random_crops_go_from_edge_to_edge(loader: ModelLoader, example: Example) -> None:
     """SDXL is told where they are."""
-    images = LiveImages(loader.vae(), [picture], crops=True, flips=False)
+    images = LiveImages(loader.vae(), [example], crops=True, flips=False)
     generator = torch.Generator().manual_seed(0)
     lefts = {int(images.draw(0, generator).sizes[3]) for _ in range(60)}
 
@@ -141,13 +142,12 @@ def test_random_crops_go_from_edge_to_edge(loader: ModelLoader, picture: Picture
     assert len(lefts) > 20
 
 
-def test_another_model_or_another_mask_is_another_entry(tmp_path: Path, loader: ModelLoader, picture: Picture) -> None:
+def test_another_model_or_another_mask_is_another_entry(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
     """What was cached for others is not taken."""
     with TensorCache(tmp_path / "cache", LIMIT) as cache:
-        CachedImages(cache, [picture], "model", flips=False).encode_all(loader.vae(), never)
-        mask = picture.example.mask
-        assert mask is not None
-        Image.new("L", (96, 64), 255).save(mask)
+        CachedImages(cache, [example], "model", flips=False).encode_all(loader.vae(), never)
+        Image.new("L", (96, 64), 255).save(tmp_path / "other.png")
+        other = replace(example, mask=tmp_path / "other.png", mask_digest=digest_of(tmp_path / "other.png"))
 
-        assert not CachedImages(cache, [picture], "model", flips=False).complete
-        assert not CachedImages(cache, [picture], "other", flips=False).complete
+        assert not CachedImages(cache, [other], "model", flips=False).complete
+        assert not CachedImages(cache, [example], "other", flips=False).complete

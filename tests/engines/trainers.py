@@ -15,7 +15,7 @@ from training_worker.engines.diffusers.latents import LatentImage
 from training_worker.engines.diffusers.models import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
-from training_worker.engines.diffusers.texts import LiveTexts, Texts, TextSource
+from training_worker.engines.diffusers.texts import Texts, TextSource
 from training_worker.engines.diffusers.trainer import Trainer
 
 DATASET = "a hash"
@@ -89,7 +89,7 @@ def build_trainer(
     flux = training_type is TrainingType.FLUX_LORA
     texts: TextSource = RandomTexts(32, 32) if flux else RandomTexts(80, 48)
     if pipeline.keeps_encoders:
-        texts = LiveTexts(pipeline.embed)
+        texts = pipeline
     items = [Item(caption=caption, shape=(32, 32)) for caption in CAPTIONS]
     batches = BatchSource(items, RandomImages(16 if flux else 4), pipeline.noising, parameters)
     return Trainer(pipeline, batches, texts)

@@ -1,7 +1,6 @@
 """Trainers that wait, through the queue: who trains, what is told, and what is left when the daemon ends."""
 
 import os
-import select
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,11 @@ from typing import Any
 import pytest
 from tests.support import real_training
 from tests.support.fleet import PATIENCE, Daemon, Fleet
+from tests.support.processes import is_gone
 
 from training_schemas.events import JobClaimed, JobCompleted, JobEvent, JobProgress
 
 pytestmark = pytest.mark.broker
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process ends."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], PATIENCE)[0])
-    finally:
-        os.close(fd)
 
 
 async def ready(daemon: Daemon, count: int = 1) -> list[int]:
@@ -61,7 +49,7 @@ async def test_jobs_are_trained_by_the_trainers_that_waited_for_them(fleet: Flee
     assert started(daemon) == [(first, True), (second, True)]
     daemon.signal(signal.SIGTERM)
     assert await daemon.ended() == 0
-    assert is_gone(waits)
+    assert is_gone(waits, PATIENCE)
 
 
 async def test_no_trainer_waits_while_another_one_trains(fleet: Fleet) -> None:
@@ -118,7 +106,7 @@ async def test_no_trainer_waits_for_a_daemon_that_has_ended(fleet: Fleet, number
     daemon.signal(number)
 
     await daemon.ended()
-    assert is_gone(waiting)
+    assert is_gone(waiting, PATIENCE)
 
 
 async def test_a_daemon_that_is_executed_anew_has_a_new_trainer_waiting(fleet: Fleet) -> None:

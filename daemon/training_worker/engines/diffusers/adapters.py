@@ -4,7 +4,7 @@ A file of them is what ComfyUI and InvokeAI read too: keys ``<part>.<layer>.lora
 no alpha (it equals the rank).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -89,19 +89,17 @@ class Adapters:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights by their names in a file."""
-        return {name: weight for _, _, name, weight in self._named()}
+        return {
+            _file_name(part, key): weight
+            for part, module in self._parts.items()
+            for key, weight in get_peft_model_state_dict(module).items()
+        }
 
     def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Set all weights to those of `weights`."""
         for part, module in self._parts.items():
-            own = {key: weights[name] for one, key, name, _ in self._named() if one == part}
-            set_peft_model_state_dict(module, own)
-
-    def _named(self) -> Iterator[tuple[str, str, str, torch.Tensor]]:
-        """Each weight: its part, its key there, its name in a file, and itself."""
-        for part, module in self._parts.items():
-            for key, weight in get_peft_model_state_dict(module).items():
-                yield part, key, f"{part}.{_file_name(part, key)}", weight
+            own = get_peft_model_state_dict(module)
+            set_peft_model_state_dict(module, {key: weights[_file_name(part, key)] for key in own})
 
 
 def _ending_in(names: tuple[str, ...]) -> str:
@@ -110,6 +108,5 @@ def _ending_in(names: tuple[str, ...]) -> str:
 
 
 def _file_name(part: str, key: str) -> str:
-    if not part.startswith("text_encoder") or key.startswith(CLIP_PREFIX):
-        return key
-    return f"{CLIP_PREFIX}{key}"
+    prefix = CLIP_PREFIX if part.startswith("text_encoder") and not key.startswith(CLIP_PREFIX) else ""
+    return f"{part}.{prefix}{key}"

@@ -1,7 +1,7 @@
 """Batches for training, with all their randomness: which images, which latents, which noise and how much of it.
 
-Everything is drawn on the CPU from one generator, image by image, so that neither the device nor the size of the
-batches changes what a seed gives, and so that a checkpoint can keep the state.
+Everything is drawn on the CPU from two generators, one for the order and one for all else, image by image, so that
+neither the device nor the size of the batches changes what a seed gives, and so that a checkpoint can keep the state.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ class Noising(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchState(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Where a `BatchSource` stands: its generator's state, the images to come in this pass, and those that wait.
+    """Where a `BatchSource` stands: the states of its generators, the images to come in this pass, and those that wait.
 
     Images wait for others of their own shape to fill a batch, in ``waiting`` in the order in which they came.
     """

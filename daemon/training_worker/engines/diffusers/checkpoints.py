@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import torch
-from msgspec.structs import replace
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -33,8 +32,8 @@ MEAN = "mean."
 SHARED = {"qmap1", "qmap2"}
 
 
-class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the job is: optimizer steps taken, the loss of each, and that of fixed samples before them all."""
+class Tally(msgspec.Struct, kw_only=True):
+    """How far the job is: the loss of each optimizer step that was taken, and that of fixed samples before them all."""
 
     losses: list[float]
     fixed_loss_before: float
@@ -43,11 +42,6 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     def step(self) -> int:
         """Optimizer steps taken."""
         return len(self.losses)
-
-    def after_step(self, loss: float) -> "Tally":
-        """Count one more step; the list of losses goes over to the new tally."""
-        self.losses.append(loss)
-        return replace(self, losses=self.losses)
 
 
 class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +52,6 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     the running mean.
     """
 
-    step: int
     fixed_loss_before: float
     dataset: str
     order: list[int]
@@ -135,7 +128,6 @@ def _write_files(folder: Path, trainer: Trainer, dataset: str, tally: Tally) -> 
     }
     save_file(_contiguous(tensors), folder / TENSORS_FILE)
     state = CheckpointState(
-        step=tally.step,
         fixed_loss_before=tally.fixed_loss_before,
         dataset=dataset,
         order=batches.order,

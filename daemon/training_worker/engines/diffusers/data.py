@@ -63,7 +63,7 @@ def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talki
         faults = [Fault(path=str(path), reason=f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor a list of any")]
     if faults:
         raise _invalid(path, faults)
-    return Dataset(examples=examples, report=report_on(examples, settings, divisor))
+    return Dataset(examples=examples, report=report_on(examples))
 
 
 def _folder_of(path: Path) -> Path:
@@ -72,23 +72,27 @@ def _folder_of(path: Path) -> Path:
 
 def _check(entry: Entry, settings: TrainingParameters, divisor: int, folder: Path) -> Example | list[Fault]:
     """Make an example of an entry, or tell all that is wrong with it."""
-    size = _check_size(entry.image, settings, divisor)
+    sizes = _check_sizes(entry.image, settings, divisor)
     caption = _check_caption(entry, settings)
-    mask = _check_mask(entry, size, folder) if settings.masked_loss else None
-    if isinstance(size, Fault) or isinstance(caption, Fault) or isinstance(mask, Fault):
-        return [part for part in (size, caption, mask) if isinstance(part, Fault)]
+    mask = _check_mask(entry, sizes, folder) if settings.masked_loss else None
+    if isinstance(sizes, Fault) or isinstance(caption, Fault) or isinstance(mask, Fault):
+        return [part for part in (sizes, caption, mask) if isinstance(part, Fault)]
+    (width, height), bucket = sizes
     return Example(
         image=entry.image,
         caption=caption,
         mask=mask,
         repeats=entry.repeats,
-        width=size[0],
-        height=size[1],
+        width=width,
+        height=height,
+        bucket=bucket,
         digest=digest_of(entry.image),
+        mask_digest=None if mask is None else digest_of(mask),
     )
 
 
-def _check_size(image: Path, settings: TrainingParameters, divisor: int) -> Size | Fault:
+def _check_sizes(image: Path, settings: TrainingParameters, divisor: int) -> tuple[Size, Size] | Fault:
+    """Read an image; gives its own size and that which it is trained at."""
     try:
         width, height = check_image(image)
     except BrokenImageError as error:
@@ -98,7 +102,7 @@ def _check_size(image: Path, settings: TrainingParameters, divisor: int) -> Size
         covered = f"{bucket[0]}x{bucket[1]}"
         reason = f"too small: {width}x{height} pixels do not cover {covered} even when enlarged {MOST_ENLARGED} times"
         return Fault(path=str(image), reason=reason)
-    return width, height
+    return (width, height), bucket
 
 
 def _check_caption(entry: Entry, settings: TrainingParameters) -> str | Fault:
@@ -108,7 +112,7 @@ def _check_caption(entry: Entry, settings: TrainingParameters) -> str | Fault:
     return entry.caption
 
 
-def _check_mask(entry: Entry, size: Size | Fault, folder: Path) -> Path | Fault:
+def _check_mask(entry: Entry, sizes: tuple[Size, Size] | Fault, folder: Path) -> Path | Fault:
     """Read an image's mask: its own, or else the one of its name in the data set's folder of masks."""
     mask = entry.mask or folder / MASKS_FOLDER / f"{entry.image.stem}.png"
     if isinstance(mask, Fault):
@@ -117,9 +121,10 @@ def _check_mask(entry: Entry, size: Size | Fault, folder: Path) -> Path | Fault:
         found = check_mask(mask)
     except BrokenImageError as error:
         return Fault(path=str(mask), reason=f"unusable mask: {error}")
-    if isinstance(size, Fault) or found == size:
+    if isinstance(sizes, Fault) or found == sizes[0]:
         return mask
-    reason = f"unusable mask: {found[0]}x{found[1]} pixels, but its image has {size[0]}x{size[1]}"
+    width, height = sizes[0]
+    reason = f"unusable mask: {found[0]}x{found[1]} pixels, but its image has {width}x{height}"
     return Fault(path=str(mask), reason=reason)
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import msgspec
 
 from training_schemas.base import Wire
-from training_schemas.spec import TrainingParameters
-from training_worker.engines.diffusers.buckets import bucket_of
 from training_worker.engines.diffusers.examples import Example
-from training_worker.engines.diffusers.images import cover_scale, digest_of
+from training_worker.engines.diffusers.images import cover_scale
 
 NAMED_AT_MOST = 5
 
@@ -46,14 +44,10 @@ class DatasetReport(Wire, frozen=True, kw_only=True):
         return found
 
 
-def report_on(examples: Sequence[Example], settings: TrainingParameters, divisor: int) -> DatasetReport:
-    """Count what a data set holds, as the settings will have it trained."""
-    sizes = [
-        bucket_of(example.width, example.height, settings.resolution, divisor, settings.aspect_ratio_buckets)
-        for example in examples
-    ]
-    counts = Counter(sizes)
-    scales = [cover_scale(example.width, example.height, size) for example, size in zip(examples, sizes, strict=True)]
+def report_on(examples: Sequence[Example]) -> DatasetReport:
+    """Count what a data set holds."""
+    counts = Counter(example.bucket for example in examples)
+    scales = [cover_scale(example.width, example.height, example.bucket) for example in examples]
     return DatasetReport(
         count=len(examples),
         total_repeats=sum(example.repeats for example in examples),
@@ -76,7 +70,6 @@ def _duplicates(examples: Sequence[Example]) -> list[list[str]]:
 def _digest(examples: Sequence[Example]) -> str:
     """Hash what is trained on, whatever the files are called and in which order they come."""
     parts = sorted(
-        (example.digest, example.caption, digest_of(example.mask) if example.mask else "", example.repeats)
-        for example in examples
+        (example.digest, example.caption, example.mask_digest or "", example.repeats) for example in examples
     )
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

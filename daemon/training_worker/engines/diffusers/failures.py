@@ -4,6 +4,7 @@ import errno
 import sys
 
 from training_schemas.progress import FailureReason, Fault, Phase
+from training_worker.engines.diffusers.card_memory import peak_vram_mib
 
 # What a library says when it does not hand on the error number (safetensors, torch.save).
 NO_SPACE = "No space left on device"
@@ -41,8 +42,7 @@ def failure_of(error: Exception, phase: Phase | None = None) -> TrainingFailure:
 
 def _where(phase: Phase | None) -> str:
     """In which phase, and how much of its card the program has held at most."""
-    torch = sys.modules.get("torch")
-    peak = torch.cuda.max_memory_reserved() // 2**20 if torch is not None and torch.cuda.is_available() else None
+    peak = peak_vram_mib()
     held = "" if peak is None else f", of which it held {peak} MiB"
     return f" in phase {phase}{held}" if phase else held
 

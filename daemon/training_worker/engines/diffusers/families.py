@@ -5,31 +5,22 @@ from typing import Any
 import msgspec
 from diffusers import FluxPipeline, FluxTransformer2DModel, StableDiffusionXLPipeline, UNet2DConditionModel
 
-from training_schemas.jobs import ModelFamily
-from training_worker.engines.diffusers.buckets import DIVISORS
-
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """A family of base models.
-
-    ``denoiser`` is the part that predicts, by its name in a pipeline's folder; ``divisor`` that of `bucket_of`.
-    """
+    """A family of base models. ``denoiser`` is the part that predicts, by its name in a pipeline's folder."""
 
     pipeline: Any
     denoiser: str
     denoiser_class: Any
-    divisor: int
 
 
 FLUX = Family(
     pipeline=FluxPipeline,
     denoiser="transformer",
     denoiser_class=FluxTransformer2DModel,
-    divisor=DIVISORS[ModelFamily.FLUX],
 )
 SDXL = Family(
     pipeline=StableDiffusionXLPipeline,
     denoiser="unet",
     denoiser_class=UNet2DConditionModel,
-    divisor=DIVISORS[ModelFamily.SDXL],
 )

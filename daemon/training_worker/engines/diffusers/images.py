@@ -13,6 +13,9 @@ from PIL import Image, ImageOps
 
 from training_worker.engines.diffusers.buckets import Size
 
+# A crop that leaves as much on either side.
+MIDDLE = 0.5
+
 
 class BrokenImageError(Exception):
     """Something that cannot be used as an image or a mask; it says why, not where."""
@@ -35,7 +38,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fit_view(  # noqa: PLR0913 # two sizes and where one lies in the other
-    width: int, height: int, bucket: Size, left: float = 0.5, top: float = 0.5, *, flipped: bool = False
+    width: int, height: int, bucket: Size, left: float = MIDDLE, top: float = MIDDLE, *, flipped: bool = False
 ) -> View:
     """Scale an image to the least size that covers the bucket.
 

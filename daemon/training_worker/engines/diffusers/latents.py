@@ -11,10 +11,8 @@ from diffusers.image_processor import VaeImageProcessor
 
 from training_worker.engines.diffusers.content_keys import content_key
 from training_worker.engines.diffusers.examples import Example
-from training_worker.engines.diffusers.images import View, digest_of, fit_view, load_mask, load_view
+from training_worker.engines.diffusers.images import MIDDLE, View, load_mask, load_view
 from training_worker.engines.diffusers.tensor_cache import TensorCache
-
-MIDDLE = 0.5
 
 
 class LatentImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -28,17 +26,6 @@ class LatentImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     std: torch.Tensor
     mask: torch.Tensor
     sizes: torch.Tensor
-
-
-class Picture(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of the data set and the shape (width, height) that it is trained in."""
-
-    example: Example
-    bucket: tuple[int, int]
-
-    def view(self, *, left: float = MIDDLE, top: float = MIDDLE, flipped: bool = False) -> View:
-        """How it is scaled, cropped at a share of what is over, and mirrored."""
-        return fit_view(self.example.width, self.example.height, self.bucket, left=left, top=top, flipped=flipped)
 
 
 class ImageSource(Protocol):
@@ -56,22 +43,22 @@ class ImageSource(Protocol):
 class CachedImages:
     """Images that were encoded before training; the autoencoder is gone."""
 
-    def __init__(self, cache: TensorCache, pictures: Sequence[Picture], model: str, *, flips: bool) -> None:
+    def __init__(self, cache: TensorCache, examples: Sequence[Example], model: str, *, flips: bool) -> None:
         self._cache = cache
-        self._pictures = pictures
+        self._examples = examples
         self._model = model
         self._flips = flips
 
     @property
     def complete(self) -> bool:
         """Whether there is nothing left to encode."""
-        return all(self._cache.get(self._key(picture, view)) is not None for picture, view in self._views())
+        return all(self._cache.get(self._key(example, view)) is not None for example, view in self._views())
 
     def encode_all(self, vae: AutoencoderKL, check_stop: Callable[[], None]) -> None:
         """Encode what no earlier run has, one image after another."""
-        for picture, view in self._views():
+        for example, view in self._views():
             check_stop()
-            self._cache.get_or_make(self._key(picture, view), partial(encode_view, vae, picture.example, view))
+            self._cache.get_or_make(self._key(example, view), partial(encode_view, vae, example, view))
 
     def draw(self, index: int, generator: torch.Generator) -> LatentImage:
         """The image, mirrored by chance if the job asks for it."""
@@ -81,24 +68,24 @@ class CachedImages:
         """The image as it is."""
         return self._get(index, flipped=False)
 
-    def _views(self) -> Iterator[tuple[Picture, View]]:
-        for picture in self._pictures:
+    def _views(self) -> Iterator[tuple[Example, View]]:
+        for example in self._examples:
             for flipped in (False, True) if self._flips else (False,):
-                yield picture, picture.view(flipped=flipped)
+                yield example, example.view(flipped=flipped)
 
     def _get(self, index: int, *, flipped: bool) -> LatentImage:
-        picture = self._pictures[index]
-        view = picture.view(flipped=flipped)
-        tensors = self._cache.get(self._key(picture, view))
+        example = self._examples[index]
+        view = example.view(flipped=flipped)
+        tensors = self._cache.get(self._key(example, view))
         if tensors is None:
-            raise FileNotFoundError(f"the cache has lost the latents of {picture.example.image}")
+            raise FileNotFoundError(f"the cache has lost the latents of {example.image}")
         return latent_image(tensors, view)
 
-    def _key(self, picture: Picture, view: View) -> str:
+    def _key(self, example: Example, view: View) -> str:
         return content_key(
             "latents",
-            image=picture.example.digest,
-            mask=digest_of(picture.example.mask) if picture.example.mask else None,
+            image=example.digest,
+            mask=example.mask_digest,
             view=[*view.scaled, view.left, view.top, *view.bucket, view.flipped],
             model=self._model,
         )
@@ -107,9 +94,9 @@ class CachedImages:
 class LiveImages:
     """Images that are encoded whenever they are drawn, by an autoencoder that stays in memory."""
 
-    def __init__(self, vae: AutoencoderKL, pictures: Sequence[Picture], *, crops: bool, flips: bool) -> None:
+    def __init__(self, vae: AutoencoderKL, examples: Sequence[Example], *, crops: bool, flips: bool) -> None:
         self._vae = vae
-        self._pictures = pictures
+        self._examples = examples
         self._crops = crops
         self._flips = flips
 
@@ -123,9 +110,9 @@ class LiveImages:
         return self._encode(index, MIDDLE, MIDDLE, flipped=False)
 
     def _encode(self, index: int, left: float, top: float, *, flipped: bool) -> LatentImage:
-        picture = self._pictures[index]
-        view = picture.view(left=left, top=top, flipped=flipped)
-        return latent_image(encode_view(self._vae, picture.example, view), view)
+        example = self._examples[index]
+        view = example.view(left=left, top=top, flipped=flipped)
+        return latent_image(encode_view(self._vae, example, view), view)
 
 
 def draw_flip(generator: torch.Generator) -> bool:

@@ -88,11 +88,6 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def peak_vram_mib() -> int | None:
-    """The most that this program has held of its card, in MiB, but for the driver's own part; None without a card."""
-    return torch.cuda.max_memory_reserved() // 2**20 if torch.cuda.is_available() else None
-
-
 def _refuse_missing(info: dict[str, list[str]]) -> None:
     """Refuse weights that diffusers would have filled with random numbers and a warning."""
     if missing := sorted(info["missing_keys"]):

@@ -7,19 +7,17 @@ import torch
 
 from training_schemas.progress import Phase
 from training_worker.engines.diffusers.batches import BatchSource, Item
-from training_worker.engines.diffusers.buckets import Size, bucket_of
 from training_worker.engines.diffusers.captions import base_caption
 from training_worker.engines.diffusers.content_keys import content_key
 from training_worker.engines.diffusers.control import Control
 from training_worker.engines.diffusers.data import Dataset
-from training_worker.engines.diffusers.examples import Example
-from training_worker.engines.diffusers.latents import CachedImages, ImageSource, LiveImages, Picture
+from training_worker.engines.diffusers.latents import CachedImages, ImageSource, LiveImages
 from training_worker.engines.diffusers.model_digests import model_digest
 from training_worker.engines.diffusers.models import release_memory
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
 from training_worker.engines.diffusers.progress import ProgressWriter
 from training_worker.engines.diffusers.tensor_cache import TensorCache
-from training_worker.engines.diffusers.texts import CachedTexts, LiveTexts, TextSource
+from training_worker.engines.diffusers.texts import CachedTexts, TextSource
 from training_worker.engines.diffusers.trainer import Trainer
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -47,20 +45,15 @@ class Preparation:
     def make_trainer(self) -> Trainer:
         """Go through all phases before training."""
         texts = self._prepare_texts()
-        pictures = [Picture(example=example, bucket=self._bucket(example)) for example in self._dataset.examples]
-        images = self._prepare_images(pictures)
+        images = self._prepare_images()
         self._enter(Phase.LOADING_MODEL)
         self._pipeline.load_denoiser()
         items = [
-            Item(caption=picture.example.caption, shape=picture.bucket, repeats=picture.example.repeats)
-            for picture in pictures
+            Item(caption=example.caption, shape=example.bucket, repeats=example.repeats)
+            for example in self._dataset.examples
         ]
         batches = BatchSource(items, images, self._pipeline.noising, self._parameters)
         return Trainer(self._pipeline, batches, texts)
-
-    def _bucket(self, example: Example) -> Size:
-        settings, divisor = self._parameters, self._pipeline.family.divisor
-        return bucket_of(example.width, example.height, settings.resolution, divisor, settings.aspect_ratio_buckets)
 
     def _prepare_texts(self) -> TextSource:
         captions = [base_caption(example.caption, self._parameters) for example in self._dataset.examples]
@@ -69,7 +62,7 @@ class Preparation:
         self._enter(Phase.CACHING_TEXT, None if kept else len(texts))
         if kept:
             self._pipeline.load_encoders()
-            return LiveTexts(self._pipeline.embed)
+            return self._pipeline
         model = self._model_key(TEXT_ENCODERS, self._loader.dtype)
         source = CachedTexts(self._cache, model, self._pipeline.text_lengths)
         if not source.has_all(texts):
@@ -79,14 +72,14 @@ class Preparation:
             release_memory()
         return source
 
-    def _prepare_images(self, pictures: list[Picture]) -> ImageSource:
-        settings = self._parameters
-        self._enter(Phase.CACHING_LATENTS, len(pictures) if settings.cache_vae_outputs else None)
+    def _prepare_images(self) -> ImageSource:
+        settings, examples = self._parameters, self._dataset.examples
+        self._enter(Phase.CACHING_LATENTS, len(examples) if settings.cache_vae_outputs else None)
         if not settings.cache_vae_outputs:
             vae = self._loader.vae()
-            return LiveImages(vae, pictures, crops=settings.random_crop, flips=settings.random_flip)
+            return LiveImages(vae, examples, crops=settings.random_crop, flips=settings.random_flip)
         model = self._model_key(["vae"], self._loader.vae_dtype)
-        source = CachedImages(self._cache, pictures, model, flips=settings.random_flip)
+        source = CachedImages(self._cache, examples, model, flips=settings.random_flip)
         if not source.complete:
             vae = self._loader.vae()
             source.encode_all(vae, self._control.check)

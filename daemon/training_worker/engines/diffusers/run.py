@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from training_schemas.progress import CheckpointRecord, DoneRecord, Phase, StepRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec, SdxlParameters
 from training_worker.engines.diffusers import checkpoints
+from training_worker.engines.diffusers.card_memory import MIB, peak_vram_mib
 from training_worker.engines.diffusers.checkpoints import Tally
 from training_worker.engines.diffusers.content_keys import content_key
 from training_worker.engines.diffusers.control import Control
@@ -19,7 +18,7 @@ from training_worker.engines.diffusers.data import Dataset
 from training_worker.engines.diffusers.export import describe_artifacts
 from training_worker.engines.diffusers.failures import TrainingStopped
 from training_worker.engines.diffusers.model_spec import Result
-from training_worker.engines.diffusers.models import ModelLoader, peak_vram_mib
+from training_worker.engines.diffusers.models import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.preparation import Preparation
 from training_worker.engines.diffusers.progress import ProgressWriter
@@ -34,7 +33,6 @@ SHEET_FILE = "samples.png"
 CURVE_FILE = "loss.png"
 SHEET = "contactSheet"
 CURVE = "lossCurve"
-MIB = 2**20
 # Whose versions a result depends on.
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
@@ -99,7 +97,7 @@ class TrainingRun:
         """Record what the model can do before the job's first step."""
         if self._tally.step:
             return
-        self._tally = replace(self._tally, fixed_loss_before=trainer.fixed_loss(0, self._control.check))
+        self._tally.fixed_loss_before = trainer.fixed_loss(0, self._control.check)
         self._draw_samples(sampler)
 
     def _train(self, trainer: Trainer, sampler: Sampler) -> None:
@@ -108,7 +106,7 @@ class TrainingRun:
         while self._tally.step < total:
             rate = trainer.rate
             loss = trainer.step(self._tally.step + 1, self._control.check)
-            self._tally = self._tally.after_step(loss)
+            self._tally.losses.append(loss)
             self._progress.write(StepRecord, step=self._tally.step, total_steps=total, loss=loss, learning_rate=rate)
             if wanted := self._control.requests.take(self._progress) | self._due():
                 self._honour(wanted, trainer, sampler)

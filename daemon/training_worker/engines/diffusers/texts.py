@@ -26,7 +26,7 @@ Embed = Callable[[Sequence[str]], Texts]
 
 
 class TextSource(Protocol):
-    """Gives the embeddings of texts; with gradients, where the encoders learn."""
+    """Gives the embeddings of texts: a cache, or a pipeline whose encoders stay, with gradients where they learn."""
 
     def embed(self, texts: Sequence[str]) -> Texts:
         """Embed a batch of texts."""
@@ -67,17 +67,6 @@ class CachedTexts:
 
     def _key(self, text: str) -> str:
         return content_key("text", text=text, model=self._model, lengths=self._lengths)
-
-
-class LiveTexts:
-    """Texts that are embedded at each step, by encoders that stay in memory and may learn."""
-
-    def __init__(self, embed: Embed) -> None:
-        self._embed = embed
-
-    def embed(self, texts: Sequence[str]) -> Texts:
-        """Embed a batch of texts."""
-        return self._embed(texts)
 
 
 def _embed_one(embed: Embed, text: str) -> dict[str, torch.Tensor]:
