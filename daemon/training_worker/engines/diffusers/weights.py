@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import torch
@@ -31,7 +31,15 @@ class Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(Protocol):
+    """What gives a tensor when it is its turn."""
+
+    def read(self) -> torch.Tensor:
+        """The tensor, on any device."""
+        ...
+
+
+class FileSource(msgspec.Struct, frozen=True):
     """Where a tensor is: an open file of safetensors, and its name in there."""
 
     file: Any
@@ -58,19 +66,30 @@ def load_denoiser(
         OSError: A file is missing.
         ValueError: A file is damaged, or holds other tensors than the model has; it names the first.
     """
-    model = _empty_model(kind, folder, dtype)
+    model = empty_model(kind, kind.load_config(folder, local_files_only=True), dtype)
     with ExitStack() as stack:
-        _fill(model, _find_sources(model, folder, stack), dtype, device, quantization)
-    # What no file holds was computed on the CPU.
-    model = model.to(device).requires_grad_(requires_grad=False).eval()
-    mark(model, quantization)
+        return fill_model(model, _find_sources(model, folder, stack), dtype, device, quantization)
+
+
+def empty_model(kind: type[Denoiser], config: Mapping[str, Any], dtype: torch.dtype) -> Denoiser:
+    """Build a model as its configuration says, all its weights without memory."""
+    with _default_dtype(dtype), init_empty_weights(include_buffers=False):
+        model: Denoiser = kind.from_config(config)
     return model
 
 
-def _empty_model(kind: type[Denoiser], folder: Path, dtype: torch.dtype) -> Denoiser:
-    """Build a model as its configuration says, all its weights without memory."""
-    with _default_dtype(dtype), init_empty_weights(include_buffers=False):
-        model: Denoiser = kind.from_config(kind.load_config(folder, local_files_only=True))
+def fill_model(
+    model: Denoiser,
+    sources: Mapping[str, Source],
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization,
+) -> Denoiser:
+    """Give an empty model its tensors by their names, layer by layer, and freeze it; what is quantised is replaced."""
+    _fill(model, sources, dtype, device, quantization)
+    # What has no source was computed on the CPU.
+    model = model.to(device).requires_grad_(requires_grad=False).eval()
+    mark(model, quantization)
     return model
 
 
@@ -84,12 +103,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _find_sources(model: ModelMixin, folder: Path, stack: ExitStack) -> dict[str, Source]:
+def _find_sources(model: ModelMixin, folder: Path, stack: ExitStack) -> dict[str, FileSource]:
     """Open all files and find each of the model's tensors in them; nothing but headers is read."""
-    found: dict[str, Source] = {}
+    found: dict[str, FileSource] = {}
     for path in _weight_files(folder):
         file = stack.enter_context(_open(path))
-        found |= {name: Source(file, name) for name in file.keys()}  # noqa: SIM118 # it cannot be iterated over
+        found |= {name: FileSource(file, name) for name in file.keys()}  # noqa: SIM118 # it cannot be iterated over
     # Old files have other names for the same layers.
     model._fix_state_dict_keys_on_load(found)  # noqa: SLF001 # no public twin
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
