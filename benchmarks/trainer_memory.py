@@ -9,12 +9,12 @@ import json
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
+from benchmarks.one_sample import OneImage, OneText
 from training_presets.memory import BYTES, STATES, weight_bytes
 from training_presets.models import Part, amount, training_law
 from training_presets.presets import presets
@@ -22,10 +22,8 @@ from training_schemas.jobs import TrainingType
 from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName, Quantization, WeightDtype
 from training_schemas.validation import convert_strictly
 from training_worker.engines.diffusers.batches import BatchSource, Item
-from training_worker.engines.diffusers.latents import LatentImage
 from training_worker.engines.diffusers.models import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
-from training_worker.engines.diffusers.texts import Texts
 from training_worker.engines.diffusers.trainer import Trainer
 
 MIB = 2**20
@@ -36,34 +34,6 @@ TEXT_TOKENS = 128
 STEPS = 3
 RANK = 16
 FLUX_BLOCKS, FLUX_WIDTH = 57, 3072
-
-
-class OneImage:
-    """One image of random latents."""
-
-    def __init__(self) -> None:
-        self._image = LatentImage(
-            mean=torch.randn(16, SIDE, SIDE),
-            std=torch.ones(16, SIDE, SIDE),
-            mask=torch.ones(1, SIDE, SIDE),
-            sizes=torch.zeros(6),
-        )
-
-    def draw(self, _index: int, _generator: torch.Generator) -> LatentImage:
-        """The image."""
-        return self._image
-
-    def fixed(self, _index: int) -> LatentImage:
-        """The image."""
-        return self._image
-
-
-class OneText:
-    """One random text for all."""
-
-    def embed(self, texts: Sequence[str]) -> Texts:
-        """Embed them all alike."""
-        return Texts(tokens=torch.ones(len(texts), TEXT_TOKENS, 4096), pooled=torch.ones(len(texts), WIDTH))
 
 
 class Peak:
@@ -108,7 +78,8 @@ def main() -> None:
         peak = Peak()
         pipeline.load_denoiser()
         items = [Item(caption="", shape=(SIDE, SIDE))]
-        trainer = Trainer(pipeline, BatchSource(items, OneImage(), pipeline.noising, parameters), OneText())
+        texts = OneText(TEXT_TOKENS, 4096, WIDTH, torch.float32)
+        trainer = Trainer(pipeline, BatchSource(items, OneImage(SIDE), pipeline.noising, parameters), texts)
         for number in range(STEPS):
             trainer.step(number, lambda: None)
         measured = peak.growth()
