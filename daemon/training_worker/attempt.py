@@ -133,6 +133,7 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
         parameters=msgspec.to_builtins(parameters),
         cache_path=str(caches_dir(settings.state_dir)),
         cache_limit_mib=int(settings.cache_limit * 1024),
+        gpu_count=job.gpu_count,
     )
 
 
@@ -143,7 +144,8 @@ def workload_of_spec(spec: RunSpec) -> Workload:
     """
     family = spec.training_type.family
     defaults = default_preset(family, MINIMUM_TIERS[spec.training_type], CostOptimization.BALANCED).parameters
-    return workload_of(spec.training_type, msgspec.convert(defaults | spec.parameters, PARAMETERS[family]))
+    parameters = msgspec.convert(defaults | spec.parameters, PARAMETERS[family])
+    return workload_of(spec.training_type, parameters, gpu_count=spec.gpu_count)
 
 
 def _model_folder(job: TrainingJob, settings: Settings) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,17 +21,25 @@ Price = Callable[[str, int], float | None]
 
 log = structlog.get_logger()
 
+# Between the UUIDs of cards that train together.
+SEPARATOR = ","
+
 STAND_IN = re.compile(r"^(?P<name>[^:]+):(?P<memory>[1-9][0-9]*)MiB\Z")
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """One card: memory in MiB, price in US dollars an hour where it is known."""
+    """What a slot trains on: one card, or ``count`` equal ones together.
+
+    Memory in MiB is that of each, the price in US dollars an hour, where it is known, that of all. ``uuid`` names all
+    of them, with commas between, as CUDA_VISIBLE_DEVICES does.
+    """
 
     uuid: str
     name: str
     memory_mib: int
     simulated: bool
     usd_per_hour: float | None
+    count: int = 1
 
     @property
     def tier(self) -> MemoryTier | None:
@@ -40,11 +48,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self) -> Gpu:
         """The card as events show it."""
-        return Gpu(uuid=self.uuid, name=self.name, memory_mib=self.memory_mib, tier=self.tier)
+        return Gpu(uuid=self.uuid, name=self.name, memory_mib=self.memory_mib, tier=self.tier, count=self.count)
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """A card, and how much of its memory nobody uses now, in MiB."""
+    """A card, and how much of its memory nobody uses now, in MiB; of several, the one with least."""
 
     card: Card
     free_mib: int
@@ -65,6 +73,30 @@ def find_cards(stand_ins: list[str], prices: dict[str, float], extra: Sequence[C
     return cards
 
 
+def grouped(cards: Sequence[Card], size: int) -> list[Card]:
+    """Put equal cards together, ``size`` each, in their order. Raises `SettingsError` if some are left over."""
+    if size == 1:
+        return list(cards)
+    kinds: dict[tuple[str, int], list[Card]] = {}
+    for card in cards:
+        kinds.setdefault((card.name, card.memory_mib), []).append(card)
+    for (name, _), equal in kinds.items():
+        if len(equal) % size:
+            raise SettingsError(f"cannot start: gpus_per_job is {size}, and {len(equal)} of {name} are not a multiple")
+    return [_together(batch) for equal in kinds.values() for batch in _batches(equal, size)]
+
+
+def _batches(cards: list[Card], size: int) -> Iterator[list[Card]]:
+    return (cards[start : start + size] for start in range(0, len(cards), size))
+
+
+def _together(cards: Sequence[Card]) -> Card:
+    first, count = cards[0], len(cards)
+    price = None if first.usd_per_hour is None else first.usd_per_hour * count
+    uuid = SEPARATOR.join(card.uuid for card in cards)
+    return msgspec.structs.replace(first, uuid=uuid, usd_per_hour=price, count=count)
+
+
 def room_on(card: Card) -> Room:
     """How much of a card's memory is free; all of it, if the driver does not say."""
     return Room(card=card, free_mib=card.memory_mib if card.simulated else _free_mib(card))
@@ -75,8 +107,8 @@ def _free_mib(card: Card) -> int:
     try:
         nvml.nvmlInit()
         try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(card.uuid)
-            return int(nvml.nvmlDeviceGetMemoryInfo(handle).free // MIB)
+            handles = [nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in card.uuid.split(SEPARATOR)]
+            return min(int(nvml.nvmlDeviceGetMemoryInfo(handle).free // MIB) for handle in handles)
         finally:
             nvml.nvmlShutdown()
     except nvml.NVMLError as error:

@@ -18,6 +18,7 @@ from training_schemas.validation import InvalidMessageError, refused
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
 from training_worker.broker.session import Session, broker_errors
+from training_worker.broker.topology import declare_tier_queue
 from training_worker.errors import BrokerError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
@@ -70,16 +71,17 @@ class Intake:
             return
         async with self._turns.setdefault(queued.job_id, asyncio.Lock()):
             history = await self._ledger.recall(session, queued.job_id)
-            await self._decide(queued, history, message.body)
+            await self._decide(queued, history, message.body, session)
         with broker_errors():
             await message.ack()
 
-    async def _decide(self, queued: QueuedJob, history: JobHistory, body: bytes) -> None:
+    async def _decide(self, queued: QueuedJob, history: JobHistory, body: bytes, session: Session) -> None:
         if history.digest not in (None, queued.digest):
             await refuse(queued, body, self._link, self._speaker)
         elif history.terminal is not None:
             await self._answer(queued, history)
         else:
+            await self._make_queue(queued, session)
             await self._let_in(_as_first_submitted(queued, history), again=history.requeued)
 
     def _read(self, message: AbstractIncomingMessage) -> QueuedJob:
@@ -94,6 +96,16 @@ class Intake:
         await self._say(JobDuplicate, queued, outcome=history.outcome, output_path=queued.job.output_path)
         log.info("duplicate", job=queued.job_id, outcome=history.outcome)
 
+    async def _make_queue(self, queued: QueuedJob, session: Session) -> None:
+        """A queue for several cards is there from the first job on, which may come before a worker that has as many."""
+        plan = queued.plan
+        if plan.gpu_count == 1:
+            return
+        channel = await session.channel(prefetch=0)
+        with broker_errors():
+            await declare_tier_queue(channel, self._link.names, plan.family, plan.tier, plan.gpu_count)
+        await session.close_channel(channel)
+
     async def _let_in(self, queued: QueuedJob, *, again: bool) -> None:
         entry = Submitted(job_id=queued.job_id, time=queued.submitted_at, digest=queued.digest)
         plan = queued.plan
@@ -102,6 +114,7 @@ class Intake:
         said = {
             "training_type": plan.training_type,
             "tier": plan.tier,
+            "gpu_count": plan.gpu_count,
             "preset": plan.preset,
             "changes": plan.changes,
             "warnings": [advice.message for advice in plan.warnings],

@@ -22,6 +22,7 @@ class JobFields(TypedDict, total=False):
     max_train_steps: int
     lora_rank: int
     gpu_memory_tier: str
+    gpu_count: int
     cost_optimization: str
     config_overrides: dict[str, Any]
     priority: int

@@ -13,11 +13,15 @@ WINDOW = 20
 class Meter:
     """Counts from ``started``, when the trainer's process began: from then on nobody else can use the card.
 
-    All times are unix seconds, so that a daemon that finds the trainer again counts on.
+    All times are unix seconds, so that a daemon that finds the trainer again counts on. ``usd_per_hour`` is that of all
+    ``gpu_count`` cards together.
     """
 
-    def __init__(self, usd_per_hour: float | None, *, started: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, usd_per_hour: float | None, *, started: float, clock: Callable[[], float], gpu_count: int = 1
+    ) -> None:
         self._usd_per_hour = usd_per_hour
+        self._gpu_count = gpu_count
         self._clock = clock
         self._started = started
         self._stopped: float | None = None
@@ -45,7 +49,9 @@ class Meter:
     def _usage(self, wasted: float) -> Usage:
         seconds = max(0.0, self._end() - self._started)
         return Usage(
-            gpu_seconds=seconds, cost_usd=cost_usd(seconds, self._usd_per_hour), wasted_gpu_seconds=min(wasted, seconds)
+            gpu_seconds=seconds * self._gpu_count,
+            cost_usd=cost_usd(seconds, self._usd_per_hour),
+            wasted_gpu_seconds=min(wasted, seconds) * self._gpu_count,
         )
 
     def _end(self) -> float:

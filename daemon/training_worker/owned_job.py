@@ -60,7 +60,7 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnedJob:
-    """One job that is ours, on one card. ``found`` is the run that an earlier daemon left, if one did."""
+    """One job that is ours, on one slot. ``found`` is the run that an earlier daemon left, if one did."""
 
     def __init__(
         self,
@@ -194,7 +194,8 @@ class OwnedJob:
 
     def _make_runner(self, run: Run, reporter: Reporter) -> Runner:
         record, job = run.record, self._queued.job
-        meter = Meter(self._card.usd_per_hour, started=record.started_at, clock=time.time)
+        card = self._card
+        meter = Meter(card.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=card.count)
         teller = Teller(run.folder, meter, reporter, self._ownership, saved_step=record.resumed_step)
         limits = Limits(
             stop_grace=self._settings.stop_grace,

@@ -2,13 +2,13 @@
 
 from training_presets.cards import CardSpec, cost_usd, find_card
 from training_presets.duration import estimate_time
-from training_presets.estimates import CostEstimate
-from training_presets.memory import estimate_memory
+from training_presets.estimates import RANGE, CostEstimate
+from training_presets.memory import CONTEXT, estimate_memory
 from training_presets.planner import Plan
 from training_presets.workload import Workload
 from training_schemas.plans import Measured, Prediction
 from training_schemas.usage import AttemptSummary
-from training_worker.cards import Card
+from training_worker.cards import MIB, Card
 from training_worker.outcome import Done
 from training_worker.rates import Rates
 
@@ -27,7 +27,7 @@ def predict_here(work: Workload, card: Card, extra: list[CardSpec], rates: Rates
         card=card.name,
         peak_vram_mib=estimate_memory(work).peak_mib,
         seconds_per_step=time.seconds_per_step,
-        gpu_seconds=time.seconds,
+        gpu_seconds=time.seconds * card.count,
         cost_usd=cost_usd(time.seconds, card.usd_per_hour),
         from_measurements=measured is not None,
     )
@@ -39,7 +39,7 @@ def predict_queued(plan: Plan, estimate: CostEstimate) -> Prediction:
         card=estimate.card,
         peak_vram_mib=plan.peak_mib,
         seconds_per_step=60 / estimate.steps_per_minute,
-        gpu_seconds=estimate.training_hours * 3600,
+        gpu_seconds=estimate.training_hours * 3600 * plan.gpu_count,
         cost_usd=estimate.estimated_cost_usd,
     )
 
@@ -49,11 +49,15 @@ def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
     if predicted is None or card.simulated:
         return []
     found = []
-    peak, step = done.record.peak_vram_mib, done.seconds_per_step
-    if peak is not None and peak > predicted.peak_vram_mib:
-        found.append(f"the trainer held {peak} MiB of its card, and the plan said {predicted.peak_vram_mib}")
+    peak, step, total = done.record.peak_vram_mib, done.seconds_per_step, done.usage.gpu_seconds
+    # The trainer's count begins where the driver's own part ends.
+    planned = predicted.peak_vram_mib - int(CONTEXT) // MIB
+    if peak is not None and peak > planned:
+        found.append(f"the trainer held {peak} MiB of its card, and the plan said {planned}")
     if step is not None and step > SLOWER * predicted.seconds_per_step:
         found.append(f"a step took {step:.3g} s, and the plan said {predicted.seconds_per_step:.3g}")
+    if total > RANGE[1] * predicted.gpu_seconds:
+        found.append(f"the attempt took {total:.0f} GPU-seconds, and the plan said {predicted.gpu_seconds:.0f}")
     return found
 
 

@@ -61,7 +61,7 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tier_key(self) -> str:
         """The routing key of the queue that the job waits in."""
-        return tier_key(self.plan.family, self.plan.tier)
+        return tier_key(self.plan.family, self.plan.tier, self.plan.gpu_count)
 
     @property
     def digest(self) -> str:

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 def trainer_environment(card: Card) -> dict[str, str]:
-    """The environment of a trainer: its one card and no other, no network for model hubs, none of our settings."""
+    """The environment of a trainer: its own cards and no other, no network for model hubs, none of our settings."""
     own = {
         "CUDA_VISIBLE_DEVICES": "" if card.simulated else card.uuid,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

@@ -1,4 +1,4 @@
-"""The slot: one card. It takes a job from its queues and makes it its own, has it trained; then the next."""
+"""The slot: one card, or several together. It takes a job from its queues and has it trained; then the next."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class Slot:
-    """One card's work."""
+    """The work of one card, or of several together."""
 
     def __init__(self, context: SlotContext, tier: MemoryTier) -> None:
         self._context = context
@@ -85,7 +85,8 @@ class Slot:
             session.lost.set()
 
     async def _serve(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
-        source = await Source.open(session, self._owner.link.names, self._tier, families)
+        names, count = self._owner.link.names, self._context.card.count
+        source = await Source.open(session, names, self._tier, families, count)
         try:
             while not gate.closed and not session.lost.is_set():
                 self._context.standby.prepare()

@@ -2,12 +2,13 @@
 
 import asyncio
 
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from training_presets.tiers import served_tiers
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session, broker_errors
+from training_worker.broker.topology import declare_tier_queue
 from training_worker.gate import Gate
 
 # RabbitMQ serves the consumer of the highest priority first.
@@ -18,7 +19,7 @@ GET_TIMEOUT = 60.0
 
 
 class Source:
-    """The queues that one card can serve, on one session's channel. At most one job is held at a time."""
+    """The queues that one slot can serve, on one session's channel. At most one job is held at a time."""
 
     def __init__(self, session: Session, queues: list[tuple[AbstractQueue, int]]) -> None:
         self._session = session
@@ -27,15 +28,20 @@ class Source:
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     @classmethod
-    async def open(cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily]) -> "Source":
-        """Look up the queues, the most demanding tier first. Raises `BrokerLostError`."""
+    async def open(
+        cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily], gpu_count: int = 1
+    ) -> "Source":
+        """Look up the queues, the most demanding tier first. Raises `BrokerLostError`.
+
+        A slot of several cards takes the jobs that ask for as many, and no others: the rest of it would be idle.
+        """
         channel = await session.channel(prefetch=1)
         await session.watch(channel)
         with broker_errors():
             # The further a queue's tier is below the card's, the later it is this card's turn: a big card is the
             # overflow for small jobs.
             queues = [
-                (await channel.get_queue(names.tier_queue(family, served), ensure=False), HIGHEST_PRIORITY - distance)
+                (await _find(channel, names, family, served, gpu_count), HIGHEST_PRIORITY - distance)
                 for distance, served in enumerate(served_tiers(tier))
                 for family in families
             ]
@@ -69,3 +75,11 @@ class Source:
     async def close(self) -> None:
         """Take nothing more; whatever is held goes back. Raises `BrokerLostError`."""
         await self._session.close_channel(self._queues[0][0].channel)
+
+
+async def _find(
+    channel: AbstractChannel, names: Names, family: ModelFamily, tier: MemoryTier, gpu_count: int
+) -> AbstractQueue:
+    if gpu_count > 1:
+        return await declare_tier_queue(channel, names, family, tier, gpu_count)
+    return await channel.get_queue(names.tier_queue(family, tier), ensure=False)

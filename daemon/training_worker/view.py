@@ -59,12 +59,14 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
     """An event in a line."""
     match event:
         case JobQueued():
-            return f"queued for a card of {event.tier}, preset {event.preset}" + "".join(
+            cards = "a card" if event.gpu_count == 1 else f"{event.gpu_count} cards"
+            return f"queued for {cards} of {event.tier}, preset {event.preset}" + "".join(
                 f"; {change_in_words(change)}" for change in event.changes
             )
         case JobClaimed():
             after = f", going on after step {event.resume_step}" if event.resume_step else ""
-            return f"attempt {event.attempt} on {event.worker}: {event.gpu.name}, engine {event.engine}{after}"
+            several = f"{event.gpu.count} x " if event.gpu.count > 1 else ""
+            return f"attempt {event.attempt} on {event.worker}: {several}{event.gpu.name}, engine {event.engine}{after}"
         case JobPhase():
             return f"phase {event.phase}" + (f" ({event.total})" if event.total is not None else "")
         case JobProgress():

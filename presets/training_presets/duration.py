@@ -8,7 +8,7 @@ bandwidth; but no less than it takes to start all its kernels. FLOP, bytes and k
 import msgspec
 
 from training_presets.cards import CardSpec
-from training_presets.memory import BYTES, QUANTISED_BYTES, weight_bytes
+from training_presets.memory import BYTES, QUANTISED_BYTES, trained_dtype, weight_bytes
 from training_presets.models import Law, Part, amount
 from training_presets.workload import Workload
 from training_schemas.progress import Phase
@@ -33,6 +33,10 @@ KERNELS_A_TENSOR = {
 
 # Passes through a layer in a step: forth, back, and forth again where activations are made anew.
 PASSES = {True: 3, False: 2}
+
+# Bytes a second between two cards of a host. PCIe 4.0 carries 32 GB/s in 16 lanes; half of it is assumed, for no
+# published row of the table is of several cards. NVLink is faster.
+LINK_RATE = 16e9
 
 # Imports, and checking the data set; bytes a second from a local disk into memory and onto the card; seconds that a
 # checkpoint and the export take.
@@ -79,8 +83,9 @@ def estimate_time(work: Workload, card: CardSpec, *, measured: float | None = No
 
 
 def seconds_per_step(work: Workload, card: CardSpec) -> float:
-    """An optimizer step: all its micro-batches, and the optimizer."""
-    return work.accumulation * seconds_per_pass(work, card) + _optimize(work, card)
+    """An optimizer step: a card's micro-batches, the sum of all cards' gradients, and the optimizer."""
+    passes = work.accumulation / work.gpu_count
+    return passes * seconds_per_pass(work, card) + _exchange(work) + _optimize(work, card)
 
 
 def seconds_per_pass(work: Workload, card: CardSpec) -> float:
@@ -114,6 +119,12 @@ def _law_seconds(law: Law, work: Workload, card: CardSpec, *, samples: float, un
     full = work.weight_dtype is WeightDtype.FLOAT32
     rate = card.sustained_tflops * 1e12 * (FLOAT32_RATE if full else 1.0)
     return flops / rate + TRAFFIC * traffic * (2.0 if full else 1.0) / (card.bandwidth_gbs * 1e9)
+
+
+def _exchange(work: Workload) -> float:
+    # Round a ring, each card sends and receives all but its own part twice (Patarasuk and Yuan 2009).
+    share = 2 * (work.gpu_count - 1) / work.gpu_count
+    return share * work.trained_parameters * BYTES[trained_dtype(work)] / LINK_RATE
 
 
 def _optimize(work: Workload, card: CardSpec) -> float:

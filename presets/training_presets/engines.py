@@ -11,20 +11,25 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     quantizations: tuple[Quantization, ...] = tuple(Quantization)
     trains_text_encoders: bool = True
+    several_cards: bool = True
 
 
 # What is not here is not limited. invoke-training keeps FLUX's base in full, and fails when it saves a text encoder.
-LIMITS = {
+ONE_CARD = EngineLimits(several_cards=False)
+LIMITS = {(EngineName.INVOKE, kind): ONE_CARD for kind in TrainingType} | {
     (EngineName.INVOKE, TrainingType.FLUX_LORA): EngineLimits(
-        quantizations=(Quantization.NONE,), trains_text_encoders=False
+        quantizations=(Quantization.NONE,), trains_text_encoders=False, several_cards=False
     )
 }
 UNLIMITED = EngineLimits()
 
 
-def planned_engine(training_type: TrainingType, asked: EngineName) -> EngineName:
-    """The engine that a job is planned for: FLUX is the built-in trainer's, for SDXL the worker chooses."""
-    if asked is EngineName.AUTO and training_type.family is ModelFamily.FLUX:
+def planned_engine(training_type: TrainingType, asked: EngineName, gpu_count: int) -> EngineName:
+    """The engine that a job is planned for: FLUX, and several cards, are the built-in trainer's.
+
+    For SDXL on one card the worker chooses.
+    """
+    if asked is EngineName.AUTO and (training_type.family is ModelFamily.FLUX or gpu_count > 1):
         return EngineName.DIFFUSERS
     return asked
 

@@ -6,7 +6,7 @@ from msgspec import field
 from training_presets.cards import CardSpec, cost_usd, named_card
 from training_presets.duration import estimate_time
 from training_presets.planner import Plan
-from training_presets.workload import USUAL_IMAGES, workload_of
+from training_presets.workload import USUAL_IMAGES
 from training_schemas.jobs import MemoryTier
 from training_schemas.progress import Phase
 
@@ -24,7 +24,7 @@ REFERENCE_CARDS = {
 
 
 class CostEstimate(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a job takes on one kind of card.
+    """What a job takes on one kind of card, or on as many of it as it asks for.
 
     Costs are US dollars, None where nobody knows the card's price; ranges go from the least to the most that is likely.
     ``breakdown`` are hours by phase, ``peak_vram_gib`` what the run needs on its card.
@@ -57,11 +57,13 @@ def estimate_cost(
 ) -> CostEstimate:
     """What a plan takes on ``card``, else on the one that its tier is priced by.
 
-    ``usd_per_hour`` goes before the catalogue's price.
+    ``usd_per_hour`` of one card goes before the catalogue's price.
     """
     card = card or reference_card(plan.tier)
     hourly = card.usd_per_hour if usd_per_hour is None else usd_per_hour
-    time = estimate_time(workload_of(plan.training_type, plan.parameters, images=images), card)
+    if hourly is not None:
+        hourly *= plan.gpu_count
+    time = estimate_time(msgspec.structs.replace(plan.workload, images=images), card)
     low, high = (time.seconds * share for share in RANGE)
     cheap, dear = cost_usd(low, hourly), cost_usd(high, hourly)
     return CostEstimate(

@@ -33,6 +33,24 @@ def steps_down(
     return steps
 
 
+def shared_steps(parameters: AnyParameters, gpu_count: int, *, fixed: set[str]) -> AnyParameters | None:
+    """The settings with which several cards take as many micro-batches of a step each; None if they are ``fixed``.
+
+    A step sees the same number of images, or as few more as can be, in micro-batches no larger than before.
+    """
+    batch, accumulation = parameters.batch_size, parameters.gradient_accumulation_steps
+    if accumulation % gpu_count == 0:
+        return parameters
+    if "gradient_accumulation_steps" in fixed:
+        return None
+    images = batch * accumulation
+    sizes = [batch] if "batch_size" in fixed else range(1, batch + 1)
+    shares = [(size, -(-images // (size * gpu_count)) * gpu_count) for size in sizes]
+    possible = [share for share in shares if share[1] <= MOST_ACCUMULATION]
+    size, count = min(possible, key=lambda share: (share[0] * share[1], -share[0]))
+    return msgspec.structs.replace(parameters, batch_size=size, gradient_accumulation_steps=count)
+
+
 def _changes(parameters: TrainingParameters, quantizations: tuple[Quantization, ...]) -> list[dict[str, object]]:
     changes: list[dict[str, object]] = []
     if not parameters.gradient_checkpointing:

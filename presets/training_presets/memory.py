@@ -19,6 +19,11 @@ CONTEXT = 0.6 * GIB
 # How much more the allocator holds than what it has handed out: blocks of other sizes, kept for later.
 SLACK = 0.06
 
+# NCCL's buffers for each card that one talks to: 4 MiB in 16 channels there and back (NCCL_BUFFSIZE); not measured. In
+# a ring there are two such cards. Gradients travel in pieces, each copied once.
+NCCL = 2 * 2 * 16 * 4 * 2**20
+PIECE = 32 * 2**20
+
 BYTES = {WeightDtype.FLOAT32: 4.0, WeightDtype.FLOAT16: 2.0, WeightDtype.BFLOAT16: 2.0}
 
 # Bytes of a quantised weight: nf4 keeps a float32 scale for each block of 64 (QLoRA, Dettmers et al. 2023, without
@@ -99,7 +104,7 @@ def weight_bytes(part: Part, dtype: WeightDtype, quantization: Quantization = Qu
 
 def optimizer_bytes(work: Workload) -> float:
     """What the optimizer keeps of each parameter from step to step."""
-    size = EIGHT_BIT if work.optimizer is OptimizerName.ADAMW_8BIT else BYTES[_trained_dtype(work)]
+    size = EIGHT_BIT if work.optimizer is OptimizerName.ADAMW_8BIT else BYTES[trained_dtype(work)]
     return work.trained_parameters * STATES[work.optimizer] * size
 
 
@@ -127,11 +132,12 @@ def _loading(work: Workload) -> dict[str, float]:
 
 
 def _training(work: Workload) -> dict[str, float]:
-    gradients = 0.0 if work.fused_backward else work.trained_parameters * BYTES[_trained_dtype(work)]
+    gradients = 0.0 if work.fused_backward else work.trained_parameters * BYTES[trained_dtype(work)]
     encoding = 0.0 if work.cache_latents else _activations(work, "encoding", work.latents)
     return {
         **_resident(work),
         "gradients": gradients,
+        **({"exchange": NCCL + PIECE} if work.gpu_count > 1 else {}),
         "optimizer": optimizer_bytes(work),
         "castWeights": _cast_weights(work),
         "dequantised": _dequantised(work),
@@ -158,21 +164,21 @@ def _resident(work: Workload) -> dict[str, float]:
     if not work.cache_latents:
         parts["vae"] = _vae(work)
     if work.averaged:
-        parts["average"] = work.trained_parameters * BYTES[_trained_dtype(work)]
+        parts["average"] = work.trained_parameters * BYTES[trained_dtype(work)]
     if work.training_type is not TrainingType.SDXL_FINETUNE:
-        parts["trained"] = work.trained_parameters * BYTES[_trained_dtype(work)]
+        parts["trained"] = work.trained_parameters * BYTES[trained_dtype(work)]
     return parts
 
 
 def _denoiser(work: Workload) -> float:
     if work.training_type is TrainingType.SDXL_FINETUNE:
-        return work.model.denoiser.parameters * BYTES[_trained_dtype(work)]
+        return work.model.denoiser.parameters * BYTES[trained_dtype(work)]
     return weight_bytes(work.model.denoiser, work.weight_dtype, work.quantization)
 
 
 def _encoders(work: Workload) -> float:
     learns = work.training_type is TrainingType.SDXL_FINETUNE and work.train_text_encoder
-    return weight_bytes(work.model.encoders, _trained_dtype(work) if learns else work.weight_dtype)
+    return weight_bytes(work.model.encoders, trained_dtype(work) if learns else work.weight_dtype)
 
 
 def _vae(work: Workload) -> float:
@@ -181,7 +187,8 @@ def _vae(work: Workload) -> float:
     return weight_bytes(work.model.vae, dtype)
 
 
-def _trained_dtype(work: Workload) -> WeightDtype:
+def trained_dtype(work: Workload) -> WeightDtype:
+    """What the weights that learn are in."""
     if work.trained_dtype is not None:
         return work.trained_dtype
     # An adapter learns in float32 whatever its base is in; a finetune in what the weights are in.
@@ -190,7 +197,7 @@ def _trained_dtype(work: Workload) -> WeightDtype:
 
 def _cast_weights(work: Workload) -> float:
     """Autocast keeps a copy of each float32 weight that learns, in half of its size, for a pass."""
-    if _trained_dtype(work) is not WeightDtype.FLOAT32:
+    if trained_dtype(work) is not WeightDtype.FLOAT32:
         return 0.0
     return work.trained_parameters * 2.0
 

@@ -8,7 +8,7 @@ import msgspec
 
 from training_presets.advice import Advice, Level, card_advice
 from training_presets.engines import limits_of, planned_engine
-from training_presets.ladder import steps_down
+from training_presets.ladder import shared_steps, steps_down
 from training_presets.memory import MemoryEstimate, estimate_memory
 from training_presets.presets import Preset, default_preset, presets
 from training_presets.tiers import MINIMUM_TIERS, least_memory_mib
@@ -37,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A job's settings, resolved, and the tier of the queue that it waits in.
 
     ``fixed`` are the settings, by their Python names, that nobody may change; ``peak_mib`` is what the run needs on its
-    card by the model of memory.
+    card, or on each of its ``gpu_count`` cards, by the model of memory.
     """
 
     training_type: TrainingType
@@ -46,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineName
     parameters: FluxLoraParameters | SdxlParameters
     peak_mib: int
+    gpu_count: int = 1
     fixed: frozenset[str] = frozenset()
     changes: list[SettingChange] = []
     warnings: list[Advice] = []
@@ -58,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def workload(self) -> Workload:
         """What is trained, as the models of memory and time see it."""
-        return workload_of(self.training_type, self.parameters)
+        return workload_of(self.training_type, self.parameters, gpu_count=self.gpu_count)
 
     @property
     def memory(self) -> MemoryEstimate:
@@ -93,7 +94,7 @@ def plan_job(job: TrainingJob) -> Plan:
     faults: list[Fault] = []
     preset = _preset_of(job, faults)
     tier = _tier_of(job, preset, faults)
-    engine = planned_engine(job.training_type, job.engine)
+    engine = planned_engine(job.training_type, job.engine, job.gpu_count)
     parameters = _parameters_of(job, preset, faults)
     if parameters is None or faults:
         raise InvalidMessageError(faults)
@@ -107,6 +108,7 @@ def plan_job(job: TrainingJob) -> Plan:
         engine=engine,
         parameters=parameters,
         peak_mib=0,
+        gpu_count=job.gpu_count,
         fixed=frozenset(RESULT_CHANGING & _own_settings(job)) | _uncached(parameters).keys(),
         changes=changes,
     )
@@ -117,13 +119,17 @@ def fit(plan: Plan, memory_mib: int) -> Plan:
     """The plan for so much memory: as it is, or down the ladder to where it fits. Raises `DoesNotFitError`."""
     needed = 0
     for rung in (plan.parameters, *plan.ladder):
-        needed = estimate_memory(workload_of(plan.training_type, rung)).peak_mib
+        needed = _peak_mib(plan, rung)
         if needed <= memory_mib:
             why = f"to fit {_gib(memory_mib)} GiB"
             return msgspec.structs.replace(
                 plan, parameters=rung, peak_mib=needed, changes=[*plan.changes, *_changes(plan.parameters, rung, why)]
             )
     raise DoesNotFitError(needed, memory_mib, _nearest(plan, memory_mib))
+
+
+def _peak_mib(plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> int:
+    return msgspec.structs.replace(plan, parameters=parameters).memory.peak_mib
 
 
 def _placed(plan: Plan, *, may_rise: bool) -> Plan:
@@ -145,8 +151,7 @@ def _nearest(plan: Plan, memory_mib: int) -> list[str]:
     lowest = [plan.parameters, *plan.ladder][-1]
 
     def fits(**changes: object) -> bool:
-        parameters = msgspec.structs.replace(lowest, **changes)
-        return estimate_memory(workload_of(plan.training_type, parameters)).peak_mib <= memory_mib
+        return _peak_mib(plan, msgspec.structs.replace(lowest, **changes)) <= memory_mib
 
     quantizations = _quantizations(plan.training_type, plan.engine)
     if (smaller := next((one for one in quantizations if fits(quantization=one)), None)) is not None:
@@ -154,7 +159,7 @@ def _nearest(plan: Plan, memory_mib: int) -> list[str]:
     sizes = [size for size in reversed(USUAL_RESOLUTIONS) if size < lowest.resolution]
     if (size := next((size for size in sizes if fits(resolution=size)), None)) is not None:
         found.append(f"resolution {size}")
-    needed = estimate_memory(workload_of(plan.training_type, lowest)).peak_mib
+    needed = _peak_mib(plan, lowest)
     if (tier := next((tier for tier in MemoryTier if least_memory_mib(tier) >= needed), None)) is not None:
         found.append(f"gpuMemoryTier {tier}")
     return found
@@ -214,7 +219,7 @@ def _parameters_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> Flu
 
 
 def _engine_faults(job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters) -> list[Fault]:
-    engine = planned_engine(job.training_type, job.engine)
+    engine = planned_engine(job.training_type, job.engine, job.gpu_count)
     limits, found = limits_of(engine, job.training_type), []
     if parameters.quantization not in limits.quantizations:
         offered = ", ".join(limits.quantizations)
@@ -226,6 +231,8 @@ def _engine_faults(job: TrainingJob, parameters: FluxLoraParameters | SdxlParame
     if parameters.train_text_encoder and not limits.trains_text_encoders:
         reason = f"engine {engine} trains no text encoders"
         found.append(Fault(path="configOverrides.trainTextEncoder", reason=reason))
+    if job.gpu_count > 1 and not limits.several_cards:
+        found.append(Fault(path="gpuCount", reason=f"engine {engine} trains on one card"))
     if job.training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not parameters.trigger_word:
         reason = "a textual inversion needs the word that stands for what it learns"
         found.append(Fault(path="configOverrides.triggerWord", reason=reason))
@@ -250,7 +257,12 @@ def _made_consistent(
         changed = msgspec.structs.replace(parameters, learning_rate=PRODIGY_RATE)
         changes += _changes(parameters, changed, "prodigy finds the rate by itself; this is a factor")
         parameters = changed
-    return parameters, changes
+    shared = shared_steps(parameters, job.gpu_count, fixed=own)
+    why = f"each of {job.gpu_count} cards takes as many micro-batches of a step"
+    if shared is None:
+        faults.append(Fault(path="configOverrides.gradientAccumulationSteps", reason=f"cannot be shared out: {why}"))
+        return parameters, changes
+    return shared, changes + _changes(parameters, shared, why)
 
 
 def _uncached(parameters: FluxLoraParameters | SdxlParameters) -> dict[str, str]:

@@ -26,7 +26,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     ``trained`` is how many parameters of the denoiser learn, where it is not what ``lora_rank`` and ``lora_targets``
     make: tools differ in what they put adapters beside. ``fused_backward`` frees each gradient as soon as its weight
-    has taken its step; ``averaged`` keeps a running mean of the weights that learn.
+    has taken its step; ``averaged`` keeps a running mean of the weights that learn. ``gpu_count`` cards share the
+    micro-batches of a step.
     """
 
     training_type: TrainingType
@@ -53,6 +54,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     trained: int | None = None
     fused_backward: bool = False
     averaged: bool = False
+    gpu_count: int = 1
 
     @property
     def family(self) -> ModelFamily:
@@ -139,7 +141,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def workload_of(
-    training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters, *, images: int = USUAL_IMAGES
+    training_type: TrainingType,
+    parameters: FluxLoraParameters | SdxlParameters,
+    *,
+    images: int = USUAL_IMAGES,
+    gpu_count: int = 1,
 ) -> Workload:
     """The workload of a run with these settings."""
     every = parameters.checkpoint_every
@@ -165,4 +171,5 @@ def workload_of(
         validation_prompts=len(parameters.validation_prompts),
         validation_inference_steps=parameters.validation_inference_steps,
         checkpoints=parameters.max_train_steps // every if every else 0,
+        gpu_count=gpu_count,
     )

@@ -23,12 +23,16 @@ NO_JOB = "_"
 
 
 class Gpu(Wire, frozen=True, kw_only=True):
-    """A card: its UUID and name as NVML gives them, memory in MiB, and the tier that this makes."""
+    """A card: its UUID and name as NVML gives them, memory in MiB, and the tier that this makes.
+
+    Several that train one job together are one of these: ``count`` equal cards, their UUIDs with commas between.
+    """
 
     uuid: str
     name: str
     memory_mib: int
     tier: MemoryTier | None
+    count: int = 1
 
 
 class Event(Wire, frozen=True, kw_only=True):
@@ -58,7 +62,7 @@ class JobEvent(Event, frozen=True, kw_only=True):
 
 
 class JobQueued(JobEvent, frozen=True, kw_only=True):
-    """The job is valid and waits for a card of this tier.
+    """The job is valid and waits for a card of this tier, or for ``gpu_count`` of them.
 
     ``changes`` are settings that the planner had to change, ``warnings`` what else to know, and ``predicted`` what the
     job takes on the card that its tier is priced by.
@@ -72,6 +76,7 @@ class JobQueued(JobEvent, frozen=True, kw_only=True):
     changes: list[SettingChange] = []
     warnings: list[str] = []
     predicted: Prediction | None = None
+    gpu_count: int = 1
 
 
 class JobRejected(JobEvent, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, field
@@ -64,11 +64,16 @@ class EngineName(StrEnum):
     INVOKE = "invoke"
 
 
+GpuCount = Literal[1, 2, 4, 8]
+"""How many cards train one job together."""
+
+
 class TrainingJob(StrictWire, frozen=True, kw_only=True):
     """A request to train once.
 
     Only the first four fields are required. What else is left out comes from the preset. Paths are absolute and
-    as the GPU hosts see them; memory is a tier's name, money is US dollars.
+    as the GPU hosts see them; memory is a tier's name, money is US dollars. ``gpu_count`` equal cards of one host share
+    each optimizer step; the memory tier is that of each.
     """
 
     job_id: JobId
@@ -83,6 +88,7 @@ class TrainingJob(StrictWire, frozen=True, kw_only=True):
     max_train_steps: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
     gpu_memory_tier: MemoryTier | None = None
+    gpu_count: GpuCount = 1
     cost_optimization: CostOptimization | None = None
     config_overrides: dict[str, Any] = {}
     priority: Annotated[int, Meta(ge=0, le=9)] = 0

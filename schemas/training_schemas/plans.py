@@ -17,10 +17,10 @@ class SettingChange(Wire, frozen=True, kw_only=True):
 
 
 class Prediction(Wire, frozen=True, kw_only=True):
-    """What a job is expected to take on a kind of card.
+    """What a job is expected to take on a kind of card, or on several of it.
 
-    ``gpu_seconds`` and ``cost_usd`` are for the whole job. ``from_measurements`` says that its worker has measured the
-    step before, on such a card with such settings.
+    ``gpu_seconds`` and ``cost_usd`` are for the whole job, on all its cards; the peak is each card's.
+    ``from_measurements`` says that its worker has measured the step before, on such a card with such settings.
     """
 
     card: str

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from training_schemas.base import JobId, StrictWire, Text
-from training_schemas.jobs import EngineName, ModelFamily, TrainingType
+from training_schemas.jobs import EngineName, GpuCount, ModelFamily, TrainingType
 
 SPEC_FILE = "spec.json"
 PROGRESS_FILE = "progress.jsonl"
@@ -164,7 +164,7 @@ class RunSpec(StrictWire, frozen=True, kw_only=True):
     and the result go there and nowhere else. ``cache_path`` is the host's own folder of what encoders made, shared by
     its runs, each of which leaves at most ``cache_limit_mib`` there; without one, a run keeps it in its own folder.
     ``resume_from`` is a checkpoint folder of an earlier attempt. ``device`` is a torch device; the daemon has already
-    made the one card it means the only one visible.
+    made the ``gpu_count`` cards that it means the only ones visible.
     """
 
     job_id: JobId
@@ -179,6 +179,7 @@ class RunSpec(StrictWire, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     cache_path: Text | None = None
     cache_limit_mib: Annotated[int, Meta(ge=0)] = 0
+    gpu_count: GpuCount = 1
 
 
 class RunLease(StrictWire, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from training_schemas.base import Wire
 
 
 class Usage(Wire, frozen=True, kw_only=True):
-    """What an attempt has used of the card so far: seconds, and US dollars where its price is known.
+    """What an attempt has used so far: seconds of its card, added up over several, and US dollars where it has a price.
 
     ``wasted_gpu_seconds`` of them, known once the attempt has ended, led to nothing that is kept: they came after the
     last checkpoint.

@@ -12,7 +12,8 @@ import pytest
 from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, LIBRARY, UNKNOWN, Host, NoCompilerError, build_nvml
 
 from training_schemas.events import Gpu
-from training_worker.cards import Card
+from training_worker.cards import Card, grouped
+from training_worker.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = "Stand-in:8192MiB"
@@ -35,8 +36,9 @@ print(msgspec.json.encode(answer).decode())
 
 ROOM = """
 import msgspec
-from training_worker.cards import find_cards, room_on
-(card,) = find_cards(["Stand-in:8192MiB"], {})
+from training_worker.cards import find_cards, grouped, room_on
+cards = find_cards(["Stand-in:8192MiB"], {})
+(card,) = grouped(cards, len(cards))
 HOOK
 print(room_on(card).free_mib)
 """
@@ -77,6 +79,7 @@ def test_a_card_is_described_as_nvml_gives_it(host: Host) -> None:
             "memory_mib": 24564,
             "simulated": False,
             "usd_per_hour": 0.6,
+            "count": 1,
         }
     ]
 
@@ -121,8 +124,16 @@ def test_without_a_card_or_a_driver_the_stand_ins_count(host: Host, statement: s
             "memory_mib": 8192,
             "simulated": True,
             "usd_per_hour": 2.0,
+            "count": 1,
         },
-        {"uuid": "SIMULATED-1", "name": "Other", "memory_mib": 81920, "simulated": True, "usd_per_hour": None},
+        {
+            "uuid": "SIMULATED-1",
+            "name": "Other",
+            "memory_mib": 81920,
+            "simulated": True,
+            "usd_per_hour": None,
+            "count": 1,
+        },
     ]
 
 
@@ -184,6 +195,29 @@ def test_a_card_too_small_for_any_job_is_described_without_a_tier() -> None:
     assert card.describe() == Gpu(uuid="GPU-1", name="GT 1030", memory_mib=2048, tier=None)
 
 
+def simulated(name: str, number: int, price: float | None = 1.5) -> Card:
+    """One card of a host."""
+    return Card(uuid=f"GPU-{number}", name=name, memory_mib=24564, simulated=True, usd_per_hour=price)
+
+
+def test_equal_cards_are_put_together_in_their_order() -> None:
+    """A group costs what its cards cost, and is named as CUDA names several; its memory is that of each."""
+    cards = [simulated("A", 0), simulated("B", 1, None), simulated("A", 2), simulated("B", 3, None)]
+
+    first, second = grouped(cards, 2)
+
+    assert (first.uuid, first.count, first.memory_mib, first.usd_per_hour) == ("GPU-0,GPU-2", 2, 24564, 3.0)
+    assert (second.uuid, second.usd_per_hour) == ("GPU-1,GPU-3", None)
+    assert first.describe().count == 2
+    assert grouped(cards, 1) == cards
+
+
+def test_a_card_that_is_left_over_is_an_error_that_counts() -> None:
+    """It would be idle for ever, and nobody would know why."""
+    with pytest.raises(SettingsError, match="gpus_per_job is 2, and 3 of A are not a multiple"):
+        grouped([simulated("A", number) for number in range(3)], 2)
+
+
 def free_mib(environment: dict[str, str], hook: str = "") -> int:
     """How much of the host's one card a process finds free."""
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
@@ -195,6 +229,13 @@ def free_mib(environment: dict[str, str], hook: str = "") -> int:
 def test_what_a_stranger_holds_of_a_card_is_not_free(host: Host) -> None:
     """By the driver, at the moment of asking."""
     host.says(RTX_4090, "held 20000")
+
+    assert free_mib(host.environment) == 4564
+
+
+def test_of_several_cards_the_fullest_counts(host: Host) -> None:
+    """Each holds as much of the job as the others."""
+    host.says(RTX_4090, "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090", "held 20000")
 
     assert free_mib(host.environment) == 4564
 

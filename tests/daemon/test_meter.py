@@ -29,6 +29,16 @@ def test_usage_counts_from_the_start_of_the_trainer() -> None:
     assert meter.usage() == Usage(gpu_seconds=1800.0, cost_usd=1.8)
 
 
+def test_several_cards_count_each() -> None:
+    """Their GPU-seconds add up, wasted ones too; the price is already that of all."""
+    clock = Clock()
+    meter = Meter(7.2, started=clock.now, clock=clock, gpu_count=2)
+    meter.kept(clock.now + 600)
+    clock.now += 1800
+
+    assert meter.usage_if_lost() == Usage(gpu_seconds=3600.0, cost_usd=3.6, wasted_gpu_seconds=2400.0)
+
+
 def test_usage_ends_with_the_trainer() -> None:
     """What the daemon does afterwards is free."""
     clock = Clock()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fleet import ROOT, Fleet
+from tests.support.fleet import CARD_24, ROOT, Fleet
 from tests.support.real_training import TRAINER, run_module, start, submit
 
 from training_schemas.events import (
@@ -81,6 +81,26 @@ async def test_each_type_of_sdxl_is_trained_from_the_queue(
     output = Path(completed.output_path)
     assert all((output / artifact.path).stat().st_size == artifact.size_bytes for artifact in completed.artifacts)
     assert {artifact.kind for artifact in completed.artifacts} == kinds | {"lossCurve", "contactSheet", "sample"}
+
+
+async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: Path) -> None:
+    """Here two processes on the CPU; what they used is what both used, and a stop in the middle costs no step."""
+    cards = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
+    first = await start(fleet, materials, "first", **cards)
+    await submit(fleet, max_train_steps=60, gpu_count=2, config_overrides={"gradient_accumulation_steps": 2})
+    await fleet.until("robot", JobProgress, count=5)
+    first.signal(signal.SIGTERM)
+    assert await first.ended() == 0
+    await start(fleet, materials, "second", **cards)
+
+    events = await fleet.events("robot")
+
+    completed = events[-1]
+    assert isinstance(completed, JobCompleted), completed
+    assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 61))
+    account = json.loads((Path(completed.output_path) / "manifest.json").read_text())["account"]
+    lasted = account["finishedAt"] - account["startedAt"]
+    assert lasted < account["usage"]["gpuSeconds"] / 2 < lasted + 5
 
 
 async def test_a_released_lora_goes_on_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 from tests.support.fleet import CARD_8, CARD_24, CARD_80, Fleet
 
-from training_schemas.events import JobClaimed, JobCompleted
-from training_schemas.jobs import MemoryTier
+from training_presets.cards import usd_per_hour
+from training_schemas.events import JobClaimed, JobCompleted, JobQueued
+from training_schemas.jobs import MemoryTier, ModelFamily
 
 pytestmark = pytest.mark.broker
 
@@ -94,3 +95,35 @@ async def test_a_job_that_fits_no_card_waits(fleet: Fleet) -> None:
 
     assert await fleet.depth(f"{fleet.names.prefix}.tier.flux.24gb") == 1
     assert [entry["job"] for entry in daemon.logged("claimed")] == ["small"]
+
+
+async def test_cards_that_work_together_take_the_jobs_that_ask_for_as_many(fleet: Fleet) -> None:
+    """And no others: neither is a group half idle, nor does one card begin what needs two. Both cards are paid for."""
+    await fleet.submit("pair", "SDXL_LORA", gpu_count=2)
+    await fleet.submit("single", "SDXL_LORA")
+    alone = await fleet.start("alone", gpus=[CARD_24])
+    await fleet.until("single", JobCompleted)
+    await alone.until_logged("queued", 2)
+    assert await fleet.depth(fleet.names.tier_queue(ModelFamily.SDXL, MemoryTier.GB8, 2)) == 1
+
+    await fleet.start("together", gpus=[CARD_24, CARD_24], gpus_per_job=2)
+    events = await fleet.events("pair")
+
+    claimed = next(event for event in events if isinstance(event, JobClaimed))
+    assert (claimed.worker, claimed.gpu.uuid, claimed.gpu.count) == ("together", "SIMULATED-0,SIMULATED-1", 2)
+    completed, queued = events[-1], next(event for event in events if isinstance(event, JobQueued))
+    assert isinstance(completed, JobCompleted)
+    assert queued.gpu_count == 2
+    price = usd_per_hour("NVIDIA GeForce RTX 4090", 24564, {})
+    assert price is not None
+    assert completed.usage.cost_usd == pytest.approx(completed.usage.gpu_seconds / 3600 * price)
+
+
+async def test_a_job_for_several_cards_that_fails_is_tried_again_there(fleet: Fleet) -> None:
+    """Its way back to its queue is that of its key, like everybody's."""
+    await fleet.start("together", gpus=[CARD_24, CARD_24], gpus_per_job=2, mode="crash")
+    await fleet.submit("pair", "SDXL_LORA", gpu_count=2, max_attempts=2)
+
+    events = await fleet.events("pair")
+
+    assert [event.attempt for event in events if isinstance(event, JobClaimed)] == [1, 2]

@@ -41,6 +41,16 @@ def test_a_step_is_all_of_its_micro_batches() -> None:
     assert seconds_per_step(many, card("RTX 4090")) == pytest.approx(seconds_per_step(one, card("RTX 4090")), rel=0.1)
 
 
+def test_two_cards_take_half_of_the_passes_and_exchange_what_they_learned() -> None:
+    """Each sends and receives a gradient once, at 16 GB/s; the optimizer's step is not shared."""
+    one, two = (workload(accumulation=8, gpu_count=count) for count in (1, 2))
+    passes = 4 * seconds_per_pass(one, card("RTX 4090"))
+
+    saved = seconds_per_step(one, card("RTX 4090")) - seconds_per_step(two, card("RTX 4090"))
+
+    assert saved == pytest.approx(passes - one.trained_parameters * 4 / 16e9)
+
+
 def test_a_measured_step_goes_before_the_model() -> None:
     """The other phases stay what they were."""
     work = workload(steps=100)

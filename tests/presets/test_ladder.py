@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_presets.ladder import MOST_ACCUMULATION, steps_down
+from training_presets.ladder import MOST_ACCUMULATION, shared_steps, steps_down
 from training_presets.presets import presets
 from training_schemas.jobs import ModelFamily
 from training_schemas.spec import PARAMETERS, FluxLoraParameters, SdxlParameters
@@ -116,3 +116,38 @@ def test_the_ladder_is_the_same_from_each_of_its_steps(batch_size: int, accumula
     ladder = steps_down(parameters(batch_size, accumulation, checkpointing=checkpointing))
 
     assert [steps_down(step) for step in ladder] == [ladder[number:] for number in range(1, len(ladder) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "gpu_count", "shared"),
+    [
+        (1, 4, 2, (1, 4)),
+        (4, 1, 2, (2, 2)),
+        (6, 1, 4, (2, 4)),
+        (6, 2, 4, (3, 4)),
+        (1, 3, 2, (1, 4)),
+        (1, 1, 8, (1, 8)),
+        (8, 1, 8, (1, 8)),
+    ],
+)
+def test_a_step_is_shared_out_over_cards(
+    batch: int, accumulation: int, gpu_count: int, shared: tuple[int, int]
+) -> None:
+    """The same number of images where that can be, and else as few more as can be."""
+    settings = parameters(batch, accumulation, checkpointing=True)
+
+    found = shared_steps(settings, gpu_count, fixed=set())
+
+    assert found is not None
+    assert (found.batch_size, found.gradient_accumulation_steps) == shared
+
+
+def test_what_is_fixed_is_not_shared_out_anew() -> None:
+    """A batch size stays, and an accumulation that does not come out even cannot be."""
+    settings = parameters(4, 1, checkpointing=True)
+
+    kept = shared_steps(settings, 2, fixed={"batch_size"})
+
+    assert kept is not None
+    assert (kept.batch_size, kept.gradient_accumulation_steps) == (4, 2)
+    assert shared_steps(settings, 2, fixed={"gradient_accumulation_steps"}) is None

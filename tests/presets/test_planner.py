@@ -342,3 +342,35 @@ def test_less_free_memory_is_one_more_step_down() -> None:
     assert all(peak <= memory for peak, memory in zip(sizes, (80_000, 40_000, 30_000, 20_000), strict=True))
     with pytest.raises(DoesNotFitError, match=r"needs .* GiB of GPU memory at least, and there are 2.0"):
         fit(planned, 2048)
+
+
+def test_a_job_for_several_cards_is_planned_for_each_of_them() -> None:
+    """The tier is that of each card; a step is shared out, and what had to change for it is said."""
+    planned = plan("SDXL_LORA", gpuCount=2, batchSize=1, configOverrides={"gradientCheckpointing": False})
+
+    assert (planned.gpu_count, planned.tier, planned.engine) == (2, "8gb", "diffusers")
+    assert planned.parameters.gradient_accumulation_steps % 2 == 0
+    assert [change.why for change in planned.changes if change.setting == "gradientAccumulationSteps"] == [
+        "each of 2 cards takes as many micro-batches of a step"
+    ]
+    assert planned.peak_mib > plan("SDXL_LORA", batchSize=1, configOverrides={"gradientCheckpointing": False}).peak_mib
+
+
+def test_every_rung_of_a_job_for_several_cards_can_be_shared_out() -> None:
+    """Whatever it falls back to on a card with less memory."""
+    planned = plan("SDXL_LORA", gpuCount=4, batchSize=8)
+
+    assert planned.ladder
+    assert all(rung.gradient_accumulation_steps % 4 == 0 for rung in planned.ladder)
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
+    """By the setting that the job itself names; and an engine that knows one card says so."""
+    odd = faults(gpuCount=2, configOverrides={"gradientAccumulationSteps": 3})
+    other = faults("SDXL_LORA", gpuCount=2, engine="invoke")
+
+    assert odd == {
+        "configOverrides.gradientAccumulationSteps": "cannot be shared out: "
+        "each of 2 cards takes as many micro-batches of a step"
+    }
+    assert other == {"gpuCount": "engine invoke trains on one card"}

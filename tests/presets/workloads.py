@@ -37,4 +37,5 @@ def workloads() -> st.SearchStrategy[Workload]:
         train_text_encoder=st.booleans(),
         validation_prompts=st.integers(0, 16),
         checkpoints=st.integers(0, 100),
+        gpu_count=st.sampled_from((1, 2, 4, 8)),
     )

@@ -41,6 +41,7 @@ def test_every_optional_field_has_its_name_on_the_wire() -> None:
         *VALID,
         *("preset", "model", "resolution", "batchSize", "learningRate", "maxTrainSteps", "loraRank", "gpuMemoryTier"),
         *("costOptimization", "configOverrides", "priority", "maxCostUSD", "maxAttempts", "engine", "labels"),
+        "gpuCount",
     }
 
 

@@ -45,6 +45,7 @@ SPEC = RunSpec(
     parameters={"loraRank": 16, "validationPrompts": ["a cät"]},
     cache_path="/var/lib/training-worker/caches",
     cache_limit_mib=1024,
+    gpu_count=2,
 )
 RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),

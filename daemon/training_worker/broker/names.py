@@ -55,9 +55,9 @@ class Names(msgspec.Struct, frozen=True):
         """Queue: what gave up."""
         return f"{self.prefix}.dead"
 
-    def tier_queue(self, family: ModelFamily, tier: MemoryTier) -> str:
-        """Queue: jobs that wait for a card of this tier or higher."""
-        return f"{self.prefix}.tier.{tier_key(family, tier)}"
+    def tier_queue(self, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1) -> str:
+        """Queue: jobs that wait for a card of this tier or higher, or for so many of them."""
+        return f"{self.prefix}.tier.{tier_key(family, tier, gpu_count)}"
 
     def delay_queue(self, seconds: int) -> str:
         """Queue: where jobs wait for so long before they go back to their tier queues."""
@@ -72,9 +72,10 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.prefix}.lease.{job_id}"
 
 
-def tier_key(family: ModelFamily, tier: MemoryTier) -> str:
-    """The routing key of a tier queue, as ``flux.24gb``."""
-    return f"{family}.{tier}"
+def tier_key(family: ModelFamily, tier: MemoryTier, gpu_count: int = 1) -> str:
+    """The routing key of a tier queue, as ``flux.24gb``, or ``flux.2x24gb`` for several cards."""
+    several = "" if gpu_count == 1 else f"{gpu_count}x"
+    return f"{family}.{several}{tier}"
 
 
 def delayed_key(seconds: int, key: str) -> str:

@@ -1,12 +1,13 @@
 """What must be on the broker before anything else: exchanges, queues and streams. Declaring is idempotent."""
 
 from collections.abc import Collection
+from typing import get_args
 
 from aio_pika import ExchangeType
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp.common import FieldTable
 
-from training_schemas.jobs import MemoryTier, ModelFamily
+from training_schemas.jobs import GpuCount, MemoryTier, ModelFamily
 from training_worker.broker.names import SUBMIT_KEY, Names, delayed_key, tier_key
 
 LEDGER_AGE = "30D"
@@ -24,7 +25,8 @@ LOOKS_LIMIT = 1_000_000
 async def declare_topology(channel: AbstractChannel, names: Names, delays: Collection[int] = ()) -> None:
     """Declare all that is shared by the fleet, and a queue for each of the delays (seconds).
 
-    Leases and locks are declared when a job is claimed.
+    Leases and locks are declared when a job is claimed, and tier queues for several cards when the first worker or job
+    needs them.
     """
     jobs = await channel.declare_exchange(names.jobs, ExchangeType.TOPIC, durable=True)
     await channel.declare_exchange(names.control, ExchangeType.TOPIC, durable=True)
@@ -37,11 +39,7 @@ async def declare_topology(channel: AbstractChannel, names: Names, delays: Colle
     await intake.bind(jobs, SUBMIT_KEY)
     for family in ModelFamily:
         for tier in MemoryTier:
-            queue = await channel.declare_queue(
-                names.tier_queue(family, tier), durable=True, arguments=_work_queue(names)
-            )
-            await queue.bind(jobs, tier_key(family, tier))
-            await queue.bind(jobs, f"*.{tier_key(family, tier)}")
+            await declare_tier_queue(channel, names, family, tier)
     retry = await channel.declare_exchange(names.retry, ExchangeType.TOPIC, durable=True)
     for seconds in sorted(set(delays)):
         waiting = await channel.declare_queue(
@@ -54,9 +52,27 @@ async def declare_topology(channel: AbstractChannel, names: Names, delays: Colle
     await log.bind(events, "#")
 
 
+async def declare_tier_queue(
+    channel: AbstractChannel, names: Names, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1
+) -> AbstractQueue:
+    """Declare the queue of jobs that wait for so many cards of a tier. The jobs' exchange must be there."""
+    key = tier_key(family, tier, gpu_count)
+    queue = await channel.declare_queue(
+        names.tier_queue(family, tier, gpu_count), durable=True, arguments=_work_queue(names)
+    )
+    await queue.bind(names.jobs, key)
+    await queue.bind(names.jobs, f"*.{key}")
+    return queue
+
+
 async def delete_topology(channel: AbstractChannel, names: Names, delays: Collection[int] = ()) -> None:
     """Delete all that `declare_topology` declares, with what is in it. For fleets that were only tried out."""
-    tiers = [names.tier_queue(family, tier) for family in ModelFamily for tier in MemoryTier]
+    tiers = [
+        names.tier_queue(family, tier, count)
+        for family in ModelFamily
+        for tier in MemoryTier
+        for count in get_args(GpuCount)
+    ]
     waiting = [names.delay_queue(seconds) for seconds in delays]
     for queue in (names.intake, names.dead, names.ledger, names.events_log, *tiers, *waiting):
         await channel.queue_delete(queue)

@@ -46,14 +46,14 @@ def run(config: Path | None, *, verbose: bool) -> None:
     SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
     the daemon anew in place, while training goes on.
     """
-    from training_worker.cards import find_cards  # noqa: PLC0415
+    from training_worker.cards import find_cards, grouped  # noqa: PLC0415
     from training_worker.logs import configure_logging  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
     from training_worker.worker import Ending, Worker  # noqa: PLC0415
 
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
-    cards = find_cards(settings.gpus, settings.prices, settings.cards)
+    cards = grouped(find_cards(settings.gpus, settings.prices, settings.cards), settings.gpus_per_job)
     with _observed(settings) as observe:
         ending = asyncio.run(Worker(settings, cards, observe).run())
     if ending is Ending.REPLACED:

@@ -186,7 +186,7 @@ def _answer(work: Workload, card: CardSpec, settings: Settings, plan: Plan | Non
         breakdown=_breakdown(memory),
         seconds_per_step=round(time.seconds_per_step, 3),
         hours=round(time.hours, 3),
-        usd=_price(card, time, settings),
+        usd=_price(card, time, settings, work.gpu_count),
         changes=[] if plan is None else plan.changes,
         settings=msgspec.to_builtins(work if plan is None else plan.parameters),
     )
@@ -200,8 +200,8 @@ def _breakdown(memory: MemoryEstimate) -> dict[str, dict[str, float]]:
     }
 
 
-def _price(card: CardSpec, time: TimeEstimate, settings: Settings) -> float | None:
-    cost = cost_usd(time.seconds, usd_per_hour(card.name, card.memory_mib, settings.prices, settings.cards))
+def _price(card: CardSpec, time: TimeEstimate, settings: Settings, count: int) -> float | None:
+    cost = cost_usd(time.seconds * count, usd_per_hour(card.name, card.memory_mib, settings.prices, settings.cards))
     return None if cost is None else round(cost, 4)
 
 

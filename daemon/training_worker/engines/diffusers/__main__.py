@@ -8,15 +8,17 @@ import argparse
 import logging
 import sys
 import traceback
-from enum import IntEnum
+from collections.abc import Callable
 from pathlib import Path
 
 from training_schemas.progress import FailedRecord, Phase, StoppedRecord, WarningRecord
-from training_schemas.spec import PROGRESS_FILE
+from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
 from training_worker.engines.diffusers.buckets import DIVISORS
 from training_worker.engines.diffusers.control import Control
-from training_worker.engines.diffusers.data import read_dataset
+from training_worker.engines.diffusers.data import Dataset, read_dataset
+from training_worker.engines.diffusers.exit_code import ExitCode
 from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped, failure_of
+from training_worker.engines.diffusers.helpers import LEADER, end_with_leader, progress_file
 from training_worker.engines.diffusers.model_folder import check_model_folder
 from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
 from training_worker.engines.diffusers.progress import ProgressWriter
@@ -26,49 +28,45 @@ from training_worker.engines.diffusers.standby import load_libraries, wait_for_r
 EXTRACTED = "dataset"
 
 
-class ExitCode(IntEnum):
-    """How the program ends: with a result, a `FailedRecord`, or a `StoppedRecord`. 2 is argparse's."""
-
-    DONE = 0
-    FAILED = 1
-    STOPPED = 3
-
-
 def main() -> ExitCode:
     """Train what the run folder says that is named on the command line, or on standard input later."""
     parser = argparse.ArgumentParser(description="Train what a run folder says.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("run_folder", type=Path, nargs="?")
+    parser.add_argument("--rank", type=int, default=LEADER, help="which card of the job; the first starts the others")
     source.add_argument("--standby", action="store_true", help="wait to be told the run folder on standard input")
     arguments = parser.parse_args()
     # Without a card it complains, each time that it is imported, of kernels that only inference would use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not arguments.standby:
-        return train(arguments.run_folder)
+        return train(arguments.run_folder, arguments.rank)
     load_libraries()
     folder = wait_for_run()
     return ExitCode.DONE if folder is None else train(folder)
 
 
-def train(folder: Path) -> ExitCode:
-    """Train what this run folder says."""
+def train(folder: Path, rank: int = LEADER) -> ExitCode:
+    """Train what this run folder says, on the card of this rank."""
     control = Control(folder)
-    control.listen()
+    if rank == LEADER:
+        control.listen()
+    else:
+        end_with_leader()
     try:
-        progress = ProgressWriter(folder / PROGRESS_FILE)
+        progress = ProgressWriter(folder / progress_file(rank))
     except OSError as error:
         print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no record to say it in
         return ExitCode.FAILED
     with progress:
-        code = run(folder, progress, control)
+        code = run(folder, progress, control, rank)
     control.stop_listening()
     return code
 
 
-def run(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
+def run(folder: Path, progress: ProgressWriter, control: Control, rank: int = LEADER) -> ExitCode:
     """Run to the last record, whatever happens."""
     try:
-        return _train_or_stop(folder, progress, control)
+        return _train_or_stop(folder, progress, control, rank)
     except Exception as error:  # noqa: BLE001 # reported, as whatever it is
         failure = failure_of(error, progress.current_phase)
         if failure is not error:
@@ -77,9 +75,12 @@ def run(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
         return ExitCode.FAILED
 
 
-def _train_or_stop(folder: Path, progress: ProgressWriter, control: Control) -> ExitCode:
+def _train_or_stop(folder: Path, progress: ProgressWriter, control: Control, rank: int) -> ExitCode:
     try:
-        _train(folder, progress, control)
+        if rank == LEADER:
+            _train(folder, progress, control)
+        else:
+            _help(folder, rank, progress)
     except TrainingStopped as stop:
         progress.write(StoppedRecord, step=stop.step, why=stop.why)
         return ExitCode.STOPPED
@@ -97,24 +98,44 @@ def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     progress.phase(Phase.STARTING)
     control.check()
     spec, parameters = read_spec(folder)
-    family = spec.training_type.family
-    dataset = read_dataset(
-        Path(spec.dataset_path),
-        parameters,
-        divisor=DIVISORS[family],
-        extract_to=folder / EXTRACTED,
-        check_stop=control.check,
-        on_total=lambda total: progress.phase(Phase.CHECKING_DATASET, total=total),
-    )
+    dataset = _read_dataset(spec, parameters, folder / EXTRACTED, progress, control.check)
     for message in dataset.report.warnings():
         progress.write(WarningRecord, message=message)
-    check_model_folder(Path(spec.model_path), family)
+    check_model_folder(Path(spec.model_path), spec.training_type.family)
     make_attempt_folder(Path(spec.attempt_path))
     control.check()
     # This imports the training libraries, which takes seconds.
     from training_worker.engines.diffusers.run import TrainingRun  # noqa: PLC0415
 
     TrainingRun(folder, spec, parameters, dataset, progress, control).run()
+
+
+def _help(folder: Path, rank: int, progress: ProgressWriter) -> None:
+    from training_worker.engines.diffusers.helper_run import HelperRun  # noqa: PLC0415
+    from training_worker.engines.diffusers.process_group import ProcessGroup  # noqa: PLC0415
+
+    spec, parameters = read_spec(folder)
+    # The leader has checked it all; of a table, each process writes its own copy.
+    dataset = _read_dataset(spec, parameters, folder / f"{EXTRACTED}-{rank}", progress, lambda: None)
+    group = ProcessGroup(folder, rank, spec.gpu_count, spec.device)
+    HelperRun(folder, spec, parameters, dataset, progress).run(group)
+
+
+def _read_dataset(
+    spec: RunSpec,
+    parameters: FluxLoraParameters | SdxlParameters,
+    extract_to: Path,
+    progress: ProgressWriter,
+    check_stop: Callable[[], None],
+) -> Dataset:
+    return read_dataset(
+        Path(spec.dataset_path),
+        parameters,
+        divisor=DIVISORS[spec.training_type.family],
+        extract_to=extract_to,
+        check_stop=check_stop,
+        on_total=lambda total: progress.phase(Phase.CHECKING_DATASET, total=total),
+    )
 
 
 if __name__ == "__main__":

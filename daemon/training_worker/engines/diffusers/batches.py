@@ -1,9 +1,10 @@
 """Batches for training, with all their randomness: which images, which latents, which noise and how much of it.
 
-Everything is drawn on the CPU from two generators, one for the order and one for all else, image by image, so that
-neither the device nor the size of the batches changes what a seed gives, and so that a checkpoint can keep the state.
+Everything is drawn on the CPU: the order from one generator, and all else of a sample from one of its own. So neither
+the device, nor the size of the batches, nor how many cards share them, changes what a seed gives.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -58,12 +59,12 @@ class Noising(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchState(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Where a `BatchSource` stands: the states of its generators, the images to come in this pass, and those that wait.
+    """Where a `BatchSource` stands: samples ``drawn``, the state of the order, the images to come in this pass.
 
     Images wait for others of their own shape to fill a batch, in ``waiting`` in the order in which they came.
     """
 
-    generator: torch.Tensor
+    drawn: int
     shuffler: torch.Tensor
     order: list[int]
     waiting: list[int]
@@ -82,8 +83,7 @@ class BatchSource:
         self._images = images
         self._noising = noising
         self._parameters = parameters
-        self._generator = torch.Generator().manual_seed(parameters.seed)
-        # Of its own, for a large batch asks for the next order earlier than small ones do.
+        self._drawn = 0
         self._shuffler = torch.Generator().manual_seed(parameters.seed)
         self._pass = [index for index, item in enumerate(items) for _ in range(item.repeats)]
         self._order: list[int] = []
@@ -91,7 +91,11 @@ class BatchSource:
 
     def next_batch(self) -> Batch:
         """Draw the next ``batch_size`` samples."""
-        return join_batches([self._draw(index) for index in self._next_indices()])
+        return join_batches([self._draw(index, number) for number, index in self._next_indices()])
+
+    def skip_batch(self) -> None:
+        """Leave the next batch to somebody else, as if it had been drawn."""
+        self._next_indices()
 
     def fixed_batches(self) -> Iterator[Batch]:
         """Give the same few samples at every call: the first images, each at every noise level of a grid."""
@@ -105,7 +109,7 @@ class BatchSource:
     def state(self) -> BatchState:
         """Tell where the source stands."""
         return BatchState(
-            generator=self._generator.get_state(),
+            drawn=self._drawn,
             shuffler=self._shuffler.get_state(),
             order=list(self._order),
             waiting=list(self._waiting),
@@ -113,11 +117,12 @@ class BatchSource:
 
     def restore(self, state: BatchState) -> None:
         """Go on from where a source over the same images stood."""
-        self._generator.set_state(state.generator)
+        self._drawn = state.drawn
         self._shuffler.set_state(state.shuffler)
         self._order, self._waiting = list(state.order), list(state.waiting)
 
-    def _next_indices(self) -> list[int]:
+    def _next_indices(self) -> list[tuple[int, int]]:
+        """The samples of the next batch: the number of each, counted from the first of all, and its image."""
         size = self._parameters.batch_size
         while True:
             if not self._order:
@@ -128,20 +133,22 @@ class BatchSource:
             alike = [index for index in self._waiting if self._items[index].shape == shape]
             if len(alike) == size:
                 self._waiting = [index for index in self._waiting if self._items[index].shape != shape]
-                return alike
+                self._drawn += size
+                return list(enumerate(alike, start=self._drawn - size))
 
-    def _draw(self, index: int) -> Batch:
-        caption = self._draw_caption(self._items[index].caption)
-        image = self._images.draw(index, self._generator)
-        return self._noised(image, caption, self._generator, None)
+    def _draw(self, index: int, number: int) -> Batch:
+        generator = torch.Generator().manual_seed(_seed_of(self._parameters.seed, number))
+        caption = self._draw_caption(self._items[index].caption, generator)
+        image = self._images.draw(index, generator)
+        return self._noised(image, caption, generator, None)
 
-    def _draw_caption(self, caption: str) -> str:
+    def _draw_caption(self, caption: str, generator: torch.Generator) -> str:
         settings = self._parameters
-        if settings.caption_dropout and torch.rand((), generator=self._generator) < settings.caption_dropout:
+        if settings.caption_dropout and torch.rand((), generator=generator) < settings.caption_dropout:
             return ""
         if settings.shuffle_captions:
             found = parts(caption, settings.trigger_word)
-            caption = joined(found, torch.randperm(len(found.rest), generator=self._generator).tolist())
+            caption = joined(found, torch.randperm(len(found.rest), generator=generator).tolist())
         return base_caption(caption, settings)
 
     def _noised(
@@ -159,6 +166,11 @@ class BatchSource:
             sizes=image.sizes[None],
             captions=[caption],
         )
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """The seed of a sample. Hashed, for generators with seeds that follow each other begin alike."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8], "big", signed=True)
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:

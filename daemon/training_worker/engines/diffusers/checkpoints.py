@@ -23,7 +23,6 @@ from training_worker.engines.diffusers.trainer import Trainer
 FOLDER = "checkpoints"
 TENSORS_FILE = "training.safetensors"
 STATE_FILE = "state.json"
-GENERATOR = "generator"
 SHUFFLER = "shuffler"
 ROUNDING = "rounding"
 LOSSES = "losses"
@@ -47,13 +46,15 @@ class Tally(msgspec.Struct, kw_only=True):
 class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON of a checkpoint.
 
-    ``dataset`` is the hash of the data set that ``order`` and ``waiting`` point into. ``groups`` are the numbers of the
+    ``dataset`` is the hash of the data set that ``order`` and ``waiting`` point into, and ``drawn`` counts the samples
+    so far. ``groups`` are the numbers of the
     optimizer's groups of weights, ``schedule`` is where the learning rate stands, ``averaged`` how many steps are in
     the running mean.
     """
 
     fixed_loss_before: float
     dataset: str
+    drawn: int
     order: list[int]
     waiting: list[int]
     optimizer: str
@@ -94,10 +95,8 @@ def load_checkpoint(folder: Path, trainer: Trainer, dataset: str) -> Tally:
     except (OSError, ValueError, msgspec.DecodeError, SafetensorError) as error:
         raise CheckpointError(f"cannot resume from {folder}: {error}") from error
     trainer.pipeline.restore(weights)
-    generator, shuffler = tensors.pop(GENERATOR), tensors.pop(SHUFFLER)
-    trainer.batches.restore(
-        BatchState(generator=generator, shuffler=shuffler, order=state.order, waiting=state.waiting)
-    )
+    shuffler = tensors.pop(SHUFFLER)
+    trainer.batches.restore(BatchState(drawn=state.drawn, shuffler=shuffler, order=state.order, waiting=state.waiting))
     losses = tensors.pop(LOSSES).tolist()
     if trainer.rounding is not None:
         trainer.rounding.set_state(tensors.pop(ROUNDING))
@@ -122,7 +121,6 @@ def _write_files(folder: Path, trainer: Trainer, dataset: str, tally: Tally) -> 
         **{f"{OPTIMIZER}{key}": tensor for key, tensor in _flat_state(trainer.optimizer)},
         **({} if averages is None else {f"{MEAN}{i}": mean for i, mean in enumerate(averages.shadow_params)}),
         **({} if trainer.rounding is None else {ROUNDING: trainer.rounding.get_state()}),
-        GENERATOR: batches.generator,
         SHUFFLER: batches.shuffler,
         LOSSES: torch.tensor(tally.losses, dtype=torch.float64),
     }
@@ -130,6 +128,7 @@ def _write_files(folder: Path, trainer: Trainer, dataset: str, tally: Tally) -> 
     state = CheckpointState(
         fixed_loss_before=tally.fixed_loss_before,
         dataset=dataset,
+        drawn=batches.drawn,
         order=batches.order,
         waiting=batches.waiting,
         optimizer=_name(trainer.optimizer),

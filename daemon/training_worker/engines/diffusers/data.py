@@ -9,6 +9,7 @@ from training_schemas.progress import FailureReason, Fault
 from training_schemas.spec import TrainingParameters
 from training_worker.engines.diffusers.buckets import Size, bucket_of
 from training_worker.engines.diffusers.captions import base_caption
+from training_worker.engines.diffusers.content_keys import content_key
 from training_worker.engines.diffusers.dataset_entries import Entry
 from training_worker.engines.diffusers.dataset_formats import IMAGE_SUFFIXES, list_entries
 from training_worker.engines.diffusers.dataset_report import DatasetReport, report_on
@@ -25,6 +26,11 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
 
     examples: list[Example]
     report: DatasetReport
+
+    @property
+    def order(self) -> str:
+        """A hash of what is trained on, in its order: checkpoints point into it."""
+        return content_key("order", examples=[(one.digest, one.caption, one.repeats) for one in self.examples])
 
 
 def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talking to the rest of the run

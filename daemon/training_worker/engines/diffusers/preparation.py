@@ -1,6 +1,6 @@
 """What comes before training: texts and images are encoded, the encoders go, and the denoiser comes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,12 +9,12 @@ from training_schemas.progress import Phase
 from training_worker.engines.diffusers.batches import BatchSource, Item
 from training_worker.engines.diffusers.captions import base_caption
 from training_worker.engines.diffusers.content_keys import content_key
-from training_worker.engines.diffusers.control import Control
 from training_worker.engines.diffusers.data import Dataset
 from training_worker.engines.diffusers.latents import CachedImages, ImageSource, LiveImages
 from training_worker.engines.diffusers.model_digests import model_digest
 from training_worker.engines.diffusers.models import release_memory
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
+from training_worker.engines.diffusers.process_group import SingleProcess
 from training_worker.engines.diffusers.progress import ProgressWriter
 from training_worker.engines.diffusers.tensor_cache import TensorCache
 from training_worker.engines.diffusers.texts import CachedTexts, TextSource
@@ -32,7 +32,7 @@ class Preparation:
         dataset: Dataset,
         cache: TensorCache,
         progress: ProgressWriter,
-        control: Control,
+        check_stop: Callable[[], None],
     ) -> None:
         self._pipeline = pipeline
         self._loader = pipeline.loader
@@ -40,20 +40,23 @@ class Preparation:
         self._dataset = dataset
         self._cache = cache
         self._progress = progress
-        self._control = control
+        self._check_stop = check_stop
 
-    def make_trainer(self) -> Trainer:
-        """Go through all phases before training."""
-        texts = self._prepare_texts()
-        images = self._prepare_images()
+    def encode(self) -> None:
+        """See to it that what was encoded is in the cache, or that what encodes is in memory."""
+        self._texts = self._prepare_texts()
+        self._images = self._prepare_images()
+
+    def make_trainer(self, group: SingleProcess) -> Trainer:
+        """Load what learns, after all has been encoded."""
         self._enter(Phase.LOADING_MODEL)
         self._pipeline.load_denoiser()
         items = [
             Item(caption=example.caption, shape=example.bucket, repeats=example.repeats)
             for example in self._dataset.examples
         ]
-        batches = BatchSource(items, images, self._pipeline.noising, self._parameters)
-        return Trainer(self._pipeline, batches, texts)
+        batches = BatchSource(items, self._images, self._pipeline.noising, self._parameters)
+        return Trainer(self._pipeline, batches, self._texts, group)
 
     def _prepare_texts(self) -> TextSource:
         captions = [base_caption(example.caption, self._parameters) for example in self._dataset.examples]
@@ -67,7 +70,7 @@ class Preparation:
         source = CachedTexts(self._cache, model, self._pipeline.text_lengths)
         if not source.has_all(texts):
             self._pipeline.load_encoders()
-            source.embed_all(texts, self._pipeline.embed, self._control.check)
+            source.embed_all(texts, self._pipeline.embed, self._check_stop)
             self._pipeline.drop_encoders()
             release_memory()
         return source
@@ -82,7 +85,7 @@ class Preparation:
         source = CachedImages(self._cache, examples, model, flips=settings.random_flip)
         if not source.complete:
             vae = self._loader.vae()
-            source.encode_all(vae, self._control.check)
+            source.encode_all(vae, self._check_stop)
             del vae
             release_memory()
         return source
@@ -90,10 +93,10 @@ class Preparation:
     def _model_key(self, parts: Iterable[str], dtype: torch.dtype) -> str:
         """Name what makes the values that are cached."""
         folders = [self._loader.folder / part for part in parts]
-        digests = [model_digest(folder, self._cache.folder, self._control.check) for folder in folders]
+        digests = [model_digest(folder, self._cache.folder, self._check_stop) for folder in folders]
         return content_key("model", parts=digests, dtype=str(dtype))
 
     def _enter(self, phase: Phase, total: int | None = None) -> None:
         """Begin a phase which starts with something that cannot be stopped half-way, such as loading a model."""
         self._progress.phase(phase, total)
-        self._control.check()
+        self._check_stop()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import Any, Self
 
 import msgspec
 
-from training_schemas.progress import Phase, PhaseRecord, ProgressRecord
+from training_schemas.progress import (
+    DoneRecord,
+    FailedRecord,
+    Phase,
+    PhaseRecord,
+    ProgressRecord,
+    StoppedRecord,
+)
+
+LAST = (DoneRecord, FailedRecord, StoppedRecord)
 
 
 class ProgressWriter:
@@ -26,25 +36,32 @@ class ProgressWriter:
             os.close(self._file)
             raise FileExistsError(errno.EEXIST, "the run has been started before", str(path))
         self._clock = clock
+        # A thread may have to say that a helper has ended.
+        self._lock = threading.Lock()
+        self._ended = False
         self._sequence = 0
         self._rest = b""
         self.current_phase: Phase | None = None
         """The phase that began last."""
 
     def write(self, record: type[ProgressRecord], **fields: Any) -> None:
-        """Append a record of the given kind; its sequence and time are filled in here.
+        """Append a record of the given kind; its sequence and time are filled in here. None follows the last one.
 
         Raises:
             OSError: It cannot be written, or only its beginning, which the next record then completes first.
         """
-        line = msgspec.json.encode(record(sequence=self._sequence + 1, time=self._clock(), **fields)) + b"\n"
-        data = self._rest + line
-        written = os.write(self._file, data)
-        begun = written > len(self._rest)
-        self._sequence += begun
-        self._rest = data[written:] if begun else self._rest[written:]
-        if written < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with self._lock:
+            if self._ended:
+                return
+            line = msgspec.json.encode(record(sequence=self._sequence + 1, time=self._clock(), **fields)) + b"\n"
+            data = self._rest + line
+            written = os.write(self._file, data)
+            begun = written > len(self._rest)
+            self._sequence += begun
+            self._ended = begun and issubclass(record, LAST)
+            self._rest = data[written:] if begun else self._rest[written:]
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def phase(self, phase: Phase, total: int | None = None) -> None:
         """Say that a phase begins."""

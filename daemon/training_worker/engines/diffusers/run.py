@@ -1,26 +1,33 @@
 """A run from the checked data set to the result, in the order in which it happens."""
 
 import math
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from training_schemas.progress import CheckpointRecord, DoneRecord, Phase, StepRecord, WarningRecord
+from training_schemas.progress import CheckpointRecord, DoneRecord, FailedRecord, Phase, StepRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec, SdxlParameters
 from training_worker.engines.diffusers import checkpoints
-from training_worker.engines.diffusers.card_memory import MIB, peak_vram_mib
+from training_worker.engines.diffusers.card_memory import MIB
 from training_worker.engines.diffusers.checkpoints import Tally
-from training_worker.engines.diffusers.content_keys import content_key
 from training_worker.engines.diffusers.control import Control
 from training_worker.engines.diffusers.curve import loss_curve
 from training_worker.engines.diffusers.data import Dataset
+from training_worker.engines.diffusers.exit_code import ExitCode
 from training_worker.engines.diffusers.export import describe_artifacts
 from training_worker.engines.diffusers.failures import TrainingStopped
+from training_worker.engines.diffusers.helpers import LEADER, Helpers, failure_of_helper
 from training_worker.engines.diffusers.model_spec import Result
 from training_worker.engines.diffusers.models import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
+from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
 from training_worker.engines.diffusers.preparation import Preparation
+from training_worker.engines.diffusers.process_group import ProcessGroup, SingleProcess
 from training_worker.engines.diffusers.progress import ProgressWriter
 from training_worker.engines.diffusers.sampling import Sample, Sampler
 from training_worker.engines.diffusers.sheet import contact_sheet
@@ -37,6 +44,18 @@ CURVE = "lossCurve"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
 
+def make_pipeline(spec: RunSpec, parameters: FluxLoraParameters | SdxlParameters) -> TrainingPipeline[Any]:
+    """What the run trains; nothing of it is loaded yet."""
+    kind = PIPELINES[spec.training_type]
+    loader = ModelLoader(Path(spec.model_path), kind.family, parameters.weight_dtype, spec.device)
+    return kind(loader, parameters)
+
+
+def open_cache(folder: Path, spec: RunSpec) -> TensorCache:
+    """Where the run keeps what encoders make: with the host's other runs, or in its own folder."""
+    return TensorCache(Path(spec.cache_path or folder / CACHE_FOLDER), spec.cache_limit_mib * MIB)
+
+
 class TrainingRun:
     """One attempt at one job."""
 
@@ -49,16 +68,15 @@ class TrainingRun:
         progress: ProgressWriter,
         control: Control,
     ) -> None:
+        self._folder = folder
         self._spec = spec
         self._parameters = parameters
         self._dataset = dataset
         self._progress = progress
         self._control = control
         self._attempt = Path(spec.attempt_path)
-        self._cache = TensorCache(Path(spec.cache_path or folder / CACHE_FOLDER), spec.cache_limit_mib * MIB)
-        kind = PIPELINES[spec.training_type]
-        self._loader = ModelLoader(Path(spec.model_path), kind.family, parameters.weight_dtype, spec.device)
-        self._pipeline = kind(self._loader, parameters)
+        self._cache = open_cache(folder, spec)
+        self._pipeline = make_pipeline(spec, parameters)
         self._tally = Tally(losses=[], fixed_loss_before=math.nan)
         self._saved_step = 0
         self._drawn_step: int | None = None
@@ -71,11 +89,17 @@ class TrainingRun:
             TrainingStopped: The run was stopped; steps that no earlier attempt had taken are in a checkpoint.
             TrainingFailure: The run failed for a known reason.
         """
-        with self._cache as cache:
-            trainer = Preparation(self._pipeline, self._dataset, cache, self._progress, self._control).make_trainer()
+        with self._cache as cache, self._with_helpers() as group:
+            preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, self._control.check)
+            preparation.encode()
+            # The others find in the cache what was encoded.
+            group.join()
+            trainer = preparation.make_trainer(group)
             sampler = Sampler(trainer, self._attempt, self._progress)
             try:
                 self._resume(trainer)
+                group.tell(self._tally.step)
+                trainer.align()
                 self._begin(trainer, sampler)
                 self._train(trainer, sampler)
                 self._finish(trainer, sampler)
@@ -83,12 +107,28 @@ class TrainingRun:
                 self._save_checkpoint(trainer)
                 raise TrainingStopped(stop.why, self._tally.step) from None
 
+    @contextmanager
+    def _with_helpers(self) -> Iterator[SingleProcess]:
+        """Meanwhile there is a process for each card of the job."""
+        size = self._spec.gpu_count
+        if size == 1:
+            yield SingleProcess()
+            return
+        with Helpers(self._folder, size, self._on_helper_failed):
+            yield ProcessGroup(self._folder, LEADER, size, self._spec.device)
+
+    def _on_helper_failed(self, rank: int, status: int) -> None:
+        """End at once, whatever this process waits for: without the helper there is no next step."""
+        failure = failure_of_helper(self._folder, rank, status)
+        self._progress.write(FailedRecord, reason=failure.reason, message=str(failure), faults=failure.faults)
+        os._exit(ExitCode.FAILED)
+
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the checkpoint, if there is one; from a broken one the job starts anew, which beats giving up."""
         if self._spec.resume_from is None:
             return
         try:
-            self._tally = checkpoints.load_checkpoint(Path(self._spec.resume_from), trainer, self._order)
+            self._tally = checkpoints.load_checkpoint(Path(self._spec.resume_from), trainer, self._dataset.order)
         except checkpoints.CheckpointError as error:
             self._progress.write(WarningRecord, message=f"{error}; training starts from step 0")
         self._saved_step = self._tally.step
@@ -135,7 +175,7 @@ class TrainingRun:
             return
         self._progress.phase(Phase.CHECKPOINTING)
         folder = self._attempt / checkpoints.FOLDER / f"step-{step:08}"
-        checkpoints.save_checkpoint(folder, trainer, self._order, self._tally)
+        checkpoints.save_checkpoint(folder, trainer, self._dataset.order, self._tally)
         self._progress.write(CheckpointRecord, step=step, path=str(folder))
         self._saved_step = step
         # Only now that the daemon can know of the new one.
@@ -167,14 +207,9 @@ class TrainingRun:
             fixed_loss_before=self._tally.fixed_loss_before,
             fixed_loss_after=fixed_loss,
             artifacts=artifacts,
-            peak_vram_mib=peak_vram_mib(),
+            peak_vram_mib=trainer.group.peak_mib(),
             versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         )
-
-    @property
-    def _order(self) -> str:
-        """The data set as a checkpoint points into it: what is trained on, in its order."""
-        return content_key("order", examples=[(one.digest, one.caption, one.repeats) for one in self._dataset.examples])
 
     def _pictures(self) -> dict[Path, str]:
         """Draw what shows the run at a glance."""
@@ -192,7 +227,7 @@ class TrainingRun:
             parameters=self._parameters,
             title=self._spec.job_id,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            base_model=self._loader.folder.name,
+            base_model=self._pipeline.loader.folder.name,
             dataset_hash=self._dataset.report.digest,
             step=self._tally.step,
             worker_version=__version__,

@@ -12,16 +12,25 @@ from training_schemas.progress import FailureReason
 from training_schemas.spec import OptimizerName
 from training_worker.engines.diffusers.batches import Batch, BatchSource
 from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped
+from training_worker.engines.diffusers.helpers import LEADER
 from training_worker.engines.diffusers.optimizers import effective_rate, make_optimizer, make_schedule
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
+from training_worker.engines.diffusers.process_group import SingleProcess
 from training_worker.engines.diffusers.rounding import step_with_rounding
 from training_worker.engines.diffusers.texts import TextSource
 
 
 class Trainer:
-    """Teaches what of a pipeline learns."""
+    """Teaches what of a pipeline learns, by itself or in a group of processes which take the same steps."""
 
-    def __init__(self, pipeline: TrainingPipeline[Any], batches: BatchSource, texts: TextSource) -> None:
+    def __init__(
+        self,
+        pipeline: TrainingPipeline[Any],
+        batches: BatchSource,
+        texts: TextSource,
+        group: SingleProcess | None = None,
+    ) -> None:
+        self.group = group or SingleProcess()
         self.pipeline = pipeline
         self.batches = batches
         self.texts = texts
@@ -32,7 +41,9 @@ class Trainer:
         self.optimizer = make_optimizer(groups, self._parameters)
         self.schedule = make_schedule(self.optimizer, self._parameters)
         decay = self._parameters.ema_decay
-        self.averages = EMAModel(self._weights, decay=decay) if decay else None
+        # The leader alone draws with it, and saves it.
+        averaged = decay and self.group.rank == LEADER
+        self.averages = EMAModel(self._weights, decay=decay) if averaged else None
         self.rounding = self._make_rounding()
 
     def step(self, number: int, check_stop: Callable[[], None]) -> float:
@@ -65,13 +76,31 @@ class Trainer:
         """The learning rate of the next step."""
         return effective_rate(self.optimizer)
 
+    def align(self) -> None:
+        """Start, or go on, from the weights of the group's leader."""
+        self.group.share(self._weights)
+
     def accumulate(self, number: int, check_stop: Callable[[], None]) -> float:
         """Set the gradients to those of the mean loss over all batches of a step, and return that loss."""
         self.optimizer.zero_grad()
-        total = 0.0
-        for _ in range(self._parameters.gradient_accumulation_steps):
+        try:
+            share = self._accumulate_share(number, check_stop)
+        except TrainingStopped:
+            self.group.give_up()
+            raise
+        loss = _require_finite(self.group.sum_losses(share), "loss", number)
+        self.group.sum_gradients(self._weights)
+        return loss
+
+    def _accumulate_share(self, number: int, check_stop: Callable[[], None]) -> float:
+        """The same for those batches of the step that are this process's."""
+        total, batches = 0.0, self._parameters.gradient_accumulation_steps
+        for index in range(batches):
+            if index % self.group.size != self.group.rank:
+                self.batches.skip_batch()
+                continue
             check_stop()
-            loss = self._losses(self.batches.next_batch()).mean() / self._parameters.gradient_accumulation_steps
+            loss = self._losses(self.batches.next_batch()).mean() / batches
             total += _require_finite(loss.item(), "loss", number)
             loss.backward()
         return total
