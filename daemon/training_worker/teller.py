@@ -7,11 +7,12 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from training_schemas.events import JobCheckpoint, JobPhase, JobProgress, JobSample, JobWarning
+from training_schemas.events import JobCheckpoint, JobDataset, JobPhase, JobProgress, JobSample, JobWarning
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import (
     AnyRecord,
     CheckpointRecord,
+    DatasetRecord,
     DoneRecord,
     FailedRecord,
     FailureReason,
@@ -114,6 +115,8 @@ class Teller:
                 emit(JobCheckpoint, upto=offset, step=record.step, path=record.path)
             case SampleRecord():
                 emit(JobSample, upto=offset, step=record.step, path=record.path, prompt=record.prompt)
+            case DatasetRecord():
+                emit(JobDataset, upto=offset, summary=record.summary)
             case WarningRecord():
                 emit(JobWarning, upto=offset, message=record.message)
             case StepRecord() | DoneRecord() | StoppedRecord() | FailedRecord():

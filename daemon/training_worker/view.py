@@ -16,6 +16,7 @@ from training_schemas.events import (
     JobCheckpoint,
     JobClaimed,
     JobCompleted,
+    JobDataset,
     JobDuplicate,
     JobEvent,
     JobFailed,
@@ -67,6 +68,8 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
             after = f", going on after step {event.resume_step}" if event.resume_step else ""
             several = f"{event.gpu.count} x " if event.gpu.count > 1 else ""
             return f"attempt {event.attempt} on {event.worker}: {several}{event.gpu.name}, engine {event.engine}{after}"
+        case JobDataset(summary=found):
+            return f"data set: {found.images} images, {found.captions} captions, sizes {', '.join(found.buckets)}"
         case JobPhase():
             return f"phase {event.phase}" + (f" ({event.total})" if event.total is not None else "")
         case JobProgress():

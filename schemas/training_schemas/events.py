@@ -13,7 +13,7 @@ from msgspec import Meta
 from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_schemas.plans import Measured, Prediction, SettingChange
-from training_schemas.progress import Artifact, FailureReason, Fault, Phase
+from training_schemas.progress import Artifact, DatasetSummary, FailureReason, Fault, Phase
 from training_schemas.usage import AttemptSummary, Usage
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -111,6 +111,14 @@ class JobPhase(JobEvent, frozen=True, kw_only=True):
 
     phase: Phase
     total: int | None = None
+
+
+class JobDataset(JobEvent, frozen=True, kw_only=True):
+    """The data set was read and checked, before anything is on the card."""
+
+    TYPE = "training.job.dataset.v1"
+
+    summary: DatasetSummary
 
 
 class JobProgress(JobEvent, frozen=True, kw_only=True):
@@ -273,6 +281,7 @@ EVENTS: dict[str, type[Event]] = {
         JobRejected,
         JobClaimed,
         JobPhase,
+        JobDataset,
         JobProgress,
         JobCheckpoint,
         JobSample,

@@ -66,6 +66,31 @@ class PhaseRecord(ProgressRecord, frozen=True, kw_only=True, tag="phase"):
     total: int | None = None
 
 
+class DatasetSummary(Wire, frozen=True, kw_only=True):
+    """A data set that can be trained on, in numbers.
+
+    Each of ``images`` is in a pass as often as it repeats, which makes ``samples``. ``buckets`` counts the images of
+    each size in pixels, as ``1024x768``. ``enlarged`` images are smaller than their bucket, and ``duplicates`` have the
+    same bytes as an earlier one. ``captions`` counts the different ones. ``digest`` is the same for data sets that
+    train the same: SHA-256, in hex.
+    """
+
+    images: int
+    samples: int
+    buckets: dict[str, int]
+    masks: int
+    captions: int
+    enlarged: int
+    duplicates: int
+    digest: str
+
+
+class DatasetRecord(ProgressRecord, frozen=True, kw_only=True, tag="dataset"):
+    """The data set was read and checked, and this is what it holds."""
+
+    summary: DatasetSummary
+
+
 class StepRecord(ProgressRecord, frozen=True, kw_only=True, tag="step"):
     """An optimizer step was taken: its number from 1, the mean loss of its samples, and the rate that it used.
 
@@ -143,6 +168,7 @@ class FailedRecord(ProgressRecord, frozen=True, kw_only=True, tag="failed"):
 
 AnyRecord = (
     PhaseRecord
+    | DatasetRecord
     | StepRecord
     | CheckpointRecord
     | SampleRecord

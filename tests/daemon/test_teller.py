@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support import runs
 from tests.support.owning import NOW, PATIENCE, RecordingLink, a_reporter, own, told, told_in_part
 
-from training_schemas.events import JobCheckpoint, JobEvent, JobPhase, JobProgress, JobSample, JobWarning
+from training_schemas.events import JobCheckpoint, JobDataset, JobEvent, JobPhase, JobProgress, JobSample, JobWarning
 from training_schemas.ledger import AnyEntry, CheckpointSaved
 from training_schemas.progress import AnyRecord, FailureReason, Phase
 from training_worker.meter import Meter
@@ -61,6 +61,7 @@ async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunFolder) -
     """In the order of the file; a checkpoint is written into the ledger first."""
     records: list[AnyRecord] = [
         runs.phase(),
+        runs.dataset(),
         runs.step(1),
         runs.checkpoint(1),
         runs.sample(1),
@@ -73,6 +74,7 @@ async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunFolder) -
 
     assert [type(one) for one in said] == [
         JobPhase,
+        JobDataset,
         JobProgress,
         CheckpointSaved,
         JobCheckpoint,

@@ -13,6 +13,7 @@ from training_schemas.events import (
     JobCheckpoint,
     JobClaimed,
     JobCompleted,
+    JobDataset,
     JobDuplicate,
     JobEvent,
     JobFailed,
@@ -28,7 +29,7 @@ from training_schemas.events import (
 )
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.plans import SettingChange
-from training_schemas.progress import FailureReason, Fault, Phase
+from training_schemas.progress import DatasetSummary, FailureReason, Fault, Phase
 from training_schemas.usage import Usage
 from training_worker.view import LiveView, PlainView, describe, make_view, money
 
@@ -70,6 +71,19 @@ FAILED = JobFailed(
 )
 COMPLETED = JobCompleted(**COMMON, **LOSSES, output_path="/models/a", steps=100, artifacts=[], usage=USAGE)
 
+DATASET = JobDataset(
+    **COMMON,
+    summary=DatasetSummary(
+        images=20,
+        samples=40,
+        buckets={"832x1216": 5, "1024x1024": 15},
+        masks=0,
+        captions=19,
+        enlarged=2,
+        duplicates=1,
+        digest="d",
+    ),
+)
 LINES: list[tuple[JobEvent, str]] = [
     (
         JobQueued(**COMMON, training_type=TrainingType.FLUX_LORA, tier=MemoryTier.GB24, preset="flux_24gb_balanced"),
@@ -94,6 +108,7 @@ LINES: list[tuple[JobEvent, str]] = [
     (JobPhase(**COMMON, phase=Phase.TRAINING), "phase training"),
     (JobPhase(**COMMON, phase=Phase.CACHING_LATENTS, total=12), "phase cachingLatents (12)"),
     (JobPhase(**COMMON, phase=Phase.CACHING_LATENTS, total=0), "phase cachingLatents (0)"),
+    (DATASET, "data set: 20 images, 19 captions, sizes 832x1216, 1024x1024"),
     (PROGRESS, "step 5/100  loss 0.1235  12.3 steps/min  7:42 left  61.3 GPU-s  0.0123 USD"),
     (
         msgspec.structs.replace(PROGRESS, steps_per_minute=None, seconds_left=None, usage=Usage(gpu_seconds=0.0)),

@@ -113,10 +113,19 @@ def test_a_restored_source_goes_on_where_it_stood(parameters: FluxLoraParameters
         source.next_batch()
     expected = [tensors(source.next_batch()) for _ in range(4)]
 
-    other = source_of(replace(parameters, seed=99), shapes)
+    other = source_of(parameters, shapes)
     other.restore(state)
 
     torch.testing.assert_close(expected, [tensors(other.next_batch()) for _ in range(4)], rtol=0, atol=0)
+
+
+def test_a_batch_that_is_left_to_another_changes_nothing_for_the_next(parameters: FluxLoraParameters) -> None:
+    """So processes that share a step draw what one alone would."""
+    alone, shared = source_of(parameters), source_of(parameters)
+    _, expected = alone.next_batch(), alone.next_batch()
+    shared.skip_batch()
+
+    torch.testing.assert_close(tensors(expected), tensors(shared.next_batch()), rtol=0, atol=0)
 
 
 def test_latents_are_drawn_anew_each_time(parameters: FluxLoraParameters) -> None:

@@ -24,17 +24,17 @@ def test_a_data_set_is_told_in_numbers(tmp_path: Path) -> None:
         {"image": "c.png", "text": "b"},
     )
 
-    report = read(tmp_path, aspect_ratio_buckets=True, masked_loss=True).report
-    squares = read(tmp_path, aspect_ratio_buckets=False).report
+    report = read(tmp_path, aspect_ratio_buckets=True, masked_loss=True).report.summary
+    squares = read(tmp_path, aspect_ratio_buckets=False).report.summary
 
     assert {
-        "count": 3,
-        "totalRepeats": 6,
+        "images": 3,
+        "samples": 6,
         "buckets": {"64x64": 1, "80x48": 2},
-        "duplicates": [],
+        "duplicates": 0,
         "enlarged": 1,
         "masks": 3,
-        "differentCaptions": 2,
+        "captions": 2,
         "digest": report.digest,
     } == msgspec.to_builtins(report)
     assert ({"64x64": 3}, 0) == (squares.buckets, squares.masks)
@@ -73,13 +73,14 @@ def test_of_many_duplicates_only_some_are_named(tmp_path: Path) -> None:
     report = read(tmp_path).report
 
     assert 6 == len(report.duplicates)
+    assert report.summary.duplicates == sum(len(group) - 1 for group in report.duplicates)
     names = ", ".join(f"a{i}.png = b{i}.png" for i in range(5))
     assert [f"images that are in the data set more than once: {names}, ..."] == report.warnings()
 
 
 def digest(folder: Path, *lines: Mapping[str, object], masked: bool = False) -> str:
     """Tell the digest of a data set of these lines."""
-    return read(write_lines(folder / "list.jsonl", *lines), masked_loss=masked).report.digest
+    return read(write_lines(folder / "list.jsonl", *lines), masked_loss=masked).report.summary.digest
 
 
 def test_the_digest_knows_what_is_trained_on(tmp_path: Path) -> None:

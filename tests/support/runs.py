@@ -11,6 +11,8 @@ from training_schemas.progress import (
     AnyRecord,
     Artifact,
     CheckpointRecord,
+    DatasetRecord,
+    DatasetSummary,
     DoneRecord,
     FailedRecord,
     FailureReason,
@@ -85,6 +87,14 @@ def append(folder: RunFolder, *records: AnyRecord) -> None:
 def phase(name: Phase = Phase.TRAINING, at: float | None = None) -> PhaseRecord:
     """A phase began."""
     return PhaseRecord(sequence=1, time=_time(at), phase=name)
+
+
+def dataset() -> DatasetRecord:
+    """The data set was checked."""
+    summary = DatasetSummary(
+        images=2, samples=2, buckets={"64x64": 2}, masks=0, captions=2, enlarged=0, duplicates=0, digest="d"
+    )
+    return DatasetRecord(sequence=1, time=_time(None), summary=summary)
 
 
 def step(number: int, loss: float | None = 0.5, at: float | None = None) -> StepRecord:

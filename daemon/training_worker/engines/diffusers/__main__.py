@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from training_schemas.progress import FailedRecord, Phase, StoppedRecord, WarningRecord
+from training_schemas.progress import DatasetRecord, FailedRecord, Phase, StoppedRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
 from training_worker.engines.diffusers.buckets import DIVISORS
 from training_worker.engines.diffusers.control import Control
@@ -99,6 +99,7 @@ def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     control.check()
     spec, parameters = read_spec(folder)
     dataset = _read_dataset(spec, parameters, folder / EXTRACTED, progress, control.check)
+    progress.write(DatasetRecord, summary=dataset.report.summary)
     for message in dataset.report.warnings():
         progress.write(WarningRecord, message=message)
     check_model_folder(Path(spec.model_path), spec.training_type.family)

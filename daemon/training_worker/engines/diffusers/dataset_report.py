@@ -7,40 +7,30 @@ from pathlib import Path
 
 import msgspec
 
-from training_schemas.base import Wire
+from training_schemas.progress import DatasetSummary
 from training_worker.engines.diffusers.examples import Example
 from training_worker.engines.diffusers.images import cover_scale
 
 NAMED_AT_MOST = 5
 
 
-class DatasetReport(Wire, frozen=True, kw_only=True):
-    """A data set in numbers.
+class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A data set in numbers; ``duplicates`` groups the paths of images whose files are the same byte for byte."""
 
-    ``buckets`` counts the images of each size, named like ``1024x1024``; ``duplicates`` groups the paths of images
-    whose files are the same byte for byte; ``digest`` is the same for data sets that train the same: SHA-256, in hex.
-    """
-
-    count: int
-    total_repeats: int
-    buckets: dict[str, int]
+    summary: DatasetSummary
     duplicates: list[list[str]]
-    enlarged: int
-    masks: int
-    different_captions: int
-    digest: str
 
     def warnings(self) -> list[str]:
         """Put into words what is no fault, but seldom meant."""
-        found = []
+        found, images = [], self.summary.images
         if self.duplicates:
             groups = [" = ".join(Path(path).name for path in group) for group in self.duplicates[:NAMED_AT_MOST]]
             more = ", ..." if len(self.duplicates) > NAMED_AT_MOST else ""
             found.append(f"images that are in the data set more than once: {', '.join(groups)}{more}")
-        if self.enlarged:
-            found.append(f"{self.enlarged} of {self.count} images are enlarged, which blurs them")
-        if self.count > 1 and self.different_captions == 1:
-            found.append(f"all {self.count} captions are the same")
+        if self.summary.enlarged:
+            found.append(f"{self.summary.enlarged} of {images} images are enlarged, which blurs them")
+        if images > 1 and self.summary.captions == 1:
+            found.append(f"all {images} captions are the same")
         return found
 
 
@@ -48,16 +38,18 @@ def report_on(examples: Sequence[Example]) -> DatasetReport:
     """Count what a data set holds."""
     counts = Counter(example.bucket for example in examples)
     scales = [cover_scale(example.width, example.height, example.bucket) for example in examples]
-    return DatasetReport(
-        count=len(examples),
-        total_repeats=sum(example.repeats for example in examples),
+    duplicates = _duplicates(examples)
+    summary = DatasetSummary(
+        images=len(examples),
+        samples=sum(example.repeats for example in examples),
         buckets={f"{width}x{height}": counts[width, height] for width, height in sorted(counts)},
-        duplicates=_duplicates(examples),
-        enlarged=sum(scale > 1 for scale in scales),
         masks=sum(example.mask is not None for example in examples),
-        different_captions=len({example.caption for example in examples}),
+        captions=len({example.caption for example in examples}),
+        enlarged=sum(scale > 1 for scale in scales),
+        duplicates=sum(len(group) - 1 for group in duplicates),
         digest=_digest(examples),
     )
+    return DatasetReport(summary=summary, duplicates=duplicates)
 
 
 def _duplicates(examples: Sequence[Example]) -> list[list[str]]:

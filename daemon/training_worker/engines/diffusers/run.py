@@ -228,7 +228,7 @@ class TrainingRun:
             title=self._spec.job_id,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             base_model=self._pipeline.loader.folder.name,
-            dataset_hash=self._dataset.report.digest,
+            dataset_hash=self._dataset.report.summary.digest,
             step=self._tally.step,
             worker_version=__version__,
         )
