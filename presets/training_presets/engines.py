@@ -7,18 +7,22 @@ from training_schemas.spec import Quantization
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine offers of what a job may choose."""
+    """What an engine offers of what a job may choose.
+
+    One that ``scales_losses`` can train weights in float16, whose gradients would be too small for it otherwise.
+    """
 
     quantizations: tuple[Quantization, ...] = tuple(Quantization)
     trains_text_encoders: bool = True
     several_cards: bool = True
+    scales_losses: bool = False
 
 
 # What is not here is not limited. invoke-training keeps FLUX's base in full, and fails when it saves a text encoder.
-ONE_CARD = EngineLimits(several_cards=False)
-LIMITS = {(EngineName.INVOKE, kind): ONE_CARD for kind in TrainingType} | {
-    (EngineName.INVOKE, TrainingType.FLUX_LORA): EngineLimits(
-        quantizations=(Quantization.NONE,), trains_text_encoders=False, several_cards=False
+INVOKE = EngineLimits(several_cards=False, scales_losses=True)
+LIMITS = {(EngineName.INVOKE, kind): INVOKE for kind in TrainingType} | {
+    (EngineName.INVOKE, TrainingType.FLUX_LORA): msgspec.structs.replace(
+        INVOKE, quantizations=(Quantization.NONE,), trains_text_encoders=False
     )
 }
 UNLIMITED = EngineLimits()

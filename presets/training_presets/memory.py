@@ -104,7 +104,14 @@ def weight_bytes(part: Part, dtype: WeightDtype, quantization: Quantization = Qu
 
 def optimizer_bytes(work: Workload) -> float:
     """What the optimizer keeps of each parameter from step to step."""
-    size = EIGHT_BIT if work.optimizer is OptimizerName.ADAMW_8BIT else BYTES[trained_dtype(work)]
+    match work.optimizer:
+        case OptimizerName.ADAMW_8BIT:
+            size = EIGHT_BIT
+        case OptimizerName.ADAMW:
+            # The built-in trainer steps weights of 16 bits in 32, and keeps their moments so.
+            size = BYTES[WeightDtype.FLOAT32]
+        case _:
+            size = BYTES[trained_dtype(work)]
     return work.trained_parameters * STATES[work.optimizer] * size
 
 

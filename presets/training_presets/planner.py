@@ -16,7 +16,14 @@ from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, EngineName, MemoryTier, ModelFamily, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.progress import Fault
-from training_schemas.spec import PARAMETERS, FluxLoraParameters, OptimizerName, Quantization, SdxlParameters
+from training_schemas.spec import (
+    PARAMETERS,
+    FluxLoraParameters,
+    OptimizerName,
+    Quantization,
+    SdxlParameters,
+    WeightDtype,
+)
 from training_schemas.validation import InvalidMessageError, convert_strictly
 
 # Fields of a job that set the parameter of the same name.
@@ -228,6 +235,13 @@ def _engine_faults(job: TrainingJob, parameters: FluxLoraParameters | SdxlParame
     if job.training_type is TrainingType.SDXL_FINETUNE and parameters.quantization is not Quantization.NONE:
         reason = "the weights of a full finetune learn, and cannot be quantised"
         found.append(Fault(path="configOverrides.quantization", reason=reason))
+    if (
+        job.training_type is TrainingType.SDXL_FINETUNE
+        and parameters.weight_dtype is WeightDtype.FLOAT16
+        and not limits.scales_losses
+    ):
+        reason = "weights that learn in float16 lose small gradients; bfloat16 or float32"
+        found.append(Fault(path="configOverrides.weightDtype", reason=reason))
     if parameters.train_text_encoder and not limits.trains_text_encoders:
         reason = f"engine {engine} trains no text encoders"
         found.append(Fault(path="configOverrides.trainTextEncoder", reason=reason))

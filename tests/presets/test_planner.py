@@ -374,3 +374,13 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
         "each of 2 cards takes as many micro-batches of a step"
     }
     assert other == {"gpuCount": "engine invoke trains on one card"}
+
+
+def test_weights_that_learn_are_not_kept_in_float16() -> None:
+    """The built-in trainer scales no losses: small gradients would be none. An adapter learns in float32 anyway."""
+    low = {"weightDtype": "float16"}
+
+    assert faults("SDXL_FINETUNE", gpuMemoryTier="80gb", configOverrides=low) == {
+        "configOverrides.weightDtype": "weights that learn in float16 lose small gradients; bfloat16 or float32"
+    }
+    assert plan("SDXL_LORA", configOverrides=low).parameters.weight_dtype == "float16"

@@ -6,7 +6,15 @@ import msgspec
 
 from training_schemas.jobs import TrainingType
 from training_schemas.progress import FailureReason, Fault
-from training_schemas.spec import PARAMETERS, SPEC_FILE, FluxLoraParameters, Quantization, RunSpec, SdxlParameters
+from training_schemas.spec import (
+    PARAMETERS,
+    SPEC_FILE,
+    FluxLoraParameters,
+    Quantization,
+    RunSpec,
+    SdxlParameters,
+    WeightDtype,
+)
 from training_worker.engines.diffusers.failures import TrainingFailure
 
 
@@ -41,6 +49,8 @@ def _contradiction(
         return "shuffleCaptions", "a shuffled caption is encoded anew; cacheTextEncoderOutputs must be false"
     if training_type is TrainingType.SDXL_FINETUNE and settings.quantization is not Quantization.NONE:
         return "quantization", "weights that learn cannot be quantised"
+    if training_type is TrainingType.SDXL_FINETUNE and settings.weight_dtype is WeightDtype.FLOAT16:
+        return "weightDtype", "weights that learn in float16 lose small gradients; bfloat16 or float32"
     if training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not settings.trigger_word:
         return "triggerWord", "a textual inversion needs the word that stands for what it learns"
     return None
