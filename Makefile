@@ -41,6 +41,7 @@ soak: setup ## Play every fault ROUNDS times, each time at other moments, and co
 bench: setup ## Measure; prints figures, asserts nothing
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.trainer
+	$(BIN)/python -m benchmarks.beside_invoke
 	$(BIN)/python -m benchmarks.pickup
 	$(BIN)/python -m benchmarks.routing
 	$(BIN)/python -m benchmarks.recovery
