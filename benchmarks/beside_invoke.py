@@ -3,7 +3,8 @@
     INVOKE_TRAINING_PYTHON=/path/to/python python -m benchmarks.beside_invoke [--rounds 3]
 
 The variable names an interpreter that has invoke-training; without it nothing is measured. Both train in turns, a run
-each, so that the machine's drift meets both alike.
+each, with one thread. Seconds are of the process's CPU time: what else the machine does would change the clock's more
+than the trainers differ.
 """
 
 import argparse
@@ -46,10 +47,10 @@ def measure(bench: Bench, python: str, rounds: int) -> Speeds:
 
 def report(speeds: Speeds) -> None:
     """Print medians, and the median of the rounds' ratios with their extremes."""
-    print("steps a second")
+    print("steps a second of CPU time")
     for case, pairs in speeds.items():
         _report_row(case, [(ours.rate, theirs.rate) for ours, theirs in pairs], faster=1)
-    print("seconds from the start of the program to the end of its first step")
+    print("seconds of CPU time from the start of the program to the end of its first step")
     for case, pairs in speeds.items():
         _report_row(case, [(ours.cold, theirs.cold) for ours, theirs in pairs], faster=-1)
 

@@ -1,4 +1,4 @@
-"""Trains with invoke-training, in an interpreter that has it, and puts down when each step ended.
+"""Trains with invoke-training, in an interpreter that has it, and puts down the CPU time used at each step's end.
 
 INTERPRETER benchmarks/invoke_runner.py CONFIG.json TIMES.json
 """
@@ -23,7 +23,7 @@ def main() -> None:
 
     def log_and_note(accelerator: Accelerator, values: dict[str, Any], step: int | None = None, **rest: Any) -> None:
         if step is not None:
-            ends.append(time.time())
+            ends.append(time.process_time())
         log(accelerator, values, step=step, **rest)
 
     Accelerator.log = log_and_note

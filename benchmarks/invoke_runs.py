@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tiny_runs import PATIENCE, PROGRAM, SMALL, UNCACHED, Bench, run_module, steps_of
+from benchmarks.tiny_runs import PATIENCE, SMALL, UNCACHED, Bench, run_module
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_worker.engines.diffusers.adapters import FLUX_ATTENTION, SDXL_ATTENTION
 
@@ -34,7 +33,7 @@ class Case(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Steps a second after those that warm up, and seconds from the start of the program to the end of its first."""
+    """Steps a second of CPU time after those that warm up, and such seconds from the start to the end of the first."""
 
     rate: float
     cold: float
@@ -52,16 +51,15 @@ def run_ours(bench: Bench, case: Case) -> Speed:
     if case.kind is TrainingType.SDXL_TEXTUAL_INVERSION:
         settings |= {"triggerWord": TOKEN, "initialToken": FIRST_TOKEN, "embeddingVectors": VECTORS}
     run = bench.write(case.kind, **settings, **({} if case.ours_cached else UNCACHED))
-    began = time.time()
-    run_module(PROGRAM, str(run), **ALONE)
-    return _speed(began, [step.time for step in steps_of(run)])
+    times = run / "times.json"
+    run_module("benchmarks.own_runner", str(run), str(times), **ALONE)
+    return _speed(json.loads(times.read_bytes()))
 
 
 def run_theirs(bench: Bench, case: Case, python: str, folder: Path) -> Speed:
     """Train with invoke-training, below ``folder``, in the interpreter that has it."""
     config, times, log = folder / "config.json", folder / "times.json", folder / "log"
     config.write_text(json.dumps(invoke_config(bench, case, folder)), encoding="utf-8")
-    began = time.time()
     with log.open("wb") as output:
         subprocess.run(  # noqa: S603 - the operator's own interpreter
             [python, str(RUNNER), str(config), str(times)],
@@ -71,7 +69,7 @@ def run_theirs(bench: Bench, case: Case, python: str, folder: Path) -> Speed:
             env=os.environ | ALONE,
             timeout=PATIENCE,
         )
-    return _speed(began, json.loads(times.read_bytes()))
+    return _speed(json.loads(times.read_bytes()))
 
 
 def invoke_config(bench: Bench, case: Case, folder: Path) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def _data_loader(bench: Bench, kind: TrainingType) -> dict[str, Any]:
             return loader | {"type": "IMAGE_CAPTION_SD_DATA_LOADER"}
 
 
-def _speed(began: float, ends: list[float]) -> Speed:
+def _speed(ends: list[float]) -> Speed:
     if len(ends) != STEPS:
         raise RuntimeError(f"{len(ends)} steps of {STEPS} were taken")
-    return Speed(rate=(STEPS - WARM_UP) / (ends[-1] - ends[WARM_UP - 1]), cold=ends[0] - began)
+    return Speed(rate=(STEPS - WARM_UP) / (ends[-1] - ends[WARM_UP - 1]), cold=ends[0])
