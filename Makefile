@@ -42,6 +42,7 @@ bench: setup ## Measure; prints figures, asserts nothing
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.trainer
 	$(BIN)/python -m benchmarks.gpu --if-present
+	$(BIN)/python -m benchmarks.beside_invoke
 	$(BIN)/python -m benchmarks.pickup
 	$(BIN)/python -m benchmarks.routing
 	$(BIN)/python -m benchmarks.recovery

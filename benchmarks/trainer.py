@@ -3,7 +3,6 @@
 python -m benchmarks.trainer
 """
 
-import itertools
 import json
 import os
 import socket
@@ -13,84 +12,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from benchmarks.report import print_row
-from training_presets.presets import presets
-from training_schemas.jobs import EngineName, ModelFamily, TrainingType
-from training_schemas.progress import StepRecord, decode_record
-from training_schemas.spec import PROGRESS_FILE, SPEC_FILE, Quantization, RunSpec
+from benchmarks.tiny_runs import PATIENCE, PROGRAM, UNCACHED, Bench, run_module, steps_of
+from training_schemas.jobs import TrainingType
+from training_schemas.spec import Quantization
 from training_worker.engines.diffusers.standby import READY
 
 ROUNDS = 3
-STEPS = 30
-PROGRAM = "training_worker.engines.diffusers"
-PATIENCE = 300.0  # seconds that any of our programs may take
-SMALL: dict[str, Any] = {
-    "resolution": 64,
-    "maxTrainSteps": STEPS,
-    "loraRank": 8,
-    "batchSize": 2,
-    "gradientAccumulationSteps": 1,
-    "weightDtype": "float32",
-    "quantization": "none",
-    "optimizer": "adamw",
-    "gradientCheckpointing": False,
-}
-UNCACHED: dict[str, Any] = {"cacheVaeOutputs": False, "cacheTextEncoderOutputs": False}
 # Memory that is freed goes back at once, and one thread computes as many pieces at a time as a card does.
 FREEING = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-
-numbers = itertools.count()
-
-
-class Bench:
-    """Runs of the trainer below one folder, with its tiny models and a drawn data set."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        for family in ModelFamily:
-            run_module(f"{PROGRAM}.tiny", str(folder / family), family)
-        run_module("training_worker.engines.demo_dataset", str(folder / "robots"))
-
-    def write(self, training_type: TrainingType, cache: str | None = None, **settings: Any) -> Path:
-        """Write a run folder; runs with the same ``cache`` share what encoders made."""
-        run = self._folder / f"run-{next(numbers)}"
-        run.mkdir()
-        family = training_type.family
-        preset = presets()["flux_24gb_balanced" if family is ModelFamily.FLUX else "sdxl_balanced"]
-        spec = RunSpec(
-            job_id="bench",
-            attempt=1,
-            training_type=training_type,
-            engine=EngineName.DIFFUSERS,
-            model_path=str(self._folder / family),
-            dataset_path=str(self._folder / "robots"),
-            attempt_path=str(run / "attempt"),
-            resume_from=None,
-            device="cpu",
-            parameters=preset.parameters_for(training_type) | SMALL | settings,
-            cache_path=None if cache is None else str(self._folder / cache),
-            cache_limit_mib=1024,
-        )
-        (run / SPEC_FILE).write_bytes(msgspec.json.encode(spec))
-        return run
-
-
-def run_module(module: str, *arguments: str, **environment: str) -> str:
-    """Run one of our programs, and give what it prints."""
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(  # noqa: S603 - our own
-        command, check=True, capture_output=True, text=True, env=os.environ | environment, timeout=PATIENCE
-    ).stdout
-
-
-def steps_of(run: Path) -> list[StepRecord]:
-    """The steps that a run has told."""
-    lines = (run / PROGRESS_FILE).read_bytes().splitlines()
-    return [record for record in map(decode_record, lines) if isinstance(record, StepRecord)]
 
 
 def rate(run: Path) -> float:

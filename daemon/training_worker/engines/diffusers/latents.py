@@ -149,7 +149,8 @@ def encode_image(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor
     The denoiser works on ``(latents - shift_factor) * scaling_factor``, the inverse of what a pipeline does before it
     decodes; SDXL has no shift. It is linear, and so is applied to the distribution instead of to every sample.
     """
-    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    # In the type of a weight and to its device: the model's own `dtype` looks through all modules, at each call.
+    distribution = vae.encode(pixels.to(next(vae.parameters()))).latent_dist
     scale = vae.config.scaling_factor
     mean = (distribution.mean.float() - _shift(vae)) * scale
     std = distribution.std.float() * scale

@@ -39,7 +39,7 @@ def predict_velocity(
     embedded by models that were distilled with it, such as FLUX.1-dev.
     """
     size, _, height, width = noised.shape
-    device, dtype = noised.device, transformer.dtype
+    device, dtype = noised.device, _dtype(transformer)
     guidance = torch.full((size,), guidance_scale, device=device) if transformer.config.guidance_embeds else None
     velocity: torch.Tensor = transformer(
         hidden_states=_pack(noised).to(dtype),
@@ -76,7 +76,7 @@ def diffusion_losses(
 
 def predict_noise(unet: UNet2DConditionModel, noised: torch.Tensor, batch: Batch, texts: Texts) -> torch.Tensor:
     """Predict what the model predicts of noised latents (batch, channels, height, width), in the same shape."""
-    dtype = unet.dtype
+    dtype = _dtype(unet)
     prediction: torch.Tensor = unet(
         noised.to(dtype),
         batch.levels,
@@ -94,6 +94,11 @@ def masked_mean(squares: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """
     dimensions = tuple(range(1, squares.ndim))
     return (squares * masks).sum(dimensions) / masks.sum(dimensions).clamp(min=LEAST_WEIGHT)
+
+
+def _dtype(denoiser: torch.nn.Module) -> torch.dtype:
+    """The type that it computes in; its own ``dtype`` looks through all of its modules for hooks, at each call."""
+    return next(denoiser.parameters()).dtype
 
 
 def _pack(latents: torch.Tensor) -> torch.Tensor:

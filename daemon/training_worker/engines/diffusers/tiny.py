@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from training_schemas.jobs import ModelFamily
+from training_worker.engines.diffusers.published_layout import publish
 
 WIDTH = 32
 # Of SDXL's second text encoder, so that the two cannot be taken for each other.
@@ -40,8 +41,9 @@ T5_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,-"
 
 
 def write_pipeline(folder: Path, family: ModelFamily = ModelFamily.FLUX, seed: int = 0) -> None:
-    """Write the pipeline to ``folder`` in the layout of diffusers, all weights as safetensors."""
+    """Write the pipeline to ``folder``, all weights as safetensors, for older libraries to read, too."""
     build_pipeline(family, seed).save_pretrained(folder, safe_serialization=True)
+    publish(folder)
 
 
 def build_pipeline(family: ModelFamily, seed: int = 0) -> FluxPipeline | StableDiffusionXLPipeline:
