@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from msgspec.structs import replace
+from tests.engines.conftest import SDXL_PARAMETERS
+from tests.engines.trainers import BuildTrainer, take_steps, weights
 
+from training_schemas.jobs import TrainingType
+from training_schemas.spec import WeightDtype
 from training_worker.engines.diffusers.rounding import round_stochastically, step_with_rounding
 
 pytestmark = pytest.mark.trainer
@@ -46,3 +51,19 @@ def test_the_optimizer_has_its_groups_back() -> None:
 
     assert ([-1.0] * 3, [-2.0] * 3) == (first.tolist(), second.tolist())
     assert [[first], [second]] == [group["params"] for group in optimizer.param_groups]
+
+
+def test_a_finetune_in_16_bits_learns_from_steps_too_small_for_them(build: BuildTrainer) -> None:
+    """A step is less than a tenth of what bfloat16 tells apart at 0.1: rounded to the nearest, no weight would move."""
+    settings = replace(
+        SDXL_PARAMETERS, weight_dtype=WeightDtype.BFLOAT16, learning_rate=2e-5, weight_decay=0.0, max_grad_norm=1.0
+    )
+    trainer = build(settings, TrainingType.SDXL_FINETUNE)
+    before = weights(trainer)
+    take_steps(trainer, 1, 4)
+
+    large = {name: weight.abs() > 0.1 for name, weight in before.items()}
+    moved = sum(int((weight != before[name])[large[name]].sum()) for name, weight in weights(trainer).items())
+
+    # The first steps of Adam are as large as its rate: four cross the gap, 2^-11 or more, with odds of a sixth at most.
+    assert moved > 0.02 * sum(int(mask.sum()) for mask in large.values())
