@@ -32,6 +32,9 @@ MODEL_INDEX_FILE = "model_index.json"
 # How the names of a family's pipelines begin in diffusers.
 PIPELINE_NAMES = {ModelFamily.FLUX: "Flux", ModelFamily.SDXL: "StableDiffusionXL"}
 
+# Engines that begin anew whatever there is: their checkpoints are for people.
+NEVER_RESUMING = {EngineName.INVOKE}
+
 DEFAULT_MODELS = {
     "flux": "black-forest-labs/FLUX.1-dev",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",

@@ -10,6 +10,7 @@ from training_schemas.events import JobClaimed, JobWarning
 from training_schemas.progress import FailureReason
 from training_schemas.spec import RunLease
 from training_worker.attempt import (
+    NEVER_RESUMING,
     Account,
     changes,
     choose_engine,
@@ -196,7 +197,8 @@ class OwnedJob:
         record, job = run.record, self._queued.job
         card = self._card
         meter = Meter(card.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=card.count)
-        teller = Teller(run.folder, meter, reporter, self._ownership, saved_step=record.resumed_step)
+        resumes = record.engine not in NEVER_RESUMING
+        teller = Teller(run.folder, meter, reporter, self._ownership, saved_step=record.resumed_step, resumes=resumes)
         limits = Limits(
             stop_grace=self._settings.stop_grace,
             stall_preparing=self._settings.stall_preparing,

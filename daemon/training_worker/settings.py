@@ -20,6 +20,8 @@ from training_schemas.jobs import EngineName, GpuCount, TrainingType
 from training_worker.errors import SettingsError
 
 DEFAULT_FILE = Path("/etc/training-worker/worker.toml")
+# Not imported: it is run where there is nothing of ours but itself.
+INVOKE_TRAINER = Path(__file__).parent / "engines" / "invoke" / "invoke_trainer.py"
 DEFAULT_AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
 AMQP_URL = "^amqps?://"
 ENVIRONMENT_PREFIX = "TRAINING_"
@@ -33,18 +35,29 @@ def default_worker_id() -> str:
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a trainer is started and what it can train. The run folder is added to ``command`` as its last argument.
 
-    With ``standby``, a trainer waits on each idle card with its libraries loaded; the command must be able to.
+    ``python``, the interpreter of an environment that has the engine's libraries, stands for the command that runs our
+    own program for it. With ``standby``, a trainer waits on each idle card with its libraries loaded; the command must
+    be able to.
     """
 
-    command: Annotated[list[str], Meta(min_length=1)]
-    training_types: Annotated[list[TrainingType], Meta(min_length=1)]
+    command: Annotated[list[str], Meta(min_length=1)] = []
+    python: Annotated[str, Meta(min_length=1)] | None = None
+    training_types: Annotated[list[TrainingType], Meta(min_length=1)] = field(
+        default_factory=lambda: list(TrainingType)
+    )
     standby: bool = False
+
+
+def program_of(engine: EngineName, python: str) -> list[str]:
+    """The command of our own program for an engine, in the environment of an interpreter."""
+    if engine is EngineName.INVOKE:
+        return [python, str(INVOKE_TRAINER)]
+    return [python, "-m", "training_worker.engines.diffusers"]
 
 
 def default_engines() -> dict[EngineName, EngineSettings]:
     """The built-in trainer, in the daemon's own environment."""
-    command = [sys.executable, "-m", "training_worker.engines.diffusers"]
-    return {EngineName.DIFFUSERS: EngineSettings(command=command, training_types=list(TrainingType))}
+    return {EngineName.DIFFUSERS: EngineSettings(command=program_of(EngineName.DIFFUSERS, sys.executable))}
 
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -100,6 +113,9 @@ def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
         settings = msgspec.convert(table, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise SettingsError(f"cannot read settings: {error}") from None
+    # Those that are named come to the one that is always there, or in its place.
+    given = {name: _resolved(name, engine) for name, engine in settings.engines.items()}
+    settings = msgspec.structs.replace(settings, engines=default_engines() | given)
     if settings.amqp_url_file is None:
         return settings
     try:
@@ -109,6 +125,14 @@ def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
     if not re.match(AMQP_URL, url):
         raise SettingsError("cannot read amqp_url_file: its content is no address amqp:// or amqps://")
     return msgspec.structs.replace(settings, amqp_url=url)
+
+
+def _resolved(name: EngineName, engine: EngineSettings) -> EngineSettings:
+    if (engine.python is None) == (not engine.command):
+        raise SettingsError(f"cannot read settings: engines.{name}: either `python` or `command` is needed")
+    if engine.python is None:
+        return engine
+    return msgspec.structs.replace(engine, command=program_of(name, engine.python))
 
 
 def _merge(file: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:

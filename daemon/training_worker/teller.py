@@ -38,11 +38,19 @@ class Teller:
     """Follows one attempt's progress file.
 
     What an earlier daemon has told is read as well, and not told again. ``phase_began`` is set with each phase, and
-    ``alarm`` when the trainer must be stopped, for the reason in ``trouble``.
+    ``alarm`` when the trainer must be stopped, for the reason in ``trouble``. Checkpoints of an engine that never
+    ``resumes`` from one are told, but nothing is kept by them.
     """
 
-    def __init__(
-        self, folder: RunFolder, meter: Meter, reporter: Reporter, ownership: Ownership, *, saved_step: int
+    def __init__(  # noqa: PLR0913 - what it reads, and all that it tells
+        self,
+        folder: RunFolder,
+        meter: Meter,
+        reporter: Reporter,
+        ownership: Ownership,
+        *,
+        saved_step: int,
+        resumes: bool = True,
     ) -> None:
         self._folder = folder
         self._meter = meter
@@ -53,6 +61,7 @@ class Teller:
         self.phase = Phase.STARTING
         self.phase_began = asyncio.Event()
         self.saved_step = saved_step
+        self._resumes = resumes
         self.last: AnyRecord | None = None
         self.last_at = self._clock()
         self.longest_step = 0.0
@@ -87,7 +96,7 @@ class Teller:
                 self.phase_began.set()
             case StepRecord():
                 self._take_in_step(record)
-            case CheckpointRecord():
+            case CheckpointRecord() if self._resumes:
                 self.saved_step = record.step
                 self._meter.kept(record.time)
                 self._ownership.note(self._entry(record))
@@ -111,7 +120,8 @@ class Teller:
             case StepRecord(loss=float()):
                 self._tell_step(record, offset)
             case CheckpointRecord():
-                self._reporter.write(self._entry(record))
+                if self._resumes:
+                    self._reporter.write(self._entry(record))
                 emit(JobCheckpoint, upto=offset, step=record.step, path=record.path)
             case SampleRecord():
                 emit(JobSample, upto=offset, step=record.step, path=record.path, prompt=record.prompt)

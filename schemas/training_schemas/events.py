@@ -224,8 +224,8 @@ class JobCompleted(JobEvent, frozen=True, kw_only=True):
     steps: int
     first_loss: float
     last_loss: float
-    fixed_loss_before: float
-    fixed_loss_after: float
+    fixed_loss_before: float | None = None
+    fixed_loss_after: float | None = None
     artifacts: list[Artifact]
     usage: Usage
     attempts: list[AttemptSummary] = []

@@ -138,14 +138,15 @@ class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
 
     ``first_loss`` and ``last_loss`` are those of the first and the last optimizer step of the whole job, whose noise
     levels differ; ``fixed_loss_before`` and ``fixed_loss_after`` are taken on one fixed set of images, noise and
-    noise levels, and can be compared. ``peak_vram_mib`` is the most that the trainer held of its card.
+    noise levels, and can be compared; not every engine has them. ``peak_vram_mib`` is the most that the trainer held of
+    its card.
     """
 
     steps: int
     first_loss: float
     last_loss: float
-    fixed_loss_before: float
-    fixed_loss_after: float
+    fixed_loss_before: float | None = None
+    fixed_loss_after: float | None = None
     artifacts: list[Artifact]
     peak_vram_mib: int | None = None
     versions: dict[str, str] = {}

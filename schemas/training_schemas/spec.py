@@ -164,7 +164,8 @@ class RunSpec(StrictWire, frozen=True, kw_only=True):
     and the result go there and nowhere else. ``cache_path`` is the host's own folder of what encoders made, shared by
     its runs, each of which leaves at most ``cache_limit_mib`` there; without one, a run keeps it in its own folder.
     ``resume_from`` is a checkpoint folder of an earlier attempt. ``device`` is a torch device; the daemon has already
-    made the ``gpu_count`` cards that it means the only ones visible.
+    made the ``gpu_count`` cards that it means the only ones visible. ``engine_config`` is the run in the words of an
+    engine that is not ours, all but its paths.
     """
 
     job_id: JobId
@@ -180,6 +181,7 @@ class RunSpec(StrictWire, frozen=True, kw_only=True):
     cache_path: Text | None = None
     cache_limit_mib: Annotated[int, Meta(ge=0)] = 0
     gpu_count: GpuCount = 1
+    engine_config: dict[str, Any] = {}
 
 
 class RunLease(StrictWire, frozen=True, kw_only=True):

@@ -10,7 +10,15 @@ import pytest
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker import settings as settings_module
 from training_worker.errors import SettingsError
-from training_worker.settings import DEFAULT_AMQP_URL, EngineSettings, Settings, default_worker_id, load_settings
+from training_worker.settings import (
+    DEFAULT_AMQP_URL,
+    INVOKE_TRAINER,
+    EngineSettings,
+    Settings,
+    default_engines,
+    default_worker_id,
+    load_settings,
+)
 
 
 @pytest.fixture
@@ -104,7 +112,8 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
         metrics_port=9100,
         models={"black-forest-labs/FLUX.1-dev": Path("/models/flux")},
         prices={"L4": 0.5},
-        engines={
+        engines=default_engines()
+        | {
             EngineName.INVOKE: EngineSettings(
                 command=["/opt/invoke/bin/python", "/opt/run.py"],
                 training_types=[TrainingType.SDXL_LORA],
@@ -112,6 +121,18 @@ def test_everything_can_be_set_in_the_file(file: Path) -> None:
             )
         },
     )
+
+
+def test_an_interpreter_stands_for_the_command_of_our_own_program(file: Path) -> None:
+    """invoke-training's comes beside the built-in engine; that one may have an environment of its own, too."""
+    engines = load(file, 'engines.invoke.python = "/opt/invoke/bin/python"').engines
+    own = load(file, 'engines.diffusers.python = "/opt/trainer/bin/python"').engines
+
+    assert engines[EngineName.DIFFUSERS] == default_engines()[EngineName.DIFFUSERS]
+    assert engines[EngineName.INVOKE].command == ["/opt/invoke/bin/python", str(INVOKE_TRAINER)]
+    assert engines[EngineName.INVOKE].training_types == list(TrainingType)
+    assert own.keys() == {EngineName.DIFFUSERS}
+    assert own[EngineName.DIFFUSERS].command[0] == "/opt/trainer/bin/python"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +210,8 @@ def test_variables_that_are_no_settings_are_left_alone(file: Path) -> None:
         ("models = { flux = 7 }", "models"),
         ("engines = { magic = {} }", "magic"),
         ('engines.invoke = { command = [], training_types = ["SDXL_LORA"] }', "command"),
+        ("engines.invoke = { standby = true }", "engines.invoke: either `python` or `command`"),
+        ('engines.invoke = { command = ["a"], python = "b" }', "engines.invoke: either `python` or `command`"),
         ('engines.invoke = { command = ["a"], training_types = [] }', "training_types"),
         ('engines.invoke = { command = ["a"], training_types = ["SD3"] }', "SD3"),
         ('unheard_of = "a"', "unheard_of"),

@@ -24,13 +24,13 @@ from training_worker.teller import Teller
 class Desk:
     """One daemon's telling of a run: it can be the first one, or one that comes later."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, resumes: bool = True) -> None:
         self.folder = folder
         self.link = RecordingLink()
         self.ownership: Ownership = own(self.link)
         self.reporter: Reporter = a_reporter(self.link, folder)
         self.meter = Meter(3.6, started=NOW - 100, clock=lambda: NOW)
-        self.teller = Teller(folder, self.meter, self.reporter, self.ownership, saved_step=0)
+        self.teller = Teller(folder, self.meter, self.reporter, self.ownership, saved_step=0, resumes=resumes)
 
     async def follow(self) -> None:
         """Read all that is there."""
@@ -104,6 +104,16 @@ async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunFol
     assert await later.tell() == []
     assert later.teller.saved_step == 5
     assert later.ownership.history.saved_step == 5
+
+
+async def test_a_checkpoint_that_nothing_goes_on_from_is_told_and_not_remembered(folder: RunFolder) -> None:
+    """It is there to be tried; what was done up to it is lost all the same if the attempt ends."""
+    runs.append(folder, runs.checkpoint(5))
+    desk = Desk(folder, resumes=False)
+
+    assert [type(one) for one in await desk.tell()] == [JobCheckpoint]
+    assert desk.teller.saved_step == 0
+    assert desk.ownership.history.saved_step == 0
 
 
 async def test_a_file_is_told_while_it_is_written(folder: RunFolder) -> None:

@@ -87,6 +87,8 @@ def test_training_lowers_the_fixed_loss(write_run: WriteRun, train: Train) -> No
 
     assert code == 0
     assert isinstance(done, DoneRecord)
+    assert done.fixed_loss_before is not None
+    assert done.fixed_loss_after is not None
     assert done.fixed_loss_after < 0.9 * done.fixed_loss_before
     assert (30, losses(records)[0], losses(records)[-1]) == (done.steps, done.first_loss, done.last_loss)
 

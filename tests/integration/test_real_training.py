@@ -46,6 +46,8 @@ async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fl
     assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 21))
     assert [event.step for event in events if isinstance(event, JobSample)] == [0, 20]
     assert [event.step for event in events if isinstance(event, JobCheckpoint)] == [10, 20]
+    assert completed.fixed_loss_before is not None
+    assert completed.fixed_loss_after is not None
     assert completed.fixed_loss_after < completed.fixed_loss_before
     output = Path(completed.output_path)
     assert all((output / artifact.path).stat().st_size == artifact.size_bytes for artifact in completed.artifacts)

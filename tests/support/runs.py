@@ -48,6 +48,7 @@ SPEC = RunSpec(
     cache_path="/var/lib/training-worker/caches",
     cache_limit_mib=1024,
     gpu_count=2,
+    engine_config={"seed": 0},
 )
 RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),

@@ -4,6 +4,7 @@ What is small or stands in: the base model is random and tiny, the card is simul
 """
 
 import asyncio
+import math
 import os
 import shutil
 import signal
@@ -178,12 +179,13 @@ def _verify(folder: Path) -> Verified:
 
 def _summarise(folder: Path, completed: JobCompleted, pictures: list[Path], verified: Verified) -> None:
     usage = completed.usage
+    before, after = completed.fixed_loss_before or math.nan, completed.fixed_loss_after or math.nan
     wrong = [
         what
         for what, is_so in {
             "the adapter is not in the result": verified.adapter.is_relative_to(folder) and verified.bytes > 0,
             "there are no pictures before and after": len(pictures) == 2 and all(p.is_file() for p in pictures),  # noqa: PLR2004
-            "training did not lower the loss on fixed noise": completed.fixed_loss_after < completed.fixed_loss_before,
+            "training did not lower the loss on fixed noise": after < before,
             "no GPU-seconds were counted": usage.gpu_seconds > 0,
             "no cost was counted": (usage.cost_usd or 0) > 0,
         }.items()
@@ -198,7 +200,7 @@ adapter        {verified.adapter}
 picture before {pictures[0]}
 picture after  {pictures[1]}
 loss           first {completed.first_loss:.4f}, last {completed.last_loss:.4f} (each step at its own noise levels)
-               on fixed noise {completed.fixed_loss_before:.4f} before, {completed.fixed_loss_after:.4f} after
+               on fixed noise {before:.4f} before, {after:.4f} after
 used           {money(usage)} (simulated card)""")
 
 

@@ -25,6 +25,9 @@ PROGRAM = "training_worker.engines.diffusers"
 # Seconds that a helper may take to end once it is told to.
 END_TIMEOUT = 10.0
 
+# Seconds that a failure of this process waits for one of a helper, which may be its cause.
+VERDICT_TIMEOUT = 5.0
+
 # A helper stops where the leader gives up a step.
 ENDED_WELL = (ExitCode.DONE, ExitCode.STOPPED)
 
@@ -40,6 +43,7 @@ class Helpers:
         self._size = size
         self._on_failure = on_failure
         self._over = threading.Event()
+        self._failed = threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -62,10 +66,14 @@ class Helpers:
         status = process.wait()
         if status not in ENDED_WELL and not self._over.is_set():
             self._on_failure(rank, status)
+            self._failed.set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, RuntimeError):
+            # What torch says of a process that it cannot reach. Why it is gone is for its watcher to say.
+            self._failed.wait(VERDICT_TIMEOUT)
         self._over.set()
         for process in self._processes:
             assert process.stdin is not None  # noqa: S101 - a pipe
