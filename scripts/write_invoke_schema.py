@@ -72,12 +72,16 @@ def commit() -> str | None:
 
 
 def main() -> None:
-    """Print it, sorted, so that what changed is seen."""
+    """Print it, a field a line, so that what changed is seen."""
     schema = Schema()
     kinds = {model.model_fields["type"].default: schema.add(model) for model in MODELS}
-    described = {"commit": commit(), "types": kinds, "objects": schema.objects}
-    json.dump(described, sys.stdout, indent=1, sort_keys=True)
-    sys.stdout.write("\n")
+    objects = ",\n".join(f'"{name}": {{\n{_lines(fields)}\n}}' for name, fields in schema.objects.items())
+    head = f'"commit": {json.dumps(commit())},\n"types": {json.dumps(kinds)},\n"objects": {{\n'
+    sys.stdout.write(f"{{\n{head}{objects}\n}}\n}}\n")
+
+
+def _lines(fields: dict[str, Any]) -> str:
+    return ",\n".join(f"  {json.dumps(name)}: {json.dumps(field)}" for name, field in fields.items())
 
 
 if __name__ == "__main__":
