@@ -184,6 +184,8 @@ def predict(how: Quantization, learned: int) -> dict[str, float]:
         largest_linear=max(linear),
     )
     with_adapter(module, FLUX_TARGETS[TARGETS], RANK)
+    # The counter looks for garbage again and again: what lives by now is none.
+    gc.freeze()
     counted = flux_pass(module, SIZE, train=True, checkpointed=True).activations
     adapter = Adapter(layers=0, parameters=learned // RANK)
     work = MidSized(
