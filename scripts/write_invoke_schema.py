@@ -50,17 +50,18 @@ class Schema:
             return self._kinds(inner[0])
         if origin in (Union, types.UnionType):
             return [kind for one in inner for kind in self._kinds(one)]
+        return [PLAIN[annotation] if annotation in PLAIN else self._compound(annotation, origin, inner)]
+
+    def _compound(self, annotation: Any, origin: Any, inner: tuple[Any, ...]) -> dict[str, Any]:
         if origin is Literal:
-            return [{"choices": list(inner)}]
+            return {"choices": list(inner)}
         if origin is list:
-            return [{"list": self._kinds(inner[0])}]
+            return {"list": self._kinds(inner[0])}
         if origin is tuple:
-            return [{"tuple": [self._kinds(one) for one in inner]}]
+            return {"tuple": [self._kinds(one) for one in inner]}
         if origin is dict:
-            return [{"values": self._kinds(inner[1])}]
-        if annotation in PLAIN:
-            return [PLAIN[annotation]]
-        return [{"object": self.add(annotation)}]
+            return {"values": self._kinds(inner[1])}
+        return {"object": self.add(annotation)}
 
 
 def commit() -> str | None:

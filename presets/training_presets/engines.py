@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from training_presets.ladder import MOST_ACCUMULATION
 from training_presets.tiers import MINIMUM_TIERS
 from training_schemas.jobs import EngineName, MemoryTier, ModelFamily, TrainingType
 from training_schemas.spec import (
@@ -16,7 +17,6 @@ from training_schemas.spec import (
     TrainingParameters,
     WeightDtype,
 )
-from training_presets.ladder import MOST_ACCUMULATION
 
 # invoke-training keeps FLUX, its text encoders and its autoencoder on the card in 16 bits: 31.4 GiB.
 INVOKE_FLUX_TIER = MemoryTier.GB40
@@ -26,8 +26,10 @@ INVOKE_INFERENCE_STEPS = {ModelFamily.FLUX: 20, ModelFamily.SDXL: 30}
 
 
 class Shortcoming(msgspec.Struct, frozen=True):
-    """Why an engine has not what a setting asks for, and what the settings may be ``instead``; nothing, if only a
-    person can say. What is ``harmless`` may be changed against a job's own word: its result stays the same.
+    """Why an engine has not what a setting asks for.
+
+    ``instead`` is what settings may be changed to, nothing where only a person can say. What is ``harmless`` may be
+    changed against a job's own word: the result stays the same.
     """
 
     why: str
@@ -72,18 +74,21 @@ def remedies(
     return dict(_built_in(training_type, parameters)) | found
 
 
-def defects(engine: EngineName, training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters) -> list[str]:
+def defects(
+    engine: EngineName, training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters
+) -> list[str]:
     """What an engine does not do right, and no setting can change."""
-    if engine is not EngineName.INVOKE:
-        return []
+    return list(_invoke_defects(training_type, parameters)) if engine is EngineName.INVOKE else []
+
+
+def _invoke_defects(training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters) -> Iterator[str]:
     if training_type is TrainingType.FLUX_LORA:
-        return [
-            "invoke-training leaves out the shift of FLUX's autoencoder: it learns from latents that FLUX does not draw",
-            "invoke-training keeps a FLUX adapter in bfloat16, too: small steps are rounded away",
-        ]
-    if parameters.aspect_ratio_buckets:
-        return ["invoke-training tells SDXL of each picture that its size is the square's, whatever its bucket"]
-    return []
+        yield "invoke-training leaves out the shift of FLUX's autoencoder: it learns from other latents than FLUX draws"
+        yield "invoke-training keeps FLUX's adapter in bfloat16, too: the smallest steps are rounded away"
+    elif parameters.aspect_ratio_buckets:
+        yield "invoke-training tells SDXL of each picture that its size is the square's, whatever its bucket"
+    if training_type in (TrainingType.FLUX_LORA, TrainingType.SDXL_LORA) and parameters.lora_rank > 1:
+        yield f"invoke-training divides an adapter by its rank, {parameters.lora_rank}: at the same rate it learns less"
 
 
 def _of_all(training_type: TrainingType, parameters: TrainingParameters) -> Iterator[tuple[str, Shortcoming]]:
@@ -118,7 +123,7 @@ def _invoke_missing(parameters: FluxLoraParameters | SdxlParameters) -> Iterator
         why = "invoke-training keeps the base as it is"
         yield "quantization", Shortcoming(why, {"quantization": Quantization.NONE})
     if parameters.optimizer is OptimizerName.ADAFACTOR:
-        why = "invoke-training has no adafactor; adamw8bit takes as little memory as it offers"
+        why = "invoke-training has no adafactor; adamw8bit is the smallest that it has"
         yield "optimizer", Shortcoming(why, {"optimizer": OptimizerName.ADAMW_8BIT})
     if parameters.ema_decay:
         yield "ema_decay", Shortcoming("invoke-training keeps no running mean", {"ema_decay": 0.0})
@@ -137,7 +142,7 @@ def _invoke_flux(parameters: FluxLoraParameters) -> Iterator[tuple[str, Shortcom
         possible = batch * accumulation <= MOST_ACCUMULATION
         yield "batch_size", Shortcoming(why, shared if possible else {}, harmless=True)
     if parameters.weight_dtype is not WeightDtype.BFLOAT16:
-        why = "invoke-training trains FLUX in bfloat16: float16 gives NaN, float32 fits no card that is served"
+        why = "invoke-training's FLUX is NaN in float16, and takes 63 GiB in float32; bfloat16"
         yield "weight_dtype", Shortcoming(why, {"weight_dtype": WeightDtype.BFLOAT16})
     for cache, why in (
         ("cache_text_encoder_outputs", "invoke-training fails when it caches FLUX's captions"),

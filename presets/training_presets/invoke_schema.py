@@ -9,7 +9,7 @@ import operator
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -188,7 +188,7 @@ def _words(models: tuple[str, ...], optimizers: tuple[str, ...] = ()) -> type[St
     described = {name: field for model in models for name, field in schema().objects[model].items()}
     fields = [(name, _kind(name, field, optimizers), msgspec.UNSET) for name, field in described.items()]
     # Its names stay as they are.
-    return msgspec.defstruct(models[0], fields, bases=(StrictWire,), rename=str)
+    return cast("type[StrictWire]", msgspec.defstruct(models[0], fields, bases=(StrictWire,), rename=str))
 
 
 def _kind(name: str, field: Field, optimizers: tuple[str, ...]) -> Any:
