@@ -20,14 +20,18 @@ from tests.support.small_disk import mounted
 from training_worker.broker.names import Names
 from training_worker.demo.broker import NoBrokerError, PrivateBroker, find_broker
 
+INVOKE_VARIABLE = "INVOKE_TRAINING_PYTHON"
+
 BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a broker, so that ``-m "not broker"`` is fast."""
+    """Mark what needs a broker, so that ``-m "not broker"`` is fast, and what needs invoke-training."""
     for item in items:
         if isinstance(item, pytest.Function) and BROKER_FIXTURES & set(item.fixturenames):
             item.add_marker("broker")
+        if isinstance(item, pytest.Function) and "invoke_python" in item.fixturenames:
+            item.add_marker("invoke")
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +44,15 @@ def missing() -> Callable[[str], NoReturn]:
         pytest.skip(part)
 
     return missing
+
+
+@pytest.fixture(scope="session")
+def invoke_python() -> str:
+    """The interpreter of an environment that has invoke-training, which no package index has: not a part of CI."""
+    python = os.environ.get(INVOKE_VARIABLE)
+    if not python:
+        pytest.skip(f"{INVOKE_VARIABLE} names no interpreter that has invoke-training")
+    return python
 
 
 @pytest.fixture(scope="session")

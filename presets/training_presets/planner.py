@@ -111,9 +111,11 @@ def plan_job(job: TrainingJob) -> Plan:
     preset = _preset_of(job, engine, faults)
     tier = _tier_of(job, preset, engine, faults)
     parameters = _parameters_of(job, preset, engine, faults)
-    if parameters is None or faults:
+    if parameters is None:
         raise InvalidMessageError(faults)
     parameters, changes = _made_possible(job, engine, parameters, faults)
+    if faults:
+        raise InvalidMessageError(faults)
     parameters, more_changes = _made_consistent(job, parameters, faults)
     if faults:
         raise InvalidMessageError(faults)
