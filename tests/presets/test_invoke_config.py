@@ -31,8 +31,7 @@ from diffusers import FluxTransformer2DModel
 model = FluxTransformer2DModel(in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16,
     num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8])
 names = [name for name, one in model.named_modules() if type(one).__name__ == "Linear"]
-found = [peft.get_peft_model(model, peft.LoraConfig(target_modules=one)).targeted_module_names
-    for one in json.load(sys.stdin)[:1]]
+found = peft.get_peft_model(model, peft.LoraConfig(target_modules=json.load(sys.stdin))).targeted_module_names
 json.dump([names, found], sys.stdout)
 """
 KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool, "null": type(None)}
@@ -211,7 +210,7 @@ def test_the_layers_are_those_of_the_built_in_trainer() -> None:
 def test_every_layer_that_is_named_is_found_and_no_other(invoke_python: str, targets: str) -> None:
     """Those of a small FLUX, by invoke-training's own peft; its own list names feed-forward layers that are not."""
     named = config(TrainingType.FLUX_LORA, loraTargets=targets)["flux_lora_target_modules"]
-    layers, [found] = _run(invoke_python, LAYERS, [named])
+    layers, found = _run(invoke_python, LAYERS, named)
     single = ("proj_mlp", "proj_out") if targets == "allLinear" else ()
     ends = tuple(f".{name}" for name in (*(name for name in named if not name.startswith("single")), *single))
 
