@@ -34,7 +34,7 @@ names = [name for name, one in model.named_modules() if type(one).__name__ == "L
 found = peft.get_peft_model(model, peft.LoraConfig(target_modules=json.load(sys.stdin))).targeted_module_names
 json.dump([names, found], sys.stdout)
 """
-KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool, "null": type(None)}
+KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "null": type(None)}
 
 
 def config(training_type: TrainingType, upstream: dict[str, Any] | None = None, **overrides: Any) -> dict[str, Any]:
