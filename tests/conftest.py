@@ -20,14 +20,17 @@ from tests.support.small_disk import mounted
 from training_worker.broker.names import Names
 from training_worker.demo.broker import NoBrokerError, PrivateBroker, find_broker
 
+INVOKE = "INVOKE_TRAINING_PYTHON"
 BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a broker, so that ``-m "not broker"`` is fast."""
+    """Mark what needs a broker, so that ``-m "not broker"`` is fast; skip what needs invoke-training without it."""
     for item in items:
         if isinstance(item, pytest.Function) and BROKER_FIXTURES & set(item.fixturenames):
             item.add_marker("broker")
+        if item.get_closest_marker("invoke") and not os.environ.get(INVOKE):
+            item.add_marker(pytest.mark.skip(f"{INVOKE} names no interpreter that has invoke-training"))
 
 
 @pytest.fixture(scope="session")

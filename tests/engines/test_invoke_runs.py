@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.engines.conftest import WriteRun, read_records
-from tests.engines.invoke_runs import INTERPRETER, TOKEN, engine_config, start
+from tests.engines.invoke_runs import TOKEN, engine_config, start
 
 from training_schemas.jobs import TrainingType
 from training_schemas.progress import (
@@ -41,7 +41,6 @@ from training_worker.engines.diffusers.kohya import flux_to_kohya
 pytestmark = [
     pytest.mark.trainer,
     pytest.mark.invoke,
-    pytest.mark.skipif(not INTERPRETER, reason="INVOKE_TRAINING_PYTHON names no interpreter that has invoke-training"),
 ]
 
 Record = TypeVar("Record", bound=AnyRecord)
