@@ -163,7 +163,9 @@ class Examination:
 
     @property
     def _reinstall(self) -> str:
-        return f"{self._pip} --force-reinstall {'torch torchvision' if self._name is EngineName.INVOKE else 'torch'}"
+        # Not with --force-reinstall, which brings the newest of all that torch itself needs, too.
+        builds = "torch torchvision" if self._name is EngineName.INVOKE else "torch"
+        return f"{self._pip.replace(' install', ' uninstall -y')} {builds} && {self._pip} {builds}"
 
     def _seen_cards(self, torch: Torch, built: str) -> Finding:
         unfit = [card for card in torch.cards if not runs_on(card, torch.architectures)]
