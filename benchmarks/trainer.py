@@ -76,7 +76,7 @@ def main() -> None:
         print_row("cold", f"{first:.2f}")
         print_row("cold, all in the cache", f"{again:.2f}, ratio {first / again:.2f}")
         print_row("standby, all in the cache", f"{warm:.2f}, ratio to that {again / warm:.2f}")
-    print("memory of a FLUX transformer of 159 M parameters, 3 steps, MiB")
+    print("memory of a FLUX transformer of 163 M parameters, 3 steps, MiB")
     for how in Quantization:
         figures = json.loads(run_module("benchmarks.trainer_memory", how, **FREEING))
         predicted, measured = figures["predicted"], figures["measured"]

@@ -5,7 +5,11 @@ from typing import Any, TypedDict, Unpack
 import msgspec
 
 from training_schemas.jobs import TrainingJob, TrainingType
+from training_schemas.spec import PARAMETERS
 from training_schemas.validation import convert_strictly
+
+# The names of the trainer's settings in Python, and on the wire.
+SETTINGS = {field.name: field.encode_name for kind in PARAMETERS.values() for field in msgspec.structs.fields(kind)}
 
 
 class JobFields(TypedDict, total=False):
@@ -35,15 +39,13 @@ class JobFields(TypedDict, total=False):
 def make_job(training_type: str, **fields: Unpack[JobFields]) -> TrainingJob:
     """A valid job. Raises `InvalidMessageError` with the path, as on the wire, of every fault.
 
-    The keys of ``config_overrides`` may be in snake_case, too.
+    The trainer's settings in ``config_overrides`` may be named in snake_case, too; what is none of them stays as it is.
     """
     names = {field.name: field.encode_name for field in msgspec.structs.fields(TrainingJob)}
     message = {names.get(name, name): value for name, value in fields.items()} | {"trainingType": training_type}
     overrides = message.get("configOverrides")
     if isinstance(overrides, dict):
-        message["configOverrides"] = {
-            _camel(key) if isinstance(key, str) else key: value for key, value in overrides.items()
-        }
+        message["configOverrides"] = {SETTINGS.get(key, key): value for key, value in overrides.items()}
     return convert_strictly(message, TrainingJob)
 
 
@@ -55,8 +57,3 @@ def flux_lora_job(**fields: Unpack[JobFields]) -> TrainingJob:
 def sdxl_lora_job(**fields: Unpack[JobFields]) -> TrainingJob:
     """An SDXL LoRA job. Raises `InvalidMessageError`."""
     return make_job(TrainingType.SDXL_LORA, **fields)
-
-
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)

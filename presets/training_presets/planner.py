@@ -4,14 +4,23 @@ A job's preset is a starting point. Where it does not fit, the planner goes down
 it changed and why. What would change the result is never changed against the job's own word.
 """
 
+from typing import Any
+
 import msgspec
 
 from training_presets.advice import Advice, Level, card_advice
-from training_presets.engines import limits_of, planned_engine
+from training_presets.engines import (
+    defects,
+    minimum_tier,
+    planned_engine,
+    remedies,
+    shortcomings,
+)
+from training_presets.invoke_schema import is_upstream, upstream_faults
 from training_presets.ladder import shared_steps, steps_down
 from training_presets.memory import MemoryEstimate, estimate_memory
 from training_presets.presets import Preset, default_preset, presets
-from training_presets.tiers import MINIMUM_TIERS, least_memory_mib
+from training_presets.tiers import least_memory_mib
 from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, EngineName, MemoryTier, ModelFamily, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
@@ -22,7 +31,6 @@ from training_schemas.spec import (
     OptimizerName,
     Quantization,
     SdxlParameters,
-    WeightDtype,
 )
 from training_schemas.validation import InvalidMessageError, convert_strictly
 
@@ -44,7 +52,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A job's settings, resolved, and the tier of the queue that it waits in.
 
     ``fixed`` are the settings, by their Python names, that nobody may change; ``peak_mib`` is what the run needs on its
-    card, or on each of its ``gpu_count`` cards, by the model of memory.
+    card, or on each of its ``gpu_count`` cards, by the model of memory. ``upstream`` is what the job says in
+    invoke-training's own words.
     """
 
     training_type: TrainingType
@@ -55,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     peak_mib: int
     gpu_count: int = 1
     fixed: frozenset[str] = frozenset()
+    upstream: dict[str, Any] = {}
     changes: list[SettingChange] = []
     warnings: list[Advice] = []
 
@@ -76,9 +86,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ladder(self) -> list[FluxLoraParameters | SdxlParameters]:
         """The settings to fall back to when memory runs out, step by step."""
-        return steps_down(
-            self.parameters, fixed=self.fixed, quantizations=_quantizations(self.training_type, self.engine)
-        )
+        return steps_down(self.parameters, fixed=self.fixed, quantizations=_quantizations(self))
 
 
 class DoesNotFitError(Exception):
@@ -99,13 +107,14 @@ def plan_job(job: TrainingJob) -> Plan:
     higher one, where the job asks for none and does not fit.
     """
     faults: list[Fault] = []
-    preset = _preset_of(job, faults)
-    tier = _tier_of(job, preset, faults)
     engine = planned_engine(job.training_type, job.engine, job.gpu_count)
-    parameters = _parameters_of(job, preset, faults)
+    preset = _preset_of(job, engine, faults)
+    tier = _tier_of(job, preset, engine, faults)
+    parameters = _parameters_of(job, preset, engine, faults)
     if parameters is None or faults:
         raise InvalidMessageError(faults)
-    parameters, changes = _made_consistent(job, parameters, faults)
+    parameters, changes = _made_possible(job, engine, parameters, faults)
+    parameters, more_changes = _made_consistent(job, parameters, faults)
     if faults:
         raise InvalidMessageError(faults)
     plan = Plan(
@@ -116,8 +125,9 @@ def plan_job(job: TrainingJob) -> Plan:
         parameters=parameters,
         peak_mib=0,
         gpu_count=job.gpu_count,
-        fixed=frozenset(RESULT_CHANGING & _own_settings(job)) | _uncached(parameters).keys(),
-        changes=changes,
+        fixed=frozenset(RESULT_CHANGING & _own_settings(job)) | _never_cached(job.training_type, engine, parameters),
+        upstream=_upstream(job),
+        changes=changes + more_changes,
     )
     return _with_warnings(_placed(plan, may_rise=job.gpu_memory_tier is None))
 
@@ -160,7 +170,7 @@ def _nearest(plan: Plan, memory_mib: int) -> list[str]:
     def fits(**changes: object) -> bool:
         return _peak_mib(plan, msgspec.structs.replace(lowest, **changes)) <= memory_mib
 
-    quantizations = _quantizations(plan.training_type, plan.engine)
+    quantizations = _quantizations(plan)
     if (smaller := next((one for one in quantizations if fits(quantization=one)), None)) is not None:
         found.append(f"quantization {smaller}")
     sizes = [size for size in reversed(USUAL_RESOLUTIONS) if size < lowest.resolution]
@@ -172,25 +182,53 @@ def _nearest(plan: Plan, memory_mib: int) -> list[str]:
     return found
 
 
-def _quantizations(training_type: TrainingType, engine: EngineName) -> tuple[Quantization, ...]:
-    """What the planner may put the base model in: fp8 is for who asks for it, and weights that learn stay."""
-    if training_type is TrainingType.SDXL_FINETUNE:
-        return ()
+def _quantizations(plan: Plan) -> tuple[Quantization, ...]:
+    """What the planner may put the base model in, if the engine can: fp8 is for who asks for it."""
     return tuple(
         one
-        for one in limits_of(engine, training_type).quantizations
+        for one in Quantization
         if one not in (Quantization.NONE, Quantization.FP8)
+        and "quantization" not in _shortcomings_with(plan.training_type, plan.engine, plan.parameters, quantization=one)
     )
+
+
+def _shortcomings_with(
+    training_type: TrainingType,
+    engine: EngineName,
+    parameters: FluxLoraParameters | SdxlParameters,
+    **changes: object,
+) -> dict[str, str]:
+    return shortcomings(engine, training_type, msgspec.structs.replace(parameters, **changes))
 
 
 def _own_settings(job: TrainingJob) -> set[str]:
     """The settings that the job itself names, by their Python names."""
-    names = {field.encode_name: field.name for field in msgspec.structs.fields(PARAMETERS[job.training_type.family])}
+    names = _wire_names(job)
     own = {name for name in JOB_PARAMETERS if getattr(job, name) is not None}
-    return own | {names[name] for name in job.config_overrides if name in names}
+    return own | {names[name] for name in job.config_overrides.keys() - _upstream(job).keys() if name in names}
 
 
-def _preset_of(job: TrainingJob, faults: list[Fault]) -> Preset:
+def _wire_names(job: TrainingJob) -> dict[str, str]:
+    """The settings of the job's family: their Python names by those on the wire."""
+    return {field.encode_name: field.name for field in msgspec.structs.fields(PARAMETERS[job.training_type.family])}
+
+
+def _upstream(job: TrainingJob) -> dict[str, Any]:
+    """What the job says in invoke-training's words: all that is none of its settings.
+
+    ``optimizer`` is both: a name is ours, an object is invoke-training's.
+    """
+    if job.engine is not EngineName.INVOKE:
+        return {}
+    ours = _wire_names(job)
+    return {
+        name: value
+        for name, value in job.config_overrides.items()
+        if name not in ours or (name == "optimizer" and isinstance(value, dict))
+    }
+
+
+def _preset_of(job: TrainingJob, engine: EngineName, faults: list[Fault]) -> Preset:
     family = job.training_type.family
     known = {name: preset for name, preset in presets().items() if preset.family is family}
     if job.preset in known:
@@ -198,59 +236,70 @@ def _preset_of(job: TrainingJob, faults: list[Fault]) -> Preset:
     if job.preset is not None:
         reason = f"unknown preset {job.preset!r} for {job.training_type}; one of {', '.join(known)}"
         faults.append(Fault(path="preset", reason=reason))
-    tier = max(job.gpu_memory_tier or MemoryTier.GB8, MINIMUM_TIERS[job.training_type], key=_gigabytes)
+    tier = max(job.gpu_memory_tier or MemoryTier.GB8, minimum_tier(engine, job.training_type), key=_gigabytes)
     return default_preset(family, tier, job.cost_optimization or CostOptimization.BALANCED)
 
 
-def _tier_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> MemoryTier:
-    needed = max(MINIMUM_TIERS[job.training_type], preset.tier or MemoryTier.GB8, key=_gigabytes)
+def _tier_of(job: TrainingJob, preset: Preset, engine: EngineName, faults: list[Fault]) -> MemoryTier:
+    needed = max(minimum_tier(engine, job.training_type), preset.tier or MemoryTier.GB8, key=_gigabytes)
     asked = job.gpu_memory_tier or needed
     if asked.gigabytes < needed.gigabytes:
-        reason = f"{job.training_type} with preset {preset.name} requires at least {needed}, not {asked}"
+        by = " by invoke" if engine is EngineName.INVOKE else ""
+        reason = f"{job.training_type} with preset {preset.name}{by} requires at least {needed}, not {asked}"
         faults.append(Fault(path="gpuMemoryTier", reason=reason))
     return asked
 
 
-def _parameters_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> FluxLoraParameters | SdxlParameters | None:
+def _parameters_of(
+    job: TrainingJob, preset: Preset, engine: EngineName, faults: list[Fault]
+) -> FluxLoraParameters | SdxlParameters | None:
     names = {field.name: field.encode_name for field in msgspec.structs.fields(TrainingJob)}
     fields = {names[name]: getattr(job, name) for name in JOB_PARAMETERS if getattr(job, name) is not None}
-    settings = preset.parameters_for(job.training_type) | fields | job.config_overrides
+    upstream = _upstream(job)
+    overrides = {name: value for name, value in job.config_overrides.items() if name not in upstream}
+    settings = preset.parameters_for(job.training_type) | fields | overrides
+    parameters = None
     try:
         parameters = convert_strictly(settings, PARAMETERS[preset.family])
     except InvalidMessageError as error:
         # The job's own fields are in range already, and presets are tested: what is left came from the overrides.
-        faults += [Fault(path=f"configOverrides.{fault.path}", reason=fault.reason) for fault in error.faults]
-        return None
-    faults += _engine_faults(job, parameters)
+        faults += [_override_fault(job, fault) for fault in error.faults]
+    faults += upstream_faults(job.training_type, upstream, parameters)
+    if job.gpu_count > 1 and engine is EngineName.INVOKE:
+        faults.append(Fault(path="gpuCount", reason=f"engine {engine} trains on one card"))
+    if parameters and job.training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not parameters.trigger_word.strip():
+        reason = "a textual inversion needs the word that stands for what it learns"
+        faults.append(Fault(path="configOverrides.triggerWord", reason=reason))
     return parameters
 
 
-def _engine_faults(job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters) -> list[Fault]:
-    engine = planned_engine(job.training_type, job.engine, job.gpu_count)
-    limits, found = limits_of(engine, job.training_type), []
-    if parameters.quantization not in limits.quantizations:
-        offered = ", ".join(limits.quantizations)
-        reason = f"engine {engine} does not offer {parameters.quantization}; one of {offered}"
-        found.append(Fault(path="configOverrides.quantization", reason=reason))
-    if job.training_type is TrainingType.SDXL_FINETUNE and parameters.quantization is not Quantization.NONE:
-        reason = "the weights of a full finetune learn, and cannot be quantised"
-        found.append(Fault(path="configOverrides.quantization", reason=reason))
-    if (
-        job.training_type is TrainingType.SDXL_FINETUNE
-        and parameters.weight_dtype is WeightDtype.FLOAT16
-        and not limits.scales_losses
-    ):
-        reason = "weights that learn in float16 lose small gradients; bfloat16 or float32"
-        found.append(Fault(path="configOverrides.weightDtype", reason=reason))
-    if parameters.train_text_encoder and not limits.trains_text_encoders:
-        reason = f"engine {engine} trains no text encoders"
-        found.append(Fault(path="configOverrides.trainTextEncoder", reason=reason))
-    if job.gpu_count > 1 and not limits.several_cards:
-        found.append(Fault(path="gpuCount", reason=f"engine {engine} trains on one card"))
-    if job.training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not parameters.trigger_word:
-        reason = "a textual inversion needs the word that stands for what it learns"
-        found.append(Fault(path="configOverrides.triggerWord", reason=reason))
-    return found
+def _override_fault(job: TrainingJob, fault: Fault) -> Fault:
+    name = fault.path.partition(".")[0]
+    others = name not in _wire_names(job) and is_upstream(job.training_type, name)
+    reason = f"{fault.reason}; engine invoke has one of that name" if others else fault.reason
+    return Fault(path=f"configOverrides.{fault.path}", reason=reason)
+
+
+def _made_possible(
+    job: TrainingJob, engine: EngineName, parameters: FluxLoraParameters | SdxlParameters, faults: list[Fault]
+) -> tuple[FluxLoraParameters | SdxlParameters, list[SettingChange]]:
+    """What the engine has not: changed, and said; a fault where the job itself asks for it, or nothing else will do."""
+    own, changes = _own_settings(job), []
+    wire = {name: wire for wire, name in _wire_names(job).items()}
+    for setting, shortcoming in sorted(remedies(engine, job.training_type, parameters).items()):
+        if not shortcoming.instead or (setting in own and not shortcoming.harmless):
+            faults.append(Fault(path=_path(job, setting, wire[setting]), reason=shortcoming.why))
+            continue
+        changed = msgspec.structs.replace(parameters, **shortcoming.instead)
+        changes += _changes(parameters, changed, shortcoming.why)
+        parameters = changed
+    return parameters, changes
+
+
+def _path(job: TrainingJob, setting: str, wire: str) -> str:
+    """Where a job says a setting, or would."""
+    field = setting in JOB_PARAMETERS and getattr(job, setting) is not None and wire not in job.config_overrides
+    return wire if field else f"configOverrides.{wire}"
 
 
 def _made_consistent(
@@ -279,6 +328,15 @@ def _made_consistent(
     return shared, changes + _changes(parameters, shared, why)
 
 
+def _never_cached(
+    training_type: TrainingType, engine: EngineName, parameters: FluxLoraParameters | SdxlParameters
+) -> frozenset[str]:
+    """The caches that must stay off."""
+    caches = ("cache_text_encoder_outputs", "cache_vae_outputs")
+    by_engine = {one for one in caches if one in _shortcomings_with(training_type, engine, parameters, **{one: True})}
+    return frozenset(by_engine | _uncached(parameters).keys())
+
+
 def _uncached(parameters: FluxLoraParameters | SdxlParameters) -> dict[str, str]:
     """What cannot be computed before training, by its Python name, and why."""
     found = {}
@@ -305,6 +363,10 @@ def _changes(
 def _with_warnings(plan: Plan) -> Plan:
     low, high = USUAL_RANKS[plan.family]
     found = card_advice(plan.training_type, plan.tier)
+    found += [
+        Advice(level=Level.WARNING, message=message)
+        for message in defects(plan.engine, plan.training_type, plan.parameters)
+    ]
     if not low <= plan.parameters.lora_rank <= high:
         message = f"loraRank {plan.parameters.lora_rank} is beyond the usual {low} to {high}"
         found.append(Advice(level=Level.WARNING, message=message))

@@ -87,6 +87,7 @@ def _choices(kind: Any) -> str:
     info = inspect.type_info(kind)
     variants = info.types if isinstance(info, inspect.UnionType) else (info,)
     names = [str(member.value) for v in variants if isinstance(v, inspect.EnumType) for member in v.cls]
+    names += [str(value) for v in variants if isinstance(v, inspect.LiteralType) for value in v.values]
     return f"; one of {', '.join(names)}" if names else ""
 
 

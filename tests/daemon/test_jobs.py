@@ -73,6 +73,7 @@ def test_overrides_may_be_named_as_in_python() -> None:
         "weightDecay": 0.0,
         "seed": 7,
         "validation_prompts": ["a_cat in_snow"],
+        "unet_learning_rate": 1e-4,
     }
 
     assert flux_lora_job(**PATHS, config_overrides=overrides).config_overrides == {
@@ -81,6 +82,8 @@ def test_overrides_may_be_named_as_in_python() -> None:
         "weightDecay": 0.0,
         "seed": 7,
         "validationPrompts": ["a_cat in_snow"],
+        # Not the trainer's, but invoke-training's.
+        "unet_learning_rate": 1e-4,
     }
 
 

@@ -55,7 +55,6 @@ def held_bytes(model: torch.nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     # bitsandbytes keeps scales beside its weights, where torch does not see them.
     scales = [tensor.quant_state.absmax for tensor in tensors if hasattr(tensor, "quant_state")]
-    scales += [tensor.SCB for tensor in tensors if hasattr(tensor, "SCB")]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors + scales)
 
 

@@ -1,5 +1,7 @@
 """The base model in fewer bits: it still teaches its adapter, and a run goes on exactly."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName
 from training_worker.engines.diffusers.checkpoints import Tally, load_checkpoint, save_checkpoint
 from training_worker.engines.diffusers.families import FLUX
 from training_worker.engines.diffusers.models import ModelLoader
-from training_worker.engines.diffusers.quantisation import Fp8Linear, is_quantised
+from training_worker.engines.diffusers.quantisation import FP8, EightBitLinear, is_quantised
 
 if TYPE_CHECKING:
     from tests.engines.trainers import BuildTrainer
@@ -38,8 +40,8 @@ def linear_bytes(transformer: torch.nn.Module) -> dict[str, int]:
     ("how", "layer", "share"),
     [
         (Quantization.NF4, "Linear4bit", 0.25),
-        (Quantization.INT8, "Linear8bitLt", 0.5),
-        (Quantization.FP8, "Fp8Linear", 0.5),
+        (Quantization.INT8, "EightBitLinear", 0.5),
+        (Quantization.FP8, "EightBitLinear", 0.5),
     ],
 )
 def test_every_linear_layer_of_the_blocks_is_replaced(
@@ -100,11 +102,16 @@ def test_a_quantised_model_holds_its_numbers_and_their_scales(
     assert of_weight * weights + of_row * rows == held - (held_bytes(full) - 2 * weights)
 
 
-def make_layers(dtype: torch.dtype, *, bias: bool = True) -> tuple[torch.nn.Linear, Fp8Linear, torch.nn.Linear]:
-    """A linear layer, the same in 8-bit floats, and one whose weight is that of the second, multiplied out."""
+FORMATS = [FP8, torch.int8]
+
+
+def make_layers(
+    dtype: torch.dtype, form: torch.dtype, *, bias: bool = True
+) -> tuple[torch.nn.Linear, EightBitLinear, torch.nn.Linear]:
+    """A linear layer, the same in 8 bits, and one whose weight is that of the second, multiplied out."""
     torch.manual_seed(0)
     full = torch.nn.Linear(48, 32, bias=bias, dtype=dtype)
-    rounded = Fp8Linear(full, torch.device("cpu"))
+    rounded = EightBitLinear(full, form, torch.device("cpu"))
     same = torch.nn.Linear(48, 32, bias=bias, dtype=dtype)
     same.load_state_dict({**full.state_dict(), "weight": rounded.full_weight(dtype)})
     return full, rounded, same
@@ -113,7 +120,7 @@ def make_layers(dtype: torch.dtype, *, bias: bool = True) -> tuple[torch.nn.Line
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_eight_bit_float_is_off_by_a_sixteenth_at_most(dtype: torch.dtype) -> None:
     """Three bits of mantissa; what is near to zero is off by half of the smallest step. The largest is exact."""
-    full, rounded, _ = make_layers(dtype)
+    full, rounded, _ = make_layers(dtype, FP8)
     weight = full.weight.detach().float()
 
     actual = rounded.full_weight(torch.float32)
@@ -123,19 +130,35 @@ def test_an_eight_bit_float_is_off_by_a_sixteenth_at_most(dtype: torch.dtype) ->
     torch.testing.assert_close(actual.abs().amax(dim=1), weight.abs().amax(dim=1))
 
 
-def test_rows_of_zeros_stay_zeros() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_eight_bit_integer_is_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
+    """A step is a 127th of its row's largest, which is exact."""
+    full, rounded, _ = make_layers(dtype, torch.int8)
+    weight = full.weight.detach().float()
+
+    actual = rounded.full_weight(torch.float32)
+
+    assert bool(((actual - weight).abs() <= rounded.scale / 2 * (1 + 1e-5)).all())
+    torch.testing.assert_close(actual.abs().amax(dim=1), weight.abs().amax(dim=1))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_of_zeros_stay_zeros(form: torch.dtype) -> None:
     """They have no largest value to be scaled by."""
     linear = torch.nn.Linear(4, 2)
     torch.nn.init.zeros_(linear.weight)
 
-    assert torch.equal(torch.zeros(2, 4), Fp8Linear(linear, torch.device("cpu")).full_weight(torch.float32))
+    assert torch.equal(torch.zeros(2, 4), EightBitLinear(linear, form, torch.device("cpu")).full_weight(torch.float32))
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_of_eight_bit_floats_is_the_linear_layer_of_its_weight(dtype: torch.dtype, bias: bool) -> None:
+def test_an_eight_bit_layer_is_the_linear_layer_of_its_weight(
+    form: torch.dtype, dtype: torch.dtype, bias: bool
+) -> None:
     """In its outputs and in the gradient of its inputs, to the last bit; and near to that of the full weight."""
-    full, rounded, same = make_layers(dtype, bias=bias)
+    full, rounded, same = make_layers(dtype, form, bias=bias)
     first = torch.randn(5, 7, 48, dtype=dtype).requires_grad_()
     second = first.detach().clone().requires_grad_()
 
@@ -151,9 +174,10 @@ def test_a_layer_of_eight_bit_floats_is_the_linear_layer_of_its_weight(dtype: to
     assert (actual - exact).norm() < 0.05 * exact.norm()
 
 
-def test_autocast_is_heeded() -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_autocast_is_heeded(form: torch.dtype) -> None:
     """A layer of float32 computes in bfloat16, and the gradient comes back in float32."""
-    _, rounded, same = make_layers(torch.float32)
+    _, rounded, same = make_layers(torch.float32, form)
     first = torch.randn(5, 48).requires_grad_()
     second = first.detach().clone().requires_grad_()
 
@@ -184,9 +208,10 @@ class Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def test_autocast_multiplies_the_weight_out_in_its_own_type() -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_autocast_multiplies_the_weight_out_in_its_own_type(form: torch.dtype) -> None:
     """Not in float32 first, which would take twice as much."""
-    _, rounded, _ = make_layers(torch.float32)
+    _, rounded, _ = make_layers(torch.float32, form)
 
     with torch.autocast("cpu", dtype=torch.bfloat16), Weights((32, 48)) as computed:
         rounded(torch.randn(5, 48).requires_grad_()).sum().backward()
@@ -194,9 +219,10 @@ def test_autocast_multiplies_the_weight_out_in_its_own_type() -> None:
     assert {torch.bfloat16} == computed.types
 
 
-def test_nothing_larger_than_eight_bits_is_kept_for_the_backward_pass() -> None:
-    """The weight as it is, and its scales; the inputs are not needed."""
-    _, rounded, _ = make_layers(torch.bfloat16)
+@pytest.mark.parametrize("form", FORMATS)
+def test_nothing_larger_than_eight_bits_is_kept_for_the_backward_pass(form: torch.dtype) -> None:
+    """The weight as it is, and its scales."""
+    _, rounded, _ = make_layers(torch.bfloat16, form)
     inputs = torch.randn(5, 48, dtype=torch.bfloat16).requires_grad_()
     kept = []
 
@@ -207,19 +233,41 @@ def test_nothing_larger_than_eight_bits_is_kept_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         rounded(inputs)
 
-    assert [(torch.float8_e4m3fn, (32, 48)), (torch.float32, (32, 1))] == kept
+    assert [(form, (32, 48)), (torch.float32, (32, 1))] == kept
 
 
-@pytest.mark.parametrize("dtype", [WeightDtype.FLOAT32, WeightDtype.BFLOAT16])
-def test_an_adapter_begins_the_same_over_eight_bit_floats(
-    build: "BuildTrainer", parameters: FluxLoraParameters, dtype: WeightDtype
+@pytest.mark.parametrize("how", [Quantization.NF4, Quantization.INT8, Quantization.FP8])
+def test_the_inputs_of_a_layer_do_not_live_until_the_backward_pass(
+    build: "BuildTrainer", parameters: FluxLoraParameters, how: Quantization
 ) -> None:
-    """It does not take its type from a base whose numbers have three bits of mantissa."""
+    """Not even where autograd does not know of them, in what a function keeps by itself: checkpointing misses that."""
+    trainer = build(replace(parameters, quantization=how))
+    block = trainer.pipeline.denoiser.transformer_blocks[0]
+    layer = block.ff.net[2]
+    inputs = torch.randn(5, layer.in_features, dtype=layer.compute_dtype).requires_grad_()
+    passing = inputs * 2
+    alive = weakref.ref(passing.untyped_storage())
+
+    outputs = layer(passing)
+    del passing
+    gc.collect()
+
+    assert alive() is None
+    outputs.sum().backward()
+    assert inputs.grad is not None
+
+
+@pytest.mark.parametrize("how", [Quantization.INT8, Quantization.FP8])
+@pytest.mark.parametrize("dtype", [WeightDtype.FLOAT32, WeightDtype.BFLOAT16])
+def test_an_adapter_begins_the_same_over_eight_bits(
+    build: "BuildTrainer", parameters: FluxLoraParameters, dtype: WeightDtype, how: Quantization
+) -> None:
+    """It does not take its type from a base whose numbers have three bits of mantissa, or none."""
     from tests.engines.trainers import weights  # noqa: PLC0415
 
     full = weights(build(replace(parameters, weight_dtype=dtype)))
 
-    over = weights(build(replace(parameters, weight_dtype=dtype, quantization=Quantization.FP8)))
+    over = weights(build(replace(parameters, weight_dtype=dtype, quantization=how)))
 
     assert {torch.float32} == {weight.dtype for weight in over.values()}
     torch.testing.assert_close(over, full, rtol=0, atol=0)

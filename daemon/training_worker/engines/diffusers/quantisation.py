@@ -1,7 +1,10 @@
 """Quantisation: the base model's linear weights in fewer bits. They cannot learn any more, only adapters beside them.
 
-In 4 and in 8 bits by the layers of bitsandbytes; as 8-bit floats by a layer of our own. Each takes over one layer with
-its full weights, so that a model can be quantised while it is loaded, and never is in memory whole.
+In 4 bits by the layers of bitsandbytes; in 8 bits by a layer of our own. Each takes over one layer with its full
+weights, so that a model can be quantised while it is loaded, and never is in memory whole.
+
+The 8-bit layers of bitsandbytes are not used: they keep their inputs for the backward pass where checkpointing does not
+see them, so that those of all blocks are held at once, and on a card they compute in float16, which FLUX overflows.
 """
 
 from typing import Any
@@ -16,27 +19,34 @@ BLOCKS = {"transformer_blocks", "single_transformer_blocks", "attentions"}
 
 # The format is that of Micikevicius et al. 2022 (arXiv:2209.05433): 4 bits of exponent, 3 of mantissa, no infinity.
 FP8 = torch.float8_e4m3fn
-FP8_LARGEST = torch.finfo(FP8).max
+# The largest number of a row is this one. Of whole numbers -128 is left out, so that they are the same on both sides.
+LARGEST = {FP8: torch.finfo(FP8).max, torch.int8: 127.0}
+EIGHT_BITS = {Quantization.FP8: FP8, Quantization.INT8: torch.int8}
 
 
-class Fp8Linear(torch.nn.Linear):
-    """A linear layer whose weight (out, in) is kept as 8-bit floats, with a float32 scale (out, 1) for each output.
+class EightBitLinear(torch.nn.Linear):
+    """A linear layer whose weight (out, in) is kept as 8-bit numbers, with a float32 scale (out, 1) for each output.
 
-    A weight is ``value * scale``, and the scale is such that the row's largest has the format's largest value, 448. It
-    is multiplied out for each pass, in the type of the input or of autocast, and not kept for the backward one.
+    A weight is ``number * scale``, and the scale is such that the row's largest has the format's largest value: 448 of
+    floats, 127 of whole numbers. It is multiplied out for each pass, in the type of the input or of autocast; neither
+    that nor the input is kept for the backward pass.
     """
 
     scale: torch.Tensor
 
-    def __init__(self, linear: torch.nn.Linear, device: torch.device) -> None:
+    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
+        """Take a layer's weight over, in ``dtype``: one of `LARGEST`."""
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         weight = linear.weight.detach().to(device)
         # The type that peft makes adapters in: of the weight's own they would begin with next to no digits.
         self.compute_dtype = weight.dtype
         low, high = weight.aminmax(dim=1, keepdim=True)
-        scale = torch.maximum(-low, high).float() / FP8_LARGEST
+        scale = torch.maximum(-low, high).float() / LARGEST[dtype]
         scale = torch.where(scale > 0, scale, 1.0)
-        self.weight = torch.nn.Parameter((weight / scale).to(FP8), requires_grad=False)
+        numbers = weight / scale
+        if not dtype.is_floating_point:
+            numbers.round_()
+        self.weight = torch.nn.Parameter(numbers.to(dtype), requires_grad=False)
         self.bias = linear.bias
         self.register_buffer("scale", scale)
         self.to(device)
@@ -45,7 +55,7 @@ class Fp8Linear(torch.nn.Linear):
         """Multiply inputs (..., in) to outputs (..., out)."""
         device = input.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-        outputs: torch.Tensor = _Fp8Product.apply(input.to(dtype), self.weight, self.scale, self.bias)  # type: ignore[no-untyped-call]
+        outputs: torch.Tensor = _EightBitProduct.apply(input.to(dtype), self.weight, self.scale, self.bias)  # type: ignore[no-untyped-call]
         return outputs
 
     def full_weight(self, dtype: torch.dtype) -> torch.Tensor:
@@ -53,7 +63,7 @@ class Fp8Linear(torch.nn.Linear):
         return _multiply_out(self.weight, self.scale, dtype)
 
 
-class _Fp8Product(torch.autograd.Function):
+class _EightBitProduct(torch.autograd.Function):
     """The product of inputs and a frozen weight; the gradient is that of the inputs alone."""
 
     @staticmethod
@@ -85,16 +95,13 @@ def quantised(linear: torch.nn.Linear, how: Quantization, device: torch.device) 
 
     bitsandbytes quantises on the way from there.
     """
-    layer = {Quantization.NF4: _four_bits, Quantization.INT8: _eight_bits, Quantization.FP8: Fp8Linear}[how](
-        linear, device
-    )
+    layer = _four_bits(linear, device) if how is Quantization.NF4 else EightBitLinear(linear, EIGHT_BITS[how], device)
     return layer.requires_grad_(requires_grad=False)
 
 
 def mark(model: torch.nn.Module, how: Quantization) -> None:
-    """Tell peft what the layers are, by the flags that it looks for when it puts adapters beside them."""
+    """Tell peft what the layers are, by the flag that it looks for when it puts adapters beside them."""
     model.is_loaded_in_4bit = how is Quantization.NF4  # type: ignore[assignment]
-    model.is_loaded_in_8bit = how is Quantization.INT8  # type: ignore[assignment]
 
 
 def _four_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
@@ -117,15 +124,4 @@ def _four_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module
     # On some CPUs it would pack its weights anew for each pass without gradients, in a way that rows of less than a
     # block do not survive.
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return layer.to(device)
-
-
-def _eight_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
-    import bitsandbytes  # noqa: PLC0415
-
-    layer: torch.nn.Module = bitsandbytes.nn.Linear8bitLt(
-        linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False, device="meta"
-    )
-    layer.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-    layer.bias = linear.bias
     return layer.to(device)
