@@ -19,6 +19,7 @@ from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told
 from training_schemas.validation import decode_strictly
 from training_worker.broker.names import Names
 from training_worker.claim import Claim
+from training_worker.doctor.requirements import COMMIT, INVOKE, REPOSITORY
 from training_worker.ownership import Ownership
 from training_worker.policy import MOST_LOST, POLICY
 
@@ -189,3 +190,13 @@ def test_every_name_on_the_broker_is_documented() -> None:
     assert [name for name in fixed if f"`{name}`" not in text] == []
     for name in (names.lease("<job>"), names.owner("<job>"), f"{names.retry}.<seconds>"):
         assert f"`{name}`" in text
+
+
+def test_invoke_training_is_installed_as_doctor_wants_it() -> None:
+    """What a reader copies from docs/invoke.md has every distribution, in the version that is known to work."""
+    words = blocks("docs/invoke.md", "sh")[0].split()
+
+    versions = {word.partition("==")[0]: word.partition("==")[2] for word in words}
+    assert [one.name for one in INVOKE.requirements if one.name not in versions] == []
+    assert {one.name: one.known for one in INVOKE.requirements if one.known}.items() <= versions.items()
+    assert f"'git+{REPOSITORY}@{COMMIT}'" in words
