@@ -33,7 +33,7 @@ types: setup ## Check types
 	$(BIN)/mypy
 
 unit: setup ## Run the fast tests: no broker, no trainer
-	$(BIN)/pytest -m "not broker and not trainer"
+	$(BIN)/pytest -m "not broker and not trainer and not invoke"
 
 soak: setup ## Play every fault ROUNDS times, each time at other moments, and count what was lost or done twice
 	$(BIN)/python -m tests.fault.soak --rounds $(ROUNDS)

@@ -20,18 +20,17 @@ from tests.support.small_disk import mounted
 from training_worker.broker.names import Names
 from training_worker.demo.broker import NoBrokerError, PrivateBroker, find_broker
 
-INVOKE_VARIABLE = "INVOKE_TRAINING_PYTHON"
-
+INVOKE = "INVOKE_TRAINING_PYTHON"
 BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a broker, so that ``-m "not broker"`` is fast, and what needs invoke-training."""
+    """Mark what needs a broker, so that ``-m "not broker"`` is fast; skip what needs invoke-training without it."""
     for item in items:
         if isinstance(item, pytest.Function) and BROKER_FIXTURES & set(item.fixturenames):
             item.add_marker("broker")
-        if isinstance(item, pytest.Function) and "invoke_python" in item.fixturenames:
-            item.add_marker("invoke")
+        if item.get_closest_marker("invoke") and not os.environ.get(INVOKE):
+            item.add_marker(pytest.mark.skip(f"{INVOKE} names no interpreter that has invoke-training"))
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +43,6 @@ def missing() -> Callable[[str], NoReturn]:
         pytest.skip(part)
 
     return missing
-
-
-@pytest.fixture(scope="session")
-def invoke_python() -> str:
-    """The interpreter of an environment that has invoke-training, which no package index has: not a part of CI."""
-    python = os.environ.get(INVOKE_VARIABLE)
-    if not python:
-        pytest.skip(f"{INVOKE_VARIABLE} names no interpreter that has invoke-training")
-    return python
 
 
 @pytest.fixture(scope="session")

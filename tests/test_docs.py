@@ -10,6 +10,7 @@ from typing import get_args
 import msgspec
 import pytest
 
+from training_presets import engines
 from training_presets.ladder import MOST_ACCUMULATION
 from training_schemas.events import EVENTS, JobDuplicate, JobEvent, JobPhase, decode_event
 from training_schemas.jobs import TrainingJob
@@ -19,6 +20,7 @@ from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told
 from training_schemas.validation import decode_strictly
 from training_worker.broker.names import Names
 from training_worker.claim import Claim
+from training_worker.doctor.requirements import COMMIT, INVOKE, REPOSITORY
 from training_worker.ownership import Ownership
 from training_worker.policy import MOST_LOST, POLICY
 
@@ -189,3 +191,36 @@ def test_every_name_on_the_broker_is_documented() -> None:
     assert [name for name in fixed if f"`{name}`" not in text] == []
     for name in (names.lease("<job>"), names.owner("<job>"), f"{names.retry}.<seconds>"):
         assert f"`{name}`" in text
+
+
+def test_invoke_training_is_installed_as_doctor_wants_it() -> None:
+    """What a reader copies from docs/invoke.md has every distribution, in the version that is known to work."""
+    words = blocks("docs/invoke.md", "sh")[0].split()
+
+    versions = {word.partition("==")[0]: word.partition("==")[2] for word in words}
+    assert [one.name for one in INVOKE.requirements if one.name not in versions] == []
+    assert {one.name: one.known for one in INVOKE.requirements if one.known}.items() <= versions.items()
+    assert f"'git+{REPOSITORY}@{COMMIT}'" in words
+
+
+def shortcomings_told() -> set[str]:
+    """The settings in the table of what invoke-training cannot do, but for those of a job alone."""
+    return {setting for setting, *_ in rows("docs/invoke.md", "setting | for")} - {"gpuCount", "gpuMemoryTier"}
+
+
+def test_every_setting_has_its_words_in_invoke_trainings() -> None:
+    """Each parameter is in the table of what it becomes, or in that of what invoke-training cannot do."""
+    told = {name for names, *_ in rows("docs/invoke.md", "setting") for name in names.split(", ")}
+    settings = {name for kind in (FluxLoraParameters, SdxlParameters) for name in kind.__struct_encode_fields__}
+
+    assert told | shortcomings_told() == settings
+
+
+def test_every_shortcoming_of_invoke_trainings_is_documented() -> None:
+    """What the code looks for is in the table, and nothing else is."""
+    names: dict[str, str] = {}
+    for kind in (FluxLoraParameters, SdxlParameters):
+        names |= dict(zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True))
+    looked_for = set(re.findall(r'yield "(\w+)"', inspect.getsource(engines)))
+
+    assert shortcomings_told() == {names[name] for name in looked_for}

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from training_presets.engines import shortcomings
+from training_presets.invoke_config import invoke_config
 from training_presets.planner import DoesNotFitError, Plan, fit
 from training_presets.presets import default_preset
 from training_presets.tiers import MINIMUM_TIERS
@@ -23,7 +25,7 @@ from training_worker.history import JobHistory
 from training_worker.paths import path_faults
 from training_worker.queued_job import QueuedJob
 from training_worker.run_folder import caches_dir, fsync_folder
-from training_worker.settings import EngineSettings, Settings
+from training_worker.settings import Settings
 from training_worker.version import __version__
 
 MANIFEST_FILE = "manifest.json"
@@ -35,21 +37,30 @@ PIPELINE_NAMES = {ModelFamily.FLUX: "Flux", ModelFamily.SDXL: "StableDiffusionXL
 # Engines that begin anew whatever there is: their checkpoints are for people.
 NEVER_RESUMING = {EngineName.INVOKE}
 
+# Which engine a job that leaves the choice gets: the first that can.
+PREFERENCES = {
+    ModelFamily.FLUX: (EngineName.DIFFUSERS,),
+    ModelFamily.SDXL: (EngineName.INVOKE, EngineName.DIFFUSERS),
+}
+
 DEFAULT_MODELS = {
     "flux": "black-forest-labs/FLUX.1-dev",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
 
-def choose_engine(job: TrainingJob, settings: Settings) -> tuple[EngineName, EngineSettings]:
-    """The engine that trains a job on this worker. Raises `AttemptError`."""
-    wanted = None if job.engine is EngineName.AUTO else job.engine
-    for name, engine in settings.engines.items():
-        if wanted in (None, name) and job.training_type in engine.training_types:
-            return name, engine
-    raise AttemptError(
-        FailureReason.CONFIG_INVALID, f"cannot train {job.training_type}: this worker has no engine {job.engine} for it"
-    )
+def choose_engine(job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters, settings: Settings) -> EngineName:
+    """The engine that trains a job with these settings on this worker. Raises `AttemptError`.
+
+    Where the job leaves the choice, FLUX is the built-in trainer's, and SDXL invoke-training's, if it is here and has
+    all that the settings ask for. Another worker may have the engine that this one lacks.
+    """
+    kind = job.training_type
+    for name in PREFERENCES[kind.family] if job.engine is EngineName.AUTO else (job.engine,):
+        engine = settings.engines.get(name)
+        if engine is not None and kind in engine.training_types and not shortcomings(name, kind, parameters):
+            return name
+    raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train {kind}: this worker has no engine {job.engine} for it")
 
 
 def served_types(settings: Settings) -> set[TrainingType]:
@@ -123,21 +134,28 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
     if not os.path.exists(job.dataset_path):  # noqa: PTH110
         raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
     parameters = fitted(queued.plan, before, room.free_mib)
+    engine = choose_engine(job, parameters, settings)
     return RunSpec(
         job_id=job.job_id,
         attempt=attempt,
         training_type=job.training_type,
-        engine=choose_engine(job, settings)[0],
+        engine=engine,
         model_path=str(_model_folder(job, settings)),
         dataset_path=job.dataset_path,
         attempt_path=str(_make_attempt_folder(job, attempt)),
-        resume_from=_resume_path(before),
+        resume_from=None if engine in NEVER_RESUMING else _resume_path(before),
         device="cpu" if room.card.simulated else "cuda",
         parameters=msgspec.to_builtins(parameters),
         cache_path=str(caches_dir(settings.state_dir)),
         cache_limit_mib=int(settings.cache_limit * 1024),
         gpu_count=job.gpu_count,
+        engine_config=engine_config(engine, queued.plan, parameters),
     )
+
+
+def engine_config(engine: EngineName, plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> dict[str, Any]:
+    """The run in the engine's own words, where they are not ours."""
+    return invoke_config(plan.training_type, parameters, plan.upstream) if engine is EngineName.INVOKE else {}
 
 
 def workload_of_spec(spec: RunSpec) -> Workload:

@@ -13,7 +13,6 @@ from training_worker.attempt import (
     NEVER_RESUMING,
     Account,
     changes,
-    choose_engine,
     promote,
     read_result,
     resolve_spec,
@@ -166,7 +165,7 @@ class OwnedJob:
             submitted_at=self._queued.submitted_at,
             standing=ownership.standing,
             card=self._card,
-            engine=choose_engine(job, self._settings)[0],
+            engine=spec.engine,
             changes=changes(self._queued.plan, spec.parameters),
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
@@ -223,11 +222,11 @@ class OwnedJob:
             reporter.emit(JobWarning, message=message)
 
     async def _start_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
-        name, engine = choose_engine(self._queued.job, self._settings)
+        name = run.spec.engine
         try:
             child = await self._context.standby.hand_over(name, run)
             warm = child is not None
-            child = child or run.start(engine.command, trainer_environment(self._card))
+            child = child or run.start(self._settings.engines[name].command, trainer_environment(self._card))
         except OSError as error:
             return Broken(reason=FailureReason.HOST_UNFIT, message=f"cannot start trainer: {error}")
         log.info("trainer_started", pid=child.pid, folder=str(run.folder.path), standby=warm)

@@ -144,12 +144,12 @@ def _invoke_flux(parameters: FluxLoraParameters) -> Iterator[tuple[str, Shortcom
     if parameters.weight_dtype is not WeightDtype.BFLOAT16:
         why = "invoke-training's FLUX is NaN in float16, and takes 63 GiB in float32; bfloat16"
         yield "weight_dtype", Shortcoming(why, {"weight_dtype": WeightDtype.BFLOAT16})
-    for cache, why in (
-        ("cache_text_encoder_outputs", "invoke-training fails when it caches FLUX's captions"),
-        ("cache_vae_outputs", "invoke-training caches FLUX's images and does not read them"),
-    ):
-        if getattr(parameters, cache):
-            yield cache, Shortcoming(why, {cache: False}, harmless=True)
+    if parameters.cache_text_encoder_outputs:
+        why = "invoke-training fails when it caches FLUX's captions"
+        yield "cache_text_encoder_outputs", Shortcoming(why, {"cache_text_encoder_outputs": False}, harmless=True)
+    if parameters.cache_vae_outputs:
+        why = "invoke-training caches FLUX's images and does not read them"
+        yield "cache_vae_outputs", Shortcoming(why, {"cache_vae_outputs": False}, harmless=True)
     if parameters.train_text_encoder:
         why = "invoke-training fails when it saves FLUX's text encoder"
         yield "train_text_encoder", Shortcoming(why, {"train_text_encoder": False})

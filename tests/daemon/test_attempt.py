@@ -288,23 +288,32 @@ BOTH = engines(
 )
 
 
+def chosen(host: Host, training_type: str, wanted: str, **fields: Any) -> str:
+    """The engine that a worker with both takes for a job."""
+    queued = host.queued(training_type, engine=wanted, **fields)
+    return choose_engine(queued.job, queued.plan.parameters, BOTH)
+
+
 @pytest.mark.parametrize(
-    ("training_type", "wanted", "chosen"),
+    ("training_type", "wanted", "engine"),
     [
         ("FLUX_LORA", "auto", "diffusers"),
-        ("SDXL_LORA", "auto", "diffusers"),
+        ("SDXL_LORA", "auto", "invoke"),
         ("SDXL_LORA", "invoke", "invoke"),
         ("SDXL_LORA", "diffusers", "diffusers"),
-        ("SDXL_FINETUNE", "auto", "invoke"),
+        ("SDXL_FINETUNE", "invoke", "invoke"),
     ],
 )
-def test_the_engine_is_the_wanted_one_or_the_first_that_can(
-    host: Host, training_type: str, wanted: str, chosen: str
+def test_the_engine_is_the_wanted_one_or_the_familys_first(
+    host: Host, training_type: str, wanted: str, engine: str
 ) -> None:
-    """The operator's order decides where the job does not."""
-    name, engine = choose_engine(host.queued(training_type, engine=wanted).job, BOTH)
+    """FLUX is the built-in trainer's; SDXL is invoke-training's where it is there."""
+    assert chosen(host, training_type, wanted) == engine
 
-    assert (name, engine.command) == (chosen, [chosen])
+
+def test_what_invoke_training_has_not_is_trained_by_the_built_in_engine(host: Host) -> None:
+    """Where the job leaves the choice, none of its settings is given up for it."""
+    assert chosen(host, "SDXL_LORA", "auto", config_overrides={"noiseOffset": 0.05}) == "diffusers"
 
 
 @pytest.mark.parametrize(
@@ -315,16 +324,16 @@ def test_the_engine_is_the_wanted_one_or_the_first_that_can(
         ("SDXL_FINETUNE", "diffusers", {}),
     ],
 )
-def test_a_job_that_no_engine_can_train_fails_with_both_names(
+def test_a_job_that_no_engine_can_train_here_is_left_to_others(
     host: Host, training_type: str, wanted: str, fields: dict[str, str]
 ) -> None:
-    """Another engine is never taken instead of the wanted one."""
+    """Another engine is never taken instead of the wanted one, and another worker may have it."""
     with pytest.raises(
         AttemptError, match=f"cannot train {training_type}: this worker has no engine {wanted}"
     ) as error:
-        choose_engine(host.queued(training_type, engine=wanted, **fields).job, BOTH)
+        chosen(host, training_type, wanted, **fields)
 
-    assert error.value.reason == "configInvalid"
+    assert error.value.reason == "hostUnfit"
 
 
 def test_a_worker_serves_what_its_engines_can_train() -> None:

@@ -337,3 +337,78 @@ def test_an_operators_prices_and_cards_count(program: Program, tmp_path: Path) -
     answer = json.loads(program.out)
     assert not answer["feasible"]
     assert answer["usd"] == pytest.approx(answer["hours"] * 0.5, rel=0.01)
+
+
+@pytest.fixture
+def engine_settings(tmp_path: Path) -> Path:
+    """Settings of a worker whose one engine is a program of the operator's own, which is there."""
+    (tmp_path / "trainer").write_text("#!/bin/sh\n")
+    (tmp_path / "trainer").chmod(0o755)
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        f'gpus = ["NVIDIA GeForce RTX 4090:24564MiB"]\n[engines.diffusers]\ncommand = ["{tmp_path}/trainer"]\n'
+    )
+    return file
+
+
+def test_a_host_without_an_error_is_well(program: Program, engine_settings: Path) -> None:
+    """Every finding is a line."""
+    assert program.run("doctor", "--config", str(engine_settings)) == 0
+
+    assert re.search(r"diffusers\.interpreter +ok +a program of your own", program.out)
+    assert "mend:" not in program.out
+    assert program.err == ""
+
+
+def test_a_host_with_an_error_is_told_what_mends_it(program: Program, engine_settings: Path, tmp_path: Path) -> None:
+    """On a line of its own, whole, however narrow the screen; and the exit status says so."""
+    with engine_settings.open("a") as file:
+        file.write(f'[engines.invoke]\npython = "{tmp_path}/{"far/" * 30}python"\n')
+
+    assert program.run("doctor", "--config", str(engine_settings)) == 1
+
+    found = program.out.splitlines()
+    [number] = [number for number, line in enumerate(found) if re.search(r"invoke\.interpreter +error +", line)]
+    assert found[number].endswith("far/python is not there")
+    assert found[number + 1].lstrip().startswith("mend: [engines.invoke] python = ")
+
+
+def test_findings_are_shown_for_programs(program: Program, engine_settings: Path, tmp_path: Path) -> None:
+    """As a list, with the same exit status."""
+    with engine_settings.open("a") as file:
+        file.write(f'[engines.invoke]\npython = "{tmp_path}/none"\n')
+
+    assert program.run("doctor", "--config", str(engine_settings), "--json") == 1
+
+    findings = json.loads(program.out)
+    assert [(one["group"], one["name"], one["state"]) for one in findings] == [
+        ("engines", "diffusers.interpreter", "ok"),
+        ("engines", "invoke.interpreter", "error"),
+        ("engines", "types", "ok"),
+    ]
+    assert [name for name in ("found", "mend") if not findings[1][name]] == []
+    assert program.err == ""
+
+
+def test_what_an_engine_printed_cannot_steer_the_terminal(program: Program, engine_settings: Path) -> None:
+    """Whatever it was."""
+    python = engine_settings.with_name("python")
+    python.write_text("#!/bin/sh\nprintf '\\033[2Jboo' >&2\nexit 7\n")
+    python.chmod(0o755)
+    with engine_settings.open("a") as file:
+        file.write(f'[engines.invoke]\npython = "{python}"\n')
+
+    assert program.run("doctor", "--config", str(engine_settings)) == 1
+
+    assert "exit status 7" in program.out
+    assert "boo" in program.out
+    assert "\033[2J" not in program.out
+
+
+def test_doctor_with_bad_settings_ends_with_78(program: Program, tmp_path: Path) -> None:
+    """As every command that reads them."""
+    (tmp_path / "worker.toml").write_text("lease = 0")
+
+    assert program.run("doctor", "--config", str(tmp_path / "worker.toml")) == 78
+
+    assert program.err.startswith("training-worker: cannot read settings: ")

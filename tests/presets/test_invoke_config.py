@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import statistics
 import subprocess
 from typing import Any
 
 import pytest
-from tests.presets.test_invoke_schema import parameters
+from tests.presets.test_invoke_schema import INTERPRETER, parameters
 
 from training_presets import invoke_config as module
 from training_presets.invoke_config import invoke_config
@@ -109,10 +110,11 @@ def test_nothing_is_left_to_a_default_and_all_is_of_its_kind(
     assert misfits(found, [{"object": schema().types[training_type]}]) == []
 
 
-def test_invoke_trainings_own_models_agree(invoke_python: str) -> None:
+@pytest.mark.invoke
+def test_invoke_trainings_own_models_agree() -> None:
     """They read each config, and what they make of it is what was said."""
     configs = [variant_of(kind, variant) for kind in TrainingType for variant in VARIANTS]
-    found = _run(invoke_python, VALIDATE, configs)
+    found = _run(VALIDATE, configs)
 
     for one in found:
         one["data_loader"]["dataset"] = DATASET
@@ -206,11 +208,12 @@ def test_the_layers_are_those_of_the_built_in_trainer() -> None:
         assert getattr(module, name) == getattr(adapters, name)
 
 
+@pytest.mark.invoke
 @pytest.mark.parametrize("targets", ["attention", "attentionAndFeedForward", "allLinear"])
-def test_every_layer_that_is_named_is_found_and_no_other(invoke_python: str, targets: str) -> None:
+def test_every_layer_that_is_named_is_found_and_no_other(targets: str) -> None:
     """Those of a small FLUX, by invoke-training's own peft; its own list names feed-forward layers that are not."""
     named = config(TrainingType.FLUX_LORA, loraTargets=targets)["flux_lora_target_modules"]
-    layers, found = _run(invoke_python, LAYERS, named)
+    layers, found = _run(LAYERS, named)
     single = ("proj_mlp", "proj_out") if targets == "allLinear" else ()
     ends = tuple(f".{name}" for name in (*(name for name in named if not name.startswith("single")), *single))
 
@@ -219,8 +222,12 @@ def test_every_layer_that_is_named_is_found_and_no_other(invoke_python: str, tar
     assert "proj_out" not in found
 
 
-def _run(python: str, program: str, asked: Any) -> Any:
+def _run(program: str, asked: Any) -> Any:
     said = subprocess.run(
-        [python, "-c", program], input=json.dumps(asked).encode(), check=True, capture_output=True, timeout=200
+        [os.environ[INTERPRETER], "-c", program],
+        input=json.dumps(asked).encode(),
+        check=True,
+        capture_output=True,
+        timeout=200,
     )
     return json.loads(said.stdout)

@@ -1,5 +1,6 @@
 """What a job may say in invoke-training's words, and that the project's copy of them is what they are."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from training_schemas.spec import FluxLoraParameters, SdxlParameters
 from training_schemas.validation import convert_strictly
 
 ROOT = Path(__file__).parents[2]
+INTERPRETER = "INVOKE_TRAINING_PYTHON"
 SCRIPT, COPY = "scripts/write_invoke_schema.py", "presets/training_presets/invoke_schema.json"
 
 
@@ -29,8 +31,10 @@ def faults(training_type: TrainingType, **overrides: Any) -> dict[str, str]:
     return {fault.path: fault.reason for fault in upstream_faults(training_type, overrides)}
 
 
-def test_the_copy_is_what_invoke_training_has(invoke_python: str) -> None:
+@pytest.mark.invoke
+def test_the_copy_is_what_invoke_training_has() -> None:
     """It says which command to run where it is not."""
+    invoke_python = os.environ[INTERPRETER]
     command = f"{invoke_python} {SCRIPT} > {COPY}"
     written = subprocess.run([invoke_python, SCRIPT], cwd=ROOT, check=True, capture_output=True, timeout=200).stdout
 

@@ -201,6 +201,19 @@ def presets(*, as_json: bool) -> None:
 
 
 @app.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file of the worker (TOML).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(config: Path | None, *, as_json: bool) -> None:
+    """Say what this host has and lacks for training, and what mends it.
+
+    The exit status is 1 if anything is an error. Nothing is changed, and nothing is put on a card.
+    """
+    from training_worker.cli.doctor_commands import show_findings  # noqa: PLC0415
+
+    sys.exit(show_findings(config, as_json=as_json))
+
+
+@app.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), help="Where everything goes.")
 @click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True, help="Optimizer steps.")
 def demo(output: Path, steps: int) -> None:

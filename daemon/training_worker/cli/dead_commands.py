@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training_schemas.usage import AttemptSummary
+from training_worker.cli.printable import printable
 from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.errors import LetterError
 from training_worker.letters import DeadLetter
@@ -51,11 +52,6 @@ def drop_letters(job_ids: Sequence[str]) -> None:
     """Drop jobs' letters. Raises `LetterError`."""
     for letter in asyncio.run(AsyncTrainingWorkerAPI().drop(*job_ids)):
         print(printable(f"{letter.job_id}: dropped {letter.reason}: {letter.message}\n{_body(letter)}"))
-
-
-def printable(text: str) -> str:
-    """A text that cannot steer the terminal: strangers may have written it."""
-    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _print_json(letters: list[DeadLetter]) -> None:

@@ -1,0 +1,17 @@
+"""All groups of checks, in the order in which they are made."""
+
+from collections.abc import Callable, Iterator
+
+from training_worker.doctor import engines
+from training_worker.doctor.findings import Finding
+from training_worker.settings import Settings
+
+Check = Callable[[Settings], Iterator[Finding]]
+
+GROUPS: dict[str, Check] = {engines.GROUP: engines.check}
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Make all checks; each finding comes as soon as it is known. Raises `SettingsError`."""
+    for check in GROUPS.values():
+        yield from check(settings)

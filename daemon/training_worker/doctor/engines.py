@@ -1,0 +1,220 @@
+"""The engines in the settings: whether each can be started, and whether its environment has what it trains with."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from training_schemas.jobs import EngineName, TrainingType
+from training_worker.attempt import served_types
+from training_worker.cards import Card, find_cards
+from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.probing import LIMIT, Probed, SeenCard, Torch, Wanted, probe
+from training_worker.doctor.requirements import COMMIT, ENVIRONMENTS, REPOSITORY, Environment, Requirement
+from training_worker.errors import NoGpuError
+from training_worker.run import bare_environment
+from training_worker.settings import EngineSettings, Settings, program_of
+
+GROUP = "engines"
+SHORT = 7
+# As they are in the names of architectures that torch was built for, such as sm_90 or compute_120.
+ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
+
+
+def check(settings: Settings, limit: float = LIMIT) -> Iterator[Finding]:
+    """Look at each engine, for ``limit`` seconds at most. Raises `SettingsError` for stand-ins that are none."""
+    cards = _cards(settings)
+    for name, engine in settings.engines.items():
+        yield from Examination(name, engine, cards).findings(limit)
+    yield _types(settings)
+
+
+def _cards(settings: Settings) -> list[Card]:
+    try:
+        return find_cards(settings.gpus, settings.prices, settings.cards)
+    except NoGpuError:
+        return []
+
+
+def _types(settings: Settings) -> Finding:
+    missing = [kind for kind in TrainingType if kind not in served_types(settings)]
+    families = sorted({kind.family for kind in missing})
+    if not missing:
+        return Finding(group=GROUP, name="types", state=State.OK, found="every training type has an engine")
+    return Finding(
+        group=GROUP,
+        name="types",
+        state=State.WARNING,
+        found=f"no engine for {', '.join(missing)}: no job of {' or '.join(families)} is taken",
+        mend="training_types of an engine in the settings: add them, or leave the setting out",
+    )
+
+
+class Examination:
+    """One engine, looked at on a host with these cards; none where it has none and the settings make up none."""
+
+    def __init__(self, name: EngineName, engine: EngineSettings, cards: list[Card]) -> None:
+        self._name = name
+        self._engine = engine
+        self._cards = cards
+        self._interpreter = engine.command[0]
+        self._pip = f"{shlex.quote(self._interpreter)} -m pip install"
+
+    def findings(self, limit: float) -> Iterator[Finding]:
+        """All that there is to say about it."""
+        path = shutil.which(self._interpreter, path=bare_environment().get("PATH"))
+        if path is None:
+            yield self._no_interpreter()
+        elif self._environment is None:
+            yield self._ok("interpreter", f"a program of your own, {shlex.join(self._engine.command)}: only found")
+        else:
+            yield from self._probed(path, self._environment, limit)
+
+    @property
+    def _environment(self) -> Environment | None:
+        """What the engine needs, if it is our own program for it that is run."""
+        ours = program_of(self._name, self._interpreter)
+        return ENVIRONMENTS.get(self._name) if self._engine.command[: len(ours)] == ours else None
+
+    def _probed(self, path: str, needs: Environment, limit: float) -> Iterator[Finding]:
+        packages = tuple(one.name for one in needs.requirements)
+        sources = (needs.source,) if needs.source else ()
+        wanted = Wanted(packages=(*sources, *packages), source=needs.source, modules=(needs.module,))
+        try:
+            probed = probe(path, wanted, limit)
+        except OSError as error:
+            yield self._error("interpreter", f"{path} cannot be started: {error}", self._setting)
+            return
+        answers = probed.answers
+        if answers.python is not None:
+            yield self._ok("interpreter", f"Python {answers.python}, {path}")
+        if answers.packages is not None:
+            yield from self._packages(answers.packages, needs)
+        if needs.source is not None and answers.packages is not None and answers.packages.get(needs.source):
+            yield self._commit(answers.commit)
+        if answers.torch is not None:
+            yield self._torch(answers.torch)
+        if answers.modules is not None:
+            yield self._training(probed, needs.module)
+        elif probed.fault is not None or answers.python is None:
+            yield self._broken(probed, path, needs.module)
+
+    def _no_interpreter(self) -> Finding:
+        path = Path(self._interpreter)
+        why = "is not executable" if path.is_file() else "is not there"
+        return self._error("interpreter", f"{self._interpreter} {why}", self._setting)
+
+    @property
+    def _setting(self) -> str:
+        return f'[engines.{self._name}] python = "/path/to/environment/bin/python" in the settings'
+
+    def _packages(self, versions: dict[str, str | None], needs: Environment) -> Iterator[Finding]:
+        if needs.source is not None:
+            yield self._source(needs.source, versions.get(needs.source))
+        for requirement in needs.requirements:
+            yield self._package(requirement, versions.get(requirement.name))
+
+    def _source(self, name: str, version: str | None) -> Finding:
+        if version is None:
+            return self._error(name, "not installed", self._install_source)
+        return self._ok(name, version)
+
+    @property
+    def _install_source(self) -> str:
+        return f"{self._pip} --no-deps 'git+{REPOSITORY}@{COMMIT}'"
+
+    def _package(self, needed: Requirement, version: str | None) -> Finding:
+        mend = f"{self._pip} {shlex.quote(needed.specifier)}"
+        if version is None and needed.optional is not None:
+            return self._warning(needed.name, f"not installed: needed for {needed.optional}", mend)
+        if version is None:
+            return self._error(needed.name, "not installed", mend)
+        if not needed.allows(version):
+            bounds = msgspec.structs.replace(needed, known=None).specifier
+            return self._error(needed.name, f"{version}, where {bounds} is needed", mend)
+        if needed.known not in (None, version):
+            return self._warning(needed.name, f"{version}, tried with {needed.known} alone", mend)
+        return self._ok(needed.name, version)
+
+    def _commit(self, commit: str | None) -> Finding:
+        if commit == COMMIT:
+            return self._ok("commit", commit[:SHORT])
+        found = "not known" if commit is None else commit[:SHORT]
+        mend = self._install_source.replace("--no-deps", "--no-deps --force-reinstall")
+        return self._warning("commit", f"{found}, tried with {COMMIT[:SHORT]} alone", mend)
+
+    def _torch(self, torch: Torch) -> Finding:
+        built = f"torch {torch.version} for CUDA {torch.cuda}"
+        if torch.error is not None:
+            return self._error("cuda", f"torch cannot be imported: {torch.error}", self._reinstall)
+        if self._cards and all(card.simulated for card in self._cards):
+            return self._ok("cuda", f"torch {torch.version}; trains on the CPU, for the cards are made up")
+        if torch.cuda is None:
+            mend = f"{self._reinstall}  # built with CUDA"
+            return self._error("cuda", f"torch {torch.version} is built without CUDA", mend)
+        if not torch.cards:
+            return self._error(
+                "cuda", f"{built} finds no card", f"nvidia-smi  # the driver must know CUDA {torch.cuda}"
+            )
+        return self._seen_cards(torch, built)
+
+    @property
+    def _reinstall(self) -> str:
+        # Not with --force-reinstall, which brings the newest of all that torch itself needs, too.
+        builds = "torch torchvision" if self._name is EngineName.INVOKE else "torch"
+        return f"{self._pip.replace(' install', ' uninstall -y')} {builds} && {self._pip} {builds}"
+
+    def _seen_cards(self, torch: Torch, built: str) -> Finding:
+        unfit = [card for card in torch.cards if not runs_on(card, torch.architectures)]
+        if unfit:
+            these = ", ".join(f"{card.name} ({card.capability[0]}.{card.capability[1]})" for card in unfit)
+            return self._error("cuda", f"{built} has no code for {these}", self._reinstall)
+        names = ", ".join(card.name for card in torch.cards)
+        if len(torch.cards) < len(self._cards):
+            found = f"{built} sees {len(torch.cards)} of {len(self._cards)} cards: {names}"
+            return self._error("cuda", found, "nvidia-smi -L  # the cards that the driver sees")
+        return self._ok("cuda", f"{built}: {names}")
+
+    def _training(self, probed: Probed, module: str) -> Finding:
+        imported = (probed.answers.modules or {})[module]
+        types = ", ".join(self._engine.training_types)
+        if imported.error is None and probed.fault is None:
+            return self._ok("training", f"{types}; {module} in {imported.seconds:.1f} s")
+        why = imported.error or f"{probed.fault} at the end"
+        return self._error("training", f"{types} cannot run: {module}: {why}", self._by_hand(module))
+
+    def _broken(self, probed: Probed, path: str, module: str) -> Finding:
+        """It ended before it had said all."""
+        answers = probed.answers
+        if answers.python is None:
+            name, doing = "interpreter", f"{path} does not start as Python"
+        else:
+            name, doing = "training", f"importing {'torch' if answers.torch is None else module}"
+        output = f"\n{probed.output}" if probed.output else ""
+        mend = self._setting if answers.python is None else self._by_hand(module)
+        return self._error(name, f"{doing}: {probed.fault or 'says nothing'}{output}", mend)
+
+    def _by_hand(self, module: str) -> str:
+        return f"{shlex.quote(self._interpreter)} -c 'import {module}'  # says what is missing"
+
+    def _ok(self, what: str, found: str) -> Finding:
+        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.OK, found=found)
+
+    def _warning(self, what: str, found: str, mend: str) -> Finding:
+        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.WARNING, found=found, mend=mend)
+
+    def _error(self, what: str, found: str, mend: str) -> Finding:
+        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.ERROR, found=found, mend=mend)
+
+
+def runs_on(card: SeenCard, architectures: list[str]) -> bool:
+    """Whether a build has code for a card: compiled for its major version, or to be compiled by the driver."""
+    matches = [match for match in map(ARCHITECTURE.fullmatch, architectures) if match]
+    for match in matches:
+        built = (int(match["major"]), int(match["minor"]))
+        if built <= card.capability and (match["kind"] == "compute" or built[0] == card.capability[0]):
+            return True
+    return not matches

@@ -1,0 +1,1 @@
+"""The engine ``invoke``: trains with invoke-training, which lives in an environment of its own."""
