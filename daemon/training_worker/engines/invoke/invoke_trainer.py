@@ -374,6 +374,7 @@ def read_dataset(spec: Spec, bucket_of: Callable[[Size], Size], records: Records
     Raises:
         Failure: There is none, or something in it cannot be trained on; it names all of that.
     """
+    importlib.import_module("PIL.Image")  # where it is missing, that is no image's fault
     path, beginning = spec.dataset, f"cannot use data set {spec.dataset}"
     if not path.exists():
         raise Failure("datasetMissing", f"cannot read data set {path}: no such file or folder")
@@ -560,8 +561,8 @@ def bucket_finder(config: Mapping[str, Any]) -> Callable[[Size], Size]:
         side = loader["resolution"]
         return lambda _: (side, side)
     utilities = "invoke_training._shared.data.utils"
-    manager = import_upstream(f"{utilities}.aspect_ratio_bucket_manager").AspectRatioBucketManager
-    resolution = import_upstream(f"{utilities}.resolution").Resolution
+    manager = importlib.import_module(f"{utilities}.aspect_ratio_bucket_manager").AspectRatioBucketManager
+    resolution = importlib.import_module(f"{utilities}.resolution").Resolution
     buckets = manager.from_constraints(**loader["aspect_ratio_buckets"])
 
     def find(size: Size) -> Size:
@@ -628,22 +629,6 @@ def _tensor_names(part: Path) -> Iterator[str]:
         yield from header.keys() - {"__metadata__"}
 
 
-def import_upstream(name: str) -> Any:
-    """Import a module of invoke-training.
-
-    Raises:
-        Failure: It, or something that it needs, is not in this environment.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        message = (
-            f"cannot import {name} in {sys.executable}: {error}; install invoke-training, and all that it needs, "
-            "in the environment whose interpreter the settings name as engines.invoke.python"
-        )
-        raise Failure("hostUnfit", message) from error
-
-
 def upstream_config(spec: Spec, lines: Path) -> Any:
     """Make upstream's config of the spec's, and have upstream check it.
 
@@ -667,8 +652,8 @@ def upstream_config(spec: Spec, lines: Path) -> Any:
         "save_every_n_steps": NEVER,
         "validate_every_n_steps": NEVER,
     }
-    kind = getattr(import_upstream(module), name)
-    invalid = import_upstream("pydantic").ValidationError
+    kind = getattr(importlib.import_module(module), name)
+    invalid = importlib.import_module("pydantic").ValidationError
     try:
         return kind.model_validate(words)
     except invalid as error:
@@ -717,10 +702,12 @@ class Run:
         self._records.phase("loadingModel")
         self._control.check()
         quiet_bars()
-        upstream = import_upstream("invoke_training.pipelines.invoke_train")
+        upstream = importlib.import_module("invoke_training.pipelines.invoke_train")
         require_device(self._spec.device)
         self._control.check()
-        import_upstream("accelerate").Accelerator.log = lambda _, values, step=None, **__: self.on_log(values, step)
+        importlib.import_module("accelerate").Accelerator.log = lambda _, values, step=None, **__: self.on_log(
+            values, step
+        )
         logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
         logging.getLogger().addHandler(PhaseHandler(self._records, self._spec.total))
         upstream.train(self._config, [_callbacks(self)])
@@ -804,7 +791,7 @@ def _rate_order(name: str) -> tuple[bool, bool]:
 
 
 def _callbacks(run: Run) -> Any:
-    base: Any = import_upstream("invoke_training.pipelines.callbacks").PipelineCallbacks
+    base: Any = importlib.import_module("invoke_training.pipelines.callbacks").PipelineCallbacks
 
     class Callbacks(base):  # type: ignore[misc] # a class of upstream's
         def on_save_checkpoint(self, checkpoint: Any) -> None:
@@ -840,7 +827,7 @@ class PhaseHandler(logging.Handler):
 
 def quiet_bars() -> None:
     """Keep bars of progress out of the output, whose last lines are to tell of a failure."""
-    module = import_upstream("tqdm.auto")
+    module: Any = importlib.import_module("tqdm.auto")
     bar: Any = module.tqdm
 
     class NoBar(bar):  # type: ignore[misc] # a class of tqdm's
@@ -852,7 +839,7 @@ def quiet_bars() -> None:
 
 def require_device(device: str) -> None:
     """See that a run for a card has one: accelerate would go on without, a hundred times as slow."""
-    if device != "cpu" and not import_upstream("torch").cuda.is_available():
+    if device != "cpu" and not importlib.import_module("torch").cuda.is_available():
         raise Failure("hostUnfit", f"cannot train on {device}: torch of {sys.executable} finds no card")
 
 
@@ -868,7 +855,7 @@ def require_finite(checkpoint: Path, step: int) -> None:
     Raises:
         Failure: It is not.
     """
-    safetensors = import_upstream("safetensors")
+    safetensors = importlib.import_module("safetensors")
     for file in _trained_files(checkpoint):
         with safetensors.safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 # it is no mapping
@@ -940,7 +927,7 @@ class Export:
 
     def _write_file(self, tensors: Mapping[str, Any], path: Path, implementation: str) -> None:
         """Write tensors with metadata and a hash of them all; the file is whole or not there."""
-        torch_files = import_upstream("safetensors.torch")
+        torch_files = importlib.import_module("safetensors.torch")
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         content = memoryview(torch_files.save(whole))
         # As the standard says: what follows the header, whose length is the first eight bytes.
@@ -1054,7 +1041,7 @@ def _copy_part(source: Path, target: Path) -> None:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    tensors: dict[str, Any] = import_upstream("safetensors.torch").load_file(file)
+    tensors: dict[str, Any] = importlib.import_module("safetensors.torch").load_file(file)
     return tensors
 
 
@@ -1201,7 +1188,7 @@ def prepare(folder: Path, spec: Spec, control: Control) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def clean_up() -> None:
-        for path in (spec.upstream, scratch):
+        for path in (spec.upstream, scratch, *spec.attempt.glob(".*.partial")):
             shutil.rmtree(path, ignore_errors=True)
 
     control.clean_up = clean_up
@@ -1235,7 +1222,14 @@ def failure_of(error: Exception, phase: str | None = None) -> Failure:
     if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in text:
         return Failure("diskFull", f"cannot write: {error}")
     if isinstance(error, PermissionError):
-        return Failure("outputInvalid", f"cannot write: {error}")
+        reading = phase == "loadingModel"
+        return Failure(
+            "modelInvalid" if reading else "outputInvalid", f"cannot {'read' if reading else 'write'}: {error}"
+        )
+    if isinstance(error, ImportError):
+        where = "in the environment whose interpreter the settings name as engines.invoke.python"
+        message = f"cannot import what training needs: {error}; install invoke-training, and all that it needs, {where}"
+        return Failure("hostUnfit", message)
     return Failure("trainerCrashed", f"cannot go on: {text}")
 
 
