@@ -209,6 +209,31 @@ def test_a_lease_is_looked_at_once_a_second(program: Any, tmp_path: Path) -> Non
     assert control.why_stop() == "orphan"
 
 
+def test_sigterm_ends_the_program_at_once_where_no_step_is_lost(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else, and while a record is being written, it waits for the next step's end."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    records = program.Records(tmp_path / PROGRESS_FILE)
+    control = program.Control(tmp_path, records)
+    control.clean_up = lambda: left.append(-1)
+    control.step = 4
+    control._on_signal()
+    control.saved_step, records.busy = 4, True
+    control._on_signal()
+    assert [] == left
+    with pytest.raises(program.Stopped):
+        control.check()
+    records.busy = False
+    control._on_signal()
+
+    assert [-1, 3] == left
+    stopped = read_records(tmp_path)[-1]
+    assert isinstance(stopped, StoppedRecord)
+    assert (4, "signal") == (stopped.step, stopped.why)
+
+
 @pytest.mark.parametrize(
     ("error", "phase", "reason", "said"),
     [
@@ -380,6 +405,17 @@ def test_what_transformers_4_would_read_wrongly_is_refused(program: Any, tiny_sd
     assert [str(model / name) for name in ("vae", "text_encoder", "tokenizer_2/merges.txt")] == [
         fault["path"] for fault in caught.value.faults
     ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{"])
+def test_files_that_are_no_weights_are_refused(program: Any, tiny_model: Path, tmp_path: Path, content: bytes) -> None:
+    """Without reading what they say is their header's length."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "text_encoder/model.safetensors").write_bytes(content)
+    with pytest.raises(program.Failure) as caught:
+        program.check_model(model, FLUX)
+    assert FailureReason.MODEL_INVALID == caught.value.reason
 
 
 def test_fields_are_named_without_the_kinds_that_were_tried(program: Any) -> None:

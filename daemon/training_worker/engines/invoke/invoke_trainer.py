@@ -8,7 +8,6 @@ and the scale that other programs read.
 """
 
 import errno
-import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -41,6 +40,7 @@ UPSTREAM, SCRATCH = "upstream", "tmp"
 NEVER = sys.maxsize
 LEASE_INTERVAL = 1.0  # seconds between two looks at the lease
 MIB = 2**20
+MAX_HEADER = 100 * MIB  # that of safetensors itself
 
 CONFIGS = {
     "FLUX_LORA": ("invoke_training.pipelines.flux.lora.config", "FluxLoraConfig"),
@@ -608,12 +608,12 @@ def check_model(folder: Path, training_type: str) -> None:
 def _part_faults(folder: Path, flux: bool) -> list[Fault]:
     parts = ("transformer" if flux else "unet", "vae", "text_encoder", "text_encoder_2")
     faults = [fault(folder / part, "no .safetensors here") for part in parts if not _weights_of(folder / part)]
-    layers = list(_tensor_names(folder / "text_encoder"))
-    if layers and not any(layer.startswith("text_model.") for layer in layers):
+    clip = folder / "text_encoder"
+    if _weights_of(clip) and not any(name.startswith("text_model.") for name in _tensor_names(clip)):
         reason = "saved by transformers 5, from which version 4 would read random weights: no key has text_model."
-        faults.append(fault(folder / "text_encoder", reason))
-    clip = ("tokenizer",) if flux else ("tokenizer", "tokenizer_2")
-    files = [folder / part / name for part in clip for name in ("vocab.json", "merges.txt")]
+        faults.append(fault(clip, reason))
+    tokenizers = ("tokenizer",) if flux else ("tokenizer", "tokenizer_2")
+    files = [folder / part / name for part in tokenizers for name in ("vocab.json", "merges.txt")]
     return faults + [fault(file, "missing; transformers 4 needs it") for file in files if not file.is_file()]
 
 
@@ -625,7 +625,10 @@ def _tensor_names(part: Path) -> Iterator[str]:
     """List the tensors in a part's files, by their headers alone."""
     for path in _weights_of(part):
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= MAX_HEADER else None
+        if not isinstance(header, dict):
+            raise ValueError(f"{path} is no file of safetensors")  # noqa: TRY004 # as where it is no JSON
         yield from header.keys() - {"__metadata__"}
 
 
@@ -902,11 +905,16 @@ def flush(path: Path) -> None:
 
 
 class Export:
-    """Makes the result of the last checkpoint: files that other programs read, and that say what they are."""
+    """Makes the result of the last checkpoint: files that other programs read, and that say what they are.
+
+    What it needs of ours is read at once, and not only after hours of training.
+    """
 
     def __init__(self, spec: Spec, dataset_hash: str) -> None:
         self._spec = spec
         self._dataset_hash = dataset_hash
+        self._kohya = load_kohya()
+        self._version = runpy.run_path(str(OURS / "version.py"))["__version__"]
 
     def write(self, checkpoint: Path) -> dict[Path, str]:
         """Write the result, and give its files with their kinds."""
@@ -917,7 +925,7 @@ class Export:
             path = attempt / "learned_embeds.safetensors"
             self._write_file({name: weight.float() for name, weight in _load(checkpoint).items()}, path, SDXL_CODE)
             return {path: "embeddings"}
-        flux, kohya = self._spec.training_type == FLUX, load_kohya()
+        flux, kohya = self._spec.training_type == FLUX, self._kohya
         weights = flux_weights(checkpoint) if flux else sdxl_weights(checkpoint, self._spec.model)
         convert, code = (kohya.flux_to_kohya, FLUX_CODE) if flux else (kohya.sdxl_to_kohya, SDXL_CODE)
         ours, theirs = attempt / "pytorch_lora_weights.safetensors", attempt / "kohya_lora.safetensors"
@@ -951,7 +959,7 @@ class Export:
             "modelspec.title": self._spec.job_id,
             "modelspec.resolution": "{0}x{0}".format(parameters["resolution"]),
             "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-            "training_worker.version": runpy.run_path(str(OURS / "version.py"))["__version__"],
+            "training_worker.version": self._version,
             "training_worker.base_model": self._spec.model.name,
             "training_worker.dataset_hash": self._dataset_hash,
             "training_worker.step": str(self._spec.total),
@@ -1062,11 +1070,15 @@ def describe(files: Mapping[Path, str], attempt: Path) -> list[dict[str, Any]]:
 def versions() -> dict[str, str]:
     """The libraries that a result depends on; upstream has no releases, so its version is that of its commit."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    upstream = importlib.metadata.distribution("invoke-training")
-    commit = upstream_commit(json.loads(upstream.read_text("direct_url.json") or "{}"))
-    return {**found, "invoke_training": f"{upstream.version}+{commit}" if commit else upstream.version}
+    for name in (*LIBRARIES, "invoke_training"):
+        try:
+            library = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # it was imported from a path
+        source = json.loads(library.read_text("direct_url.json") or "{}")
+        commit = upstream_commit(source) if name == "invoke_training" else None
+        found[name] = f"{library.version}+{commit}" if commit else library.version
+    return found
 
 
 def upstream_commit(source: Mapping[str, Any]) -> str | None:
@@ -1111,19 +1123,23 @@ def run(folder: Path, records: Records, control: Control) -> int:
     try:
         train(folder, records, control)
     except Stopped as stop:
-        control.stop_listening()
+        _end(control)
         records.write("stopped", step=stop.step, why=stop.why)
         return STOPPED
     except Exception as error:  # noqa: BLE001 # reported, as whatever it is
-        control.stop_listening()
         failure = failure_of(error, records.current_phase)
         if failure is not error:
             traceback.print_exc()
+        _end(control)
         _report(failure, records)
         return FAILED
-    finally:
-        control.clean_up()
     return DONE
+
+
+def _end(control: Control) -> None:
+    """Before the last record, which may need the room on a full disk."""
+    control.stop_listening()
+    control.clean_up()
 
 
 def _report(failure: Failure, records: Records) -> None:
@@ -1150,13 +1166,13 @@ def train(folder: Path, records: Records, control: Control) -> None:
     check_model(spec.model, spec.training_type)
     control.check()
     training = Run(spec, upstream_config(spec, lines), records, control)
+    export = Export(spec, summary["digest"])
     training.train()
     control.check()
     control.stop_listening()
     records.phase("exporting")
-    gc.collect()
     checkpoint: Any = training.checkpoint
-    files = Export(spec, summary["digest"]).write(checkpoint)
+    files = export.write(checkpoint)
     artifacts = describe({**files, **dict.fromkeys(training.samples, "sample")}, spec.attempt)
     control.clean_up()
     records.write(
