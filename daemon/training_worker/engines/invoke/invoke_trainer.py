@@ -8,7 +8,6 @@ and the scale that other programs read.
 """
 
 import errno
-import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -41,6 +40,7 @@ UPSTREAM, SCRATCH = "upstream", "tmp"
 NEVER = sys.maxsize
 LEASE_INTERVAL = 1.0  # seconds between two looks at the lease
 MIB = 2**20
+MAX_HEADER = 100 * MIB  # that of safetensors itself
 
 CONFIGS = {
     "FLUX_LORA": ("invoke_training.pipelines.flux.lora.config", "FluxLoraConfig"),
@@ -374,6 +374,7 @@ def read_dataset(spec: Spec, bucket_of: Callable[[Size], Size], records: Records
     Raises:
         Failure: There is none, or something in it cannot be trained on; it names all of that.
     """
+    importlib.import_module("PIL.Image")  # where it is missing, that is no image's fault
     path, beginning = spec.dataset, f"cannot use data set {spec.dataset}"
     if not path.exists():
         raise Failure("datasetMissing", f"cannot read data set {path}: no such file or folder")
@@ -560,8 +561,8 @@ def bucket_finder(config: Mapping[str, Any]) -> Callable[[Size], Size]:
         side = loader["resolution"]
         return lambda _: (side, side)
     utilities = "invoke_training._shared.data.utils"
-    manager = import_upstream(f"{utilities}.aspect_ratio_bucket_manager").AspectRatioBucketManager
-    resolution = import_upstream(f"{utilities}.resolution").Resolution
+    manager = importlib.import_module(f"{utilities}.aspect_ratio_bucket_manager").AspectRatioBucketManager
+    resolution = importlib.import_module(f"{utilities}.resolution").Resolution
     buckets = manager.from_constraints(**loader["aspect_ratio_buckets"])
 
     def find(size: Size) -> Size:
@@ -607,12 +608,12 @@ def check_model(folder: Path, training_type: str) -> None:
 def _part_faults(folder: Path, flux: bool) -> list[Fault]:
     parts = ("transformer" if flux else "unet", "vae", "text_encoder", "text_encoder_2")
     faults = [fault(folder / part, "no .safetensors here") for part in parts if not _weights_of(folder / part)]
-    layers = list(_tensor_names(folder / "text_encoder"))
-    if layers and not any(layer.startswith("text_model.") for layer in layers):
+    clip = folder / "text_encoder"
+    if _weights_of(clip) and not any(name.startswith("text_model.") for name in _tensor_names(clip)):
         reason = "saved by transformers 5, from which version 4 would read random weights: no key has text_model."
-        faults.append(fault(folder / "text_encoder", reason))
-    clip = ("tokenizer",) if flux else ("tokenizer", "tokenizer_2")
-    files = [folder / part / name for part in clip for name in ("vocab.json", "merges.txt")]
+        faults.append(fault(clip, reason))
+    tokenizers = ("tokenizer",) if flux else ("tokenizer", "tokenizer_2")
+    files = [folder / part / name for part in tokenizers for name in ("vocab.json", "merges.txt")]
     return faults + [fault(file, "missing; transformers 4 needs it") for file in files if not file.is_file()]
 
 
@@ -624,24 +625,11 @@ def _tensor_names(part: Path) -> Iterator[str]:
     """List the tensors in a part's files, by their headers alone."""
     for path in _weights_of(part):
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= MAX_HEADER else None
+        if not isinstance(header, dict):
+            raise ValueError(f"{path} is no file of safetensors")  # noqa: TRY004 # as where it is no JSON
         yield from header.keys() - {"__metadata__"}
-
-
-def import_upstream(name: str) -> Any:
-    """Import a module of invoke-training.
-
-    Raises:
-        Failure: It, or something that it needs, is not in this environment.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        message = (
-            f"cannot import {name} in {sys.executable}: {error}; install invoke-training, and all that it needs, "
-            "in the environment whose interpreter the settings name as engines.invoke.python"
-        )
-        raise Failure("hostUnfit", message) from error
 
 
 def upstream_config(spec: Spec, lines: Path) -> Any:
@@ -667,8 +655,8 @@ def upstream_config(spec: Spec, lines: Path) -> Any:
         "save_every_n_steps": NEVER,
         "validate_every_n_steps": NEVER,
     }
-    kind = getattr(import_upstream(module), name)
-    invalid = import_upstream("pydantic").ValidationError
+    kind = getattr(importlib.import_module(module), name)
+    invalid = importlib.import_module("pydantic").ValidationError
     try:
         return kind.model_validate(words)
     except invalid as error:
@@ -717,10 +705,12 @@ class Run:
         self._records.phase("loadingModel")
         self._control.check()
         quiet_bars()
-        upstream = import_upstream("invoke_training.pipelines.invoke_train")
+        upstream = importlib.import_module("invoke_training.pipelines.invoke_train")
         require_device(self._spec.device)
         self._control.check()
-        import_upstream("accelerate").Accelerator.log = lambda _, values, step=None, **__: self.on_log(values, step)
+        importlib.import_module("accelerate").Accelerator.log = lambda _, values, step=None, **__: self.on_log(
+            values, step
+        )
         logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
         logging.getLogger().addHandler(PhaseHandler(self._records, self._spec.total))
         upstream.train(self._config, [_callbacks(self)])
@@ -804,7 +794,7 @@ def _rate_order(name: str) -> tuple[bool, bool]:
 
 
 def _callbacks(run: Run) -> Any:
-    base: Any = import_upstream("invoke_training.pipelines.callbacks").PipelineCallbacks
+    base: Any = importlib.import_module("invoke_training.pipelines.callbacks").PipelineCallbacks
 
     class Callbacks(base):  # type: ignore[misc] # a class of upstream's
         def on_save_checkpoint(self, checkpoint: Any) -> None:
@@ -840,7 +830,7 @@ class PhaseHandler(logging.Handler):
 
 def quiet_bars() -> None:
     """Keep bars of progress out of the output, whose last lines are to tell of a failure."""
-    module = import_upstream("tqdm.auto")
+    module: Any = importlib.import_module("tqdm.auto")
     bar: Any = module.tqdm
 
     class NoBar(bar):  # type: ignore[misc] # a class of tqdm's
@@ -852,7 +842,7 @@ def quiet_bars() -> None:
 
 def require_device(device: str) -> None:
     """See that a run for a card has one: accelerate would go on without, a hundred times as slow."""
-    if device != "cpu" and not import_upstream("torch").cuda.is_available():
+    if device != "cpu" and not importlib.import_module("torch").cuda.is_available():
         raise Failure("hostUnfit", f"cannot train on {device}: torch of {sys.executable} finds no card")
 
 
@@ -868,7 +858,7 @@ def require_finite(checkpoint: Path, step: int) -> None:
     Raises:
         Failure: It is not.
     """
-    safetensors = import_upstream("safetensors")
+    safetensors = importlib.import_module("safetensors")
     for file in _trained_files(checkpoint):
         with safetensors.safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 # it is no mapping
@@ -915,11 +905,16 @@ def flush(path: Path) -> None:
 
 
 class Export:
-    """Makes the result of the last checkpoint: files that other programs read, and that say what they are."""
+    """Makes the result of the last checkpoint: files that other programs read, and that say what they are.
+
+    What it needs of ours is read at once, and not only after hours of training.
+    """
 
     def __init__(self, spec: Spec, dataset_hash: str) -> None:
         self._spec = spec
         self._dataset_hash = dataset_hash
+        self._kohya = load_kohya()
+        self._version = runpy.run_path(str(OURS / "version.py"))["__version__"]
 
     def write(self, checkpoint: Path) -> dict[Path, str]:
         """Write the result, and give its files with their kinds."""
@@ -930,7 +925,7 @@ class Export:
             path = attempt / "learned_embeds.safetensors"
             self._write_file({name: weight.float() for name, weight in _load(checkpoint).items()}, path, SDXL_CODE)
             return {path: "embeddings"}
-        flux, kohya = self._spec.training_type == FLUX, load_kohya()
+        flux, kohya = self._spec.training_type == FLUX, self._kohya
         weights = flux_weights(checkpoint) if flux else sdxl_weights(checkpoint, self._spec.model)
         convert, code = (kohya.flux_to_kohya, FLUX_CODE) if flux else (kohya.sdxl_to_kohya, SDXL_CODE)
         ours, theirs = attempt / "pytorch_lora_weights.safetensors", attempt / "kohya_lora.safetensors"
@@ -940,7 +935,7 @@ class Export:
 
     def _write_file(self, tensors: Mapping[str, Any], path: Path, implementation: str) -> None:
         """Write tensors with metadata and a hash of them all; the file is whole or not there."""
-        torch_files = import_upstream("safetensors.torch")
+        torch_files = importlib.import_module("safetensors.torch")
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         content = memoryview(torch_files.save(whole))
         # As the standard says: what follows the header, whose length is the first eight bytes.
@@ -964,7 +959,7 @@ class Export:
             "modelspec.title": self._spec.job_id,
             "modelspec.resolution": "{0}x{0}".format(parameters["resolution"]),
             "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-            "training_worker.version": runpy.run_path(str(OURS / "version.py"))["__version__"],
+            "training_worker.version": self._version,
             "training_worker.base_model": self._spec.model.name,
             "training_worker.dataset_hash": self._dataset_hash,
             "training_worker.step": str(self._spec.total),
@@ -1054,7 +1049,7 @@ def _copy_part(source: Path, target: Path) -> None:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    tensors: dict[str, Any] = import_upstream("safetensors.torch").load_file(file)
+    tensors: dict[str, Any] = importlib.import_module("safetensors.torch").load_file(file)
     return tensors
 
 
@@ -1075,11 +1070,15 @@ def describe(files: Mapping[Path, str], attempt: Path) -> list[dict[str, Any]]:
 def versions() -> dict[str, str]:
     """The libraries that a result depends on; upstream has no releases, so its version is that of its commit."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    upstream = importlib.metadata.distribution("invoke-training")
-    commit = upstream_commit(json.loads(upstream.read_text("direct_url.json") or "{}"))
-    return {**found, "invoke_training": f"{upstream.version}+{commit}" if commit else upstream.version}
+    for name in (*LIBRARIES, "invoke_training"):
+        try:
+            library = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # it was imported from a path
+        source = json.loads(library.read_text("direct_url.json") or "{}")
+        commit = upstream_commit(source) if name == "invoke_training" else None
+        found[name] = f"{library.version}+{commit}" if commit else library.version
+    return found
 
 
 def upstream_commit(source: Mapping[str, Any]) -> str | None:
@@ -1124,19 +1123,23 @@ def run(folder: Path, records: Records, control: Control) -> int:
     try:
         train(folder, records, control)
     except Stopped as stop:
-        control.stop_listening()
+        _end(control)
         records.write("stopped", step=stop.step, why=stop.why)
         return STOPPED
     except Exception as error:  # noqa: BLE001 # reported, as whatever it is
-        control.stop_listening()
         failure = failure_of(error, records.current_phase)
         if failure is not error:
             traceback.print_exc()
+        _end(control)
         _report(failure, records)
         return FAILED
-    finally:
-        control.clean_up()
     return DONE
+
+
+def _end(control: Control) -> None:
+    """Before the last record, which may need the room on a full disk."""
+    control.stop_listening()
+    control.clean_up()
 
 
 def _report(failure: Failure, records: Records) -> None:
@@ -1163,13 +1166,13 @@ def train(folder: Path, records: Records, control: Control) -> None:
     check_model(spec.model, spec.training_type)
     control.check()
     training = Run(spec, upstream_config(spec, lines), records, control)
+    export = Export(spec, summary["digest"])
     training.train()
     control.check()
     control.stop_listening()
     records.phase("exporting")
-    gc.collect()
     checkpoint: Any = training.checkpoint
-    files = Export(spec, summary["digest"]).write(checkpoint)
+    files = export.write(checkpoint)
     artifacts = describe({**files, **dict.fromkeys(training.samples, "sample")}, spec.attempt)
     control.clean_up()
     records.write(
@@ -1201,7 +1204,7 @@ def prepare(folder: Path, spec: Spec, control: Control) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def clean_up() -> None:
-        for path in (spec.upstream, scratch):
+        for path in (spec.upstream, scratch, *spec.attempt.glob(".*.partial")):
             shutil.rmtree(path, ignore_errors=True)
 
     control.clean_up = clean_up
@@ -1235,7 +1238,14 @@ def failure_of(error: Exception, phase: str | None = None) -> Failure:
     if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in text:
         return Failure("diskFull", f"cannot write: {error}")
     if isinstance(error, PermissionError):
-        return Failure("outputInvalid", f"cannot write: {error}")
+        reading = phase == "loadingModel"
+        return Failure(
+            "modelInvalid" if reading else "outputInvalid", f"cannot {'read' if reading else 'write'}: {error}"
+        )
+    if isinstance(error, ImportError):
+        where = "in the environment whose interpreter the settings name as engines.invoke.python"
+        message = f"cannot import what training needs: {error}; install invoke-training, and all that it needs, {where}"
+        return Failure("hostUnfit", message)
     return Failure("trainerCrashed", f"cannot go on: {text}")
 
 
