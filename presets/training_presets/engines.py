@@ -55,19 +55,26 @@ def minimum_tier(engine: EngineName, training_type: TrainingType) -> MemoryTier:
 
 
 def shortcomings(
-    engine: EngineName, training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters
+    engine: EngineName,
+    training_type: TrainingType,
+    parameters: FluxLoraParameters | SdxlParameters,
+    gpu_count: int = 1,
 ) -> dict[str, str]:
     """The settings, by their Python names, that an engine has not, each with why; empty if it can train them.
 
-    ``auto`` is the built-in trainer: what is planned for it, that one can train.
+    ``gpu_count`` is the job's, and among them. ``auto`` is the built-in trainer: what is planned for it, that one can
+    train.
     """
-    return {name: one.why for name, one in remedies(engine, training_type, parameters).items()}
+    found = {name: one.why for name, one in remedies(engine, training_type, parameters).items()}
+    if engine is EngineName.INVOKE and gpu_count > 1:
+        found["gpu_count"] = f"engine {engine} trains on one card"
+    return found
 
 
 def remedies(
     engine: EngineName, training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters
 ) -> dict[str, Shortcoming]:
-    """The same, with what may be done about it."""
+    """Those of the parameters, with what may be done about them."""
     found = dict(_of_all(training_type, parameters))
     if engine is EngineName.INVOKE:
         return dict(_invoke(training_type, parameters)) | found

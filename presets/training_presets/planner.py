@@ -110,7 +110,7 @@ def plan_job(job: TrainingJob) -> Plan:
     engine = planned_engine(job.training_type, job.engine, job.gpu_count)
     preset = _preset_of(job, engine, faults)
     tier = _tier_of(job, preset, engine, faults)
-    parameters = _parameters_of(job, preset, engine, faults)
+    parameters = _parameters_of(job, preset, faults)
     if parameters is None:
         raise InvalidMessageError(faults)
     parameters, changes = _made_possible(job, engine, parameters, faults)
@@ -252,9 +252,7 @@ def _tier_of(job: TrainingJob, preset: Preset, engine: EngineName, faults: list[
     return asked
 
 
-def _parameters_of(
-    job: TrainingJob, preset: Preset, engine: EngineName, faults: list[Fault]
-) -> FluxLoraParameters | SdxlParameters | None:
+def _parameters_of(job: TrainingJob, preset: Preset, faults: list[Fault]) -> FluxLoraParameters | SdxlParameters | None:
     names = {field.name: field.encode_name for field in msgspec.structs.fields(TrainingJob)}
     fields = {names[name]: getattr(job, name) for name in JOB_PARAMETERS if getattr(job, name) is not None}
     upstream = _upstream(job)
@@ -267,8 +265,6 @@ def _parameters_of(
         # The job's own fields are in range already, and presets are tested: what is left came from the overrides.
         faults += [_override_fault(job, fault) for fault in error.faults]
     faults += upstream_faults(job.training_type, upstream, parameters)
-    if job.gpu_count > 1 and engine is EngineName.INVOKE:
-        faults.append(Fault(path="gpuCount", reason=f"engine {engine} trains on one card"))
     if parameters and job.training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not parameters.trigger_word.strip():
         reason = "a textual inversion needs the word that stands for what it learns"
         faults.append(Fault(path="configOverrides.triggerWord", reason=reason))
@@ -287,6 +283,8 @@ def _made_possible(
 ) -> tuple[FluxLoraParameters | SdxlParameters, list[SettingChange]]:
     """What the engine has not: changed, and said; a fault where the job itself asks for it, or nothing else will do."""
     own, changes = _own_settings(job), []
+    if why := shortcomings(engine, job.training_type, parameters, job.gpu_count).get("gpu_count"):
+        faults.append(Fault(path="gpuCount", reason=why))
     wire = {name: wire for wire, name in _wire_names(job).items()}
     for setting, shortcoming in sorted(remedies(engine, job.training_type, parameters).items()):
         if not shortcoming.instead or (setting in own and not shortcoming.harmless):

@@ -167,6 +167,7 @@ def test_a_plan_for_any_engine_is_never_changed_for_invokes_sake() -> None:
     plain, flipped = plan(LORA), plan(LORA, configOverrides={"randomFlip": True})
 
     assert (plain.engine, shortcomings(EngineName.INVOKE, LORA, plain.parameters)) == ("auto", {})
+    assert shortcomings(EngineName.INVOKE, LORA, plain.parameters, gpu_count=2).keys() == {"gpu_count"}
     assert flipped.parameters.cache_vae_outputs
     assert shortcomings(EngineName.INVOKE, LORA, flipped.parameters).keys() == {"cache_vae_outputs"}
     assert shortcomings(EngineName.INVOKE, FINETUNE, plan(FINETUNE).parameters).keys() == {"optimizer", "weight_dtype"}
