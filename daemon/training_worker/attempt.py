@@ -58,7 +58,8 @@ def choose_engine(job: TrainingJob, parameters: FluxLoraParameters | SdxlParamet
     kind = job.training_type
     for name in PREFERENCES[kind.family] if job.engine is EngineName.AUTO else (job.engine,):
         engine = settings.engines.get(name)
-        if engine is not None and kind in engine.training_types and not shortcomings(name, kind, parameters):
+        able = engine is not None and kind in engine.training_types
+        if able and not shortcomings(name, kind, parameters, job.gpu_count):
             return name
     raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train {kind}: this worker has no engine {job.engine} for it")
 

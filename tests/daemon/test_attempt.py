@@ -314,6 +314,7 @@ def test_the_engine_is_the_wanted_one_or_the_familys_first(
 def test_what_invoke_training_has_not_is_trained_by_the_built_in_engine(host: Host) -> None:
     """Where the job leaves the choice, none of its settings is given up for it."""
     assert chosen(host, "SDXL_LORA", "auto", config_overrides={"noiseOffset": 0.05}) == "diffusers"
+    assert chosen(host, "SDXL_LORA", "auto", gpu_count=2) == "diffusers"
 
 
 @pytest.mark.parametrize(
