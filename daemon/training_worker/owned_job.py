@@ -23,6 +23,7 @@ from training_worker.cards import Card, Room, room_on
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.meter import Meter
+from training_worker.nvml import DriverHangsError
 from training_worker.observations import AttemptEnded, AttemptStarted, Observer
 from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.ownership import Owner, Ownership
@@ -40,9 +41,6 @@ from training_worker.settlement import Closing, Settled, Settlement
 from training_worker.standby import Standby
 from training_worker.teller import Teller
 from training_worker.wishes import Wishes
-
-# How long the driver may take to say how much memory is free.
-DRIVER_TIMEOUT = 20.0
 
 log = structlog.get_logger()
 
@@ -151,8 +149,8 @@ class OwnedJob:
 
     async def _room(self) -> Room:
         try:
-            return await asyncio.wait_for(asyncio.to_thread(room_on, self._card), DRIVER_TIMEOUT)
-        except TimeoutError:
+            return await asyncio.to_thread(room_on, self._card)
+        except DriverHangsError:
             raise AttemptError(FailureReason.HOST_UNFIT, "cannot train: the driver does not answer") from None
 
     def _make_run(self, room: Room) -> Run:
