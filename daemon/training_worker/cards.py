@@ -17,6 +17,9 @@ from training_worker.nvml import SEPARATOR, DriverError, DriverHangsError, Drive
 # US dollars an hour, by a card's name and its MiB.
 Price = Callable[[str, int], float | None]
 
+# A job is not kept from its end for its watt-hours.
+ENERGY_TIMEOUT = 3.0
+
 log = structlog.get_logger()
 
 STAND_IN = re.compile(r"^(?P<name>[^:]+):(?P<memory>[1-9][0-9]*)MiB\Z")
@@ -47,10 +50,14 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """A card, and how much of its memory nobody uses now, in MiB; of several, the one with least."""
+    """A card, and how much of its memory nobody uses now, in MiB; of several, the one with least.
+
+    ``energy_j`` is what it has used until now, in joules since some time in the past, where it counts that.
+    """
 
     card: Card
     free_mib: int
+    energy_j: float | None = None
 
 
 def find_cards(stand_ins: list[str], prices: dict[str, float], extra: Sequence[CardSpec] = ()) -> list[Card]:
@@ -94,17 +101,29 @@ def _together(cards: Sequence[Card]) -> Card:
 
 def room_on(card: Card) -> Room:
     """How much of a card's memory is free; all of it, if the driver does not say. Raises `DriverHangsError`."""
-    return Room(card=card, free_mib=card.memory_mib if card.simulated else _free_mib(card))
-
-
-def _free_mib(card: Card) -> int:
+    if card.simulated:
+        return Room(card=card, free_mib=card.memory_mib)
     try:
-        return nvml.ask(nvml.free_mib(card.uuid))
+        free_mib, energy_j = nvml.ask(nvml.room(card.uuid))
     except DriverHangsError:
         raise
     except DriverError as error:
         log.warning("free_memory_unknown", gpu=card.uuid, error=str(error))
-        return card.memory_mib
+        return Room(card=card, free_mib=card.memory_mib)
+    return Room(card=card, free_mib=free_mib, energy_j=energy_j)
+
+
+async def energy_wh_since(card: Card, before_j: float | None) -> float | None:
+    """The watt-hours that a card has used since its counter was at ``before_j``; None where it has none."""
+    if before_j is None:
+        return None
+    try:
+        now_j = await nvml.ask_async(nvml.energy_j(card.uuid), ENERGY_TIMEOUT)
+    except DriverError as error:
+        log.warning("energy_unknown", gpu=card.uuid, error=str(error))
+        return None
+    # The counter begins anew when the driver is loaded.
+    return None if now_j is None or now_j < before_j else (now_j - before_j) / 3600
 
 
 def _stand_in(text: str, number: int, price: Price) -> Card:

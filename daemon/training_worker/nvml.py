@@ -25,6 +25,9 @@ ANSWER_LIMIT = 20.0
 XID_WAIT_MS = 2000
 XID_PAUSE = 5.0
 
+# What the UUIDs of MIG instances begin with.
+MIG = "MIG-"
+
 # Between the UUIDs of cards that train together.
 SEPARATOR = ","
 
@@ -202,14 +205,38 @@ def _instances(nvml: Any, handle: Any) -> list[Any] | None:
     return [instance for instance in found if instance is not None]
 
 
-def free_mib(uuid: str) -> Question[int]:
-    """How much memory nobody uses, in MiB; of several cards (their UUIDs with commas between), the least."""
+def room(uuid: str) -> Question[tuple[int, float | None]]:
+    """How much memory nobody uses, in MiB, and the energy counter in joules, where there is one.
 
-    def question(nvml: Any) -> int:
+    Of several cards (their UUIDs with commas between) the least memory, and the counters' sum.
+    """
+
+    def question(nvml: Any) -> tuple[int, float | None]:
         handles = [nvml.nvmlDeviceGetHandleByUUID(one) for one in uuid.split(SEPARATOR)]
-        return min(int(nvml.nvmlDeviceGetMemoryInfo(handle).free // MIB) for handle in handles)
+        free = min(int(nvml.nvmlDeviceGetMemoryInfo(handle).free // MIB) for handle in handles)
+        return free, _energy_j(nvml, uuid)
 
     return question
+
+
+def energy_j(uuid: str) -> Question[float | None]:
+    """The energy counter of a card in joules, or of several (their UUIDs with commas between) their sum."""
+    return lambda nvml: _energy_j(nvml, uuid)
+
+
+def _energy_j(nvml: Any, uuid: str) -> float | None:
+    counters = [_energy_of(nvml, one) for one in uuid.split(SEPARATOR)]
+    known = [counter for counter in counters if counter is not None]
+    return sum(known) if len(known) == len(counters) else None
+
+
+def _energy_of(nvml: Any, uuid: str) -> float | None:
+    # The counter is the whole card's: it says nothing of one of several instances.
+    if uuid.startswith(MIG):
+        return None
+    handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    millijoules = _told(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    return None if millijoules is None else millijoules / 1000
 
 
 def versions(nvml: Any) -> Versions:
@@ -224,17 +251,6 @@ def versions(nvml: Any) -> Versions:
 def read(uuids: list[str]) -> Question[dict[str, Reading]]:
     """What the driver says of these cards, by UUID."""
     return lambda nvml: {uuid: _read(nvml, uuid) for uuid in uuids}
-
-
-def energy_j(uuid: str) -> Question[float | None]:
-    """The energy counters of these cards (their UUIDs with commas between) in joules, added up."""
-
-    def question(nvml: Any) -> float | None:
-        readings = [_read(nvml, one) for one in uuid.split(SEPARATOR)]
-        counters = [reading.energy_j for reading in readings if reading.energy_j is not None]
-        return sum(counters) if len(counters) == len(readings) else None
-
-    return question
 
 
 def _read(nvml: Any, uuid: str) -> Reading:
@@ -252,11 +268,9 @@ def _read_handle(nvml: Any, uuid: str, handle: Any) -> Reading:
     told = partial(_told, nvml)
     memory = told(nvml.nvmlDeviceGetMemoryInfo, handle)
     # A MIG instance has memory of its own; heat, power and errors are those of the card that it is a part of.
-    whole = told(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if uuid.startswith("MIG-") else handle
+    whole = told(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if uuid.startswith(MIG) else handle
     utilisation = told(nvml.nvmlDeviceGetUtilizationRates, handle)
     power = told(nvml.nvmlDeviceGetPowerUsage, whole)
-    # The counter is the whole card's: it says nothing of one of several instances.
-    energy = told(nvml.nvmlDeviceGetTotalEnergyConsumption, handle) if whole is handle else None
     instances = _instances(nvml, handle)
     return Reading(
         uuid=uuid,
@@ -266,7 +280,7 @@ def _read_handle(nvml: Any, uuid: str, handle: Any) -> Reading:
         utilisation=None if utilisation is None else utilisation.gpu,
         temperature_c=told(nvml.nvmlDeviceGetTemperature, whole, nvml.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else power / 1000,
-        energy_j=None if energy is None else energy / 1000,
+        energy_j=_energy_of(nvml, uuid),
         sm_mhz=told(nvml.nvmlDeviceGetClockInfo, whole, nvml.NVML_CLOCK_SM),
         memory_mhz=told(nvml.nvmlDeviceGetClockInfo, whole, nvml.NVML_CLOCK_MEM),
         throttled=_throttling(told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, whole)),

@@ -19,7 +19,7 @@ from training_worker.attempt import (
     resume_point,
     workload_of_spec,
 )
-from training_worker.cards import Card, Room, room_on
+from training_worker.cards import Card, Room, energy_wh_since, room_on
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.meter import Meter
@@ -168,6 +168,7 @@ class OwnedJob:
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
             predicted=predict_here(workload_of_spec(spec), self._card, self._settings.cards, self._context.rates),
+            energy_j=room.energy_j,
         )
         try:
             folder = RunFolder.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
@@ -228,7 +229,16 @@ class OwnedJob:
         except OSError as error:
             return Broken(reason=FailureReason.HOST_UNFIT, message=f"cannot start trainer: {error}")
         log.info("trainer_started", pid=child.pid, folder=str(run.folder.path), standby=warm)
-        return await runner.follow(child)
+        return await self._follow(child, run, runner)
+
+    async def _follow(self, child: Child, run: Run, runner: Runner) -> Outcome | Detached:
+        """See a trainer that runs to its end, and add what energy it took."""
+        outcome = await runner.follow(child)
+        if isinstance(outcome, Detached):
+            return outcome
+        energy_wh = await energy_wh_since(run.record.card, run.record.energy_j)
+        usage = msgspec.structs.replace(outcome.usage, energy_wh=energy_wh)
+        return msgspec.structs.replace(outcome, usage=usage)
 
     async def _find_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
         identity = run.identity
@@ -238,7 +248,7 @@ class OwnedJob:
         child = Child.find(identity)
         if child is not None:
             log.info("trainer_found", pid=child.pid, folder=str(run.folder.path))
-            outcome = await runner.follow(child)
+            outcome = await self._follow(child, run, runner)
         else:
             log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
             await asyncio.to_thread(identity.kill_leftovers)
