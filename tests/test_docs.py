@@ -22,7 +22,7 @@ from training_worker.broker.names import Names
 from training_worker.claim import Claim
 from training_worker.doctor.requirements import COMMIT, INVOKE, REPOSITORY
 from training_worker.ownership import Ownership
-from training_worker.policy import MOST_LOST, POLICY
+from training_worker.policy import MOST_LOST, MOST_UNHEALTHY, POLICY
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "schemas" / "golden" / "events"
@@ -146,6 +146,7 @@ def test_the_limits_of_the_policy_are_documented() -> None:
     text = " ".join((ROOT / "docs" / "states.md").read_text().split())
 
     assert f"After {MOST_LOST} such attempts" in text
+    assert f"After {MOST_UNHEALTHY} such attempts" in text
     assert f"Accumulation ends at {MOST_ACCUMULATION}" in text
 
 

@@ -40,9 +40,9 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
     """What is true of a job. ``claim`` is the name of the last claim.
 
     ``attempts`` are all that were claimed, ``checkpoints`` the last few, oldest first. ``counted`` are the failures
-    that count to the job's limit, ``out_of_memory`` those of that reason, and ``forgiven`` the lost attempts that
-    an operator has written off. ``submitted_at`` is when it was first submitted (unix seconds), ``requeued`` whether it
-    was ever put back after its end.
+    that count to the job's limit, ``out_of_memory`` and ``unhealthy`` those of these reasons, and ``forgiven`` the lost
+    attempts that an operator has written off. ``submitted_at`` is when it was first submitted (unix seconds),
+    ``requeued`` whether it was ever put back after its end.
     """
 
     digest: str | None = None
@@ -53,6 +53,7 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: tuple[CheckpointSaved, ...] = ()
     counted: int = 0
     out_of_memory: int = 0
+    unhealthy: int = 0
     forgiven: int = 0
     cancel_requested: bool = False
     terminal: EndEntry | None = None
@@ -93,6 +94,7 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
                 return self._with(
                     counted=0,
                     out_of_memory=0,
+                    unhealthy=0,
                     forgiven=self.forgiven + self.lost,
                     cancel_requested=False,
                     terminal=None,
@@ -128,6 +130,7 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
             attempts=self._attempts_after(_summary(entry, "failed", entry.usage, entry.reason, entry.message)),
             counted=self.counted + entry.counted,
             out_of_memory=self.out_of_memory + (entry.reason == FailureReason.OUT_OF_MEMORY),
+            unhealthy=self.unhealthy + (entry.reason == FailureReason.GPU_UNHEALTHY),
         )
 
     def _attempts_after(self, summary: AttemptSummary) -> tuple[AttemptSummary, ...]:

@@ -51,6 +51,13 @@ class Monitor:
         health = self._health.get(uuid)
         return None if health is None else health.quarantined
 
+    async def find_fault(self, uuid: str) -> str | None:
+        """Look at a card now, or at several (their UUIDs with commas between): why one is given no jobs, if one is."""
+        watched = [one for one in uuid.split(SEPARATOR) if one in self._health]
+        if watched:
+            await self.check()
+        return next((reason for one in watched if (reason := self.quarantined(one))), None)
+
     async def run(self) -> None:
         """Read the cards every so often, for ever; return at once where there is nothing to watch."""
         if not self._health:

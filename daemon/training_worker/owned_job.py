@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
@@ -42,6 +43,17 @@ from training_worker.standby import Standby
 from training_worker.teller import Teller
 from training_worker.wishes import Wishes
 
+# Failures that may be the card's.
+SUSPICIOUS = (
+    FailureReason.TRAINER_CRASHED,
+    FailureReason.STALLED,
+    FailureReason.LOSS_NOT_FINITE,
+    FailureReason.HOST_UNFIT,
+)
+
+# Looks at the cards of these UUIDs (with commas between) and says what is wrong with one, if anything is.
+FindFault = Callable[[str], Awaitable[str | None]]
+
 log = structlog.get_logger()
 
 
@@ -55,6 +67,7 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     observe: Observer
     rates: Rates
     standby: Standby
+    find_fault: FindFault
 
 
 class OwnedJob:
@@ -189,7 +202,21 @@ class OwnedJob:
         follow = self._start_trainer if found is None else self._find_trainer
         outcome = await follow(run, runner)
         self._wishes.detached()
-        return await self._promote(run, outcome, reporter) if isinstance(outcome, Done) else outcome
+        match outcome:
+            case Done():
+                return await self._promote(run, outcome, reporter)
+            case Broken(reason=reason) if reason in SUSPICIOUS:
+                return await self._blamed(outcome, run)
+            case _:
+                return outcome
+
+    async def _blamed(self, outcome: Broken, run: Run) -> Broken:
+        """What a sick card has broken is not held against the job."""
+        fault = await self._context.find_fault(run.record.card.uuid)
+        if fault is None:
+            return outcome
+        message = f"the card is sick: {fault}; {outcome.message}"
+        return msgspec.structs.replace(outcome, reason=FailureReason.GPU_UNHEALTHY, message=message)
 
     def _make_runner(self, run: Run, reporter: Reporter) -> Runner:
         record, job = run.record, self._queued.job

@@ -10,6 +10,8 @@ from training_worker.history import JobHistory
 
 # A job whose attempts end without a word may be what kills the workers.
 MOST_LOST = 5
+# And one whose attempts all end with a sick card, what makes the cards sick.
+MOST_UNHEALTHY = 3
 
 
 class Action(StrEnum):
@@ -43,6 +45,7 @@ POLICY: dict[FailureReason, Rule] = {
     FailureReason.TRAINER_CRASHED: _RETRY,
     FailureReason.STALLED: _RETRY,
     FailureReason.HOST_UNFIT: _RETRY,
+    FailureReason.GPU_UNHEALTHY: Rule(action=Action.RETRY_ELSEWHERE, counts=False),
     FailureReason.WORKER_LOST: Rule(action=Action.RETRY_ELSEWHERE, counts=False),
     FailureReason.BUDGET_EXHAUSTED: _GIVE_UP,
 }
@@ -75,6 +78,8 @@ def _gives_up(reason: FailureReason, rule: Rule, before: JobHistory, max_attempt
     match reason:
         case FailureReason.OUT_OF_MEMORY:
             return not steps_down_left
+        case FailureReason.GPU_UNHEALTHY:
+            return before.unhealthy + 1 >= MOST_UNHEALTHY
         case FailureReason.WORKER_LOST:
             return too_often_lost(before)
         case _:

@@ -133,7 +133,11 @@ class Worker:
             observe=self._observe,
             rates=self._rates,
             standby=Standby(card, self._settings),
+            find_fault=self._find_fault,
         )
+
+    async def _find_fault(self, uuid: str) -> str | None:
+        return await self._monitor.find_fault(uuid)
 
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""

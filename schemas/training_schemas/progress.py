@@ -41,6 +41,7 @@ class FailureReason(StrEnum):
     TRAINER_CRASHED = "trainerCrashed"
     STALLED = "stalled"
     HOST_UNFIT = "hostUnfit"
+    GPU_UNHEALTHY = "gpuUnhealthy"
     WORKER_LOST = "workerLost"
     BUDGET_EXHAUSTED = "budgetExhausted"
 

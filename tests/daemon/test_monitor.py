@@ -115,6 +115,17 @@ async def test_a_simulated_card_is_always_healthy(driver: Driver) -> None:
     assert watched.monitor.quarantined("SIMULATED-0") is None
 
 
+async def test_a_card_is_looked_at_when_somebody_asks(driver: Driver) -> None:
+    """Of several, one is enough; of what is not watched, nothing is known."""
+    watched = Watched(card("A,B"), card("C"))
+    driver.says = readings(A={}, B={"lost": True}, C={})
+
+    assert await watched.monitor.find_fault("A,B") == "lost: the driver does not show it any more"
+    assert await watched.monitor.find_fault("C") is None
+    assert await watched.monitor.find_fault("SIMULATED-0") is None
+    assert watched.closed == [True, False]
+
+
 async def test_a_paused_worker_stays_paused_when_a_card_recovers(driver: Driver) -> None:
     """Nor does a resume open the slot of a sick one."""
     outer = Gate()

@@ -21,6 +21,10 @@ from training_worker.wishes import Wishes
 GONE = "another-boot\n1 (sh) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1\n"
 
 
+async def no_fault(_: str) -> None:
+    """The card is healthy."""
+
+
 class Life:
     """One daemon that finds the run."""
 
@@ -37,6 +41,7 @@ class Life:
             observe=lambda _: None,
             rates=Rates(run.folder.path.parent),
             standby=Standby(runs.CARD, Settings()),
+            find_fault=no_fault,
         )
         self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, found=run)
 

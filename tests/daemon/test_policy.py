@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from training_schemas.progress import FailureReason
 from training_schemas.usage import AttemptSummary, Usage
 from training_worker.history import LOST, JobHistory
-from training_worker.policy import MOST_LOST, POLICY, Action, Decision, decide, too_often_lost
+from training_worker.policy import MOST_LOST, MOST_UNHEALTHY, POLICY, Action, Decision, decide, too_often_lost
 
 DELAYS = [30, 120, 600]
 RETRIED_ELSEWHERE = ["modelMissing", "modelInvalid", "diskFull", "trainerCrashed", "stalled"]
@@ -108,6 +108,14 @@ def test_a_job_that_lost_too_many_workers_is_given_up() -> None:
     assert (too_often_lost(fewer), too_often_lost(most)) == (False, True)
     assert decision("workerLost", fewer).action == Action.RETRY_ELSEWHERE
     assert decision("workerLost", most).action == Action.GIVE_UP
+
+
+def test_a_sick_card_costs_the_job_nothing_until_it_has_met_too_many() -> None:
+    """It may be what makes them sick."""
+    before, last = JobHistory(counted=2, unhealthy=MOST_UNHEALTHY - 2), JobHistory(unhealthy=MOST_UNHEALTHY - 1)
+
+    assert decision("gpuUnhealthy", before) == Decision(action=Action.RETRY_ELSEWHERE, counted=False, delay=600)
+    assert decision("gpuUnhealthy", last).action == Action.GIVE_UP
 
 
 def test_attempts_whose_end_is_known_are_not_lost() -> None:

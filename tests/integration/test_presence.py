@@ -12,6 +12,7 @@ from training_schemas.events import (
     JobClaimed,
     JobCompleted,
     JobProgress,
+    JobRetrying,
     WorkerDraining,
     WorkerHeartbeat,
     WorkerOffline,
@@ -92,6 +93,23 @@ async def test_a_sick_card_takes_no_job_until_it_has_recovered(fleet: Fleet, hos
     assert sorted(told) == sorted([hot, ("GPU-1", hot[1], True), lost])
     assert isinstance(claimed, JobClaimed)
     assert claimed.gpu.uuid == "GPU-1"
+
+
+async def test_what_a_sick_card_breaks_is_not_held_against_the_job(fleet: Fleet, host: Host) -> None:
+    """The card is looked at when the trainer fails, not only at its next turn."""
+    host.says(CARD)
+    fleet.host = host.variables
+    await fleet.start(mode="crash", **FAST | {"card_check_interval": 600})
+    await beat_with(fleet, job=None)
+    host.says(CARD, "ecc 0", "temperature 99")
+
+    await fleet.submit("portrait", max_attempts=1)
+    retrying = await fleet.until("portrait", JobRetrying)
+
+    assert isinstance(retrying, JobRetrying)
+    assert (retrying.reason, retrying.counted) == ("gpuUnhealthy", False)
+    assert retrying.message.startswith("the card is sick: too hot: 99 C, over 92 C; ")
+    assert await changes(fleet, 1) == [("GPU-1", "too hot: 99 C, over 92 C", False)]
 
 
 async def test_an_xid_takes_a_card_out(fleet: Fleet, host: Host) -> None:
