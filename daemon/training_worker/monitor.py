@@ -30,7 +30,7 @@ class Monitor:
 
     Args:
         cards: what the slots train on, each with its gate.
-        announce: is told of each change, after the gate has moved.
+        announce: is told of each change.
     """
 
     def __init__(self, cards: Sequence[tuple[Card, Gate]], settings: Settings, announce: Announce) -> None:
@@ -42,6 +42,9 @@ class Monitor:
             for uuids, _ in self._slots
             for uuid in uuids
         }
+        for _, gate in self._slots:
+            # Nothing is taken before the card has been read.
+            gate.bar()
         self._xids = XidWatch(list(self._health))
         self.readings: dict[str, Reading] = {}
         """The last reading of each card, by UUID; empty before the first one."""
@@ -77,8 +80,8 @@ class Monitor:
             if xids:
                 log.warning("xid", gpu=uuid, xids=xids)
             if health.take(self.readings[uuid], xids):
-                self._move_gates()
                 self._tell(uuid, was, health.quarantined)
+        self._move_gates()
 
     async def _read(self) -> dict[str, Reading]:
         uuids = list(self._health)

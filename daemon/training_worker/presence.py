@@ -20,7 +20,7 @@ from training_schemas.events import (
     WorkerOnline,
     WorkerQuarantined,
 )
-from training_schemas.jobs import ModelFamily
+from training_schemas.jobs import MemoryTier, ModelFamily
 from training_worker import nvml
 from training_worker.cards import Card
 from training_worker.monitor import Monitor
@@ -62,7 +62,7 @@ class Presence:
             gpus=gpus,
             families=self._families,
             host=socket.gethostname(),
-            tiers=sorted({gpu.tier for gpu in gpus if gpu.tier is not None}),
+            tiers=[tier for tier in MemoryTier if tier in {gpu.tier for gpu in gpus}],
             engines=sorted(self._settings.engines),
             versions=await self._versions(),
         )

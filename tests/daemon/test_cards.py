@@ -224,6 +224,28 @@ def test_of_several_cards_the_fullest_counts(host: Host) -> None:
     assert free_mib(host.environment) == 4564
 
 
+HANGS = """
+import os
+from functools import partial
+from training_worker import nvml
+nvml.ask = partial(nvml.ask, limit=0.2)
+with open(os.environ["FAKE_NVML"], "a") as file:
+    file.write("hang")
+try:
+    room_on(card)
+except nvml.DriverHangsError:
+    print(-1)
+    sys.exit()
+"""
+
+
+def test_a_driver_that_does_not_answer_is_no_room(host: Host) -> None:
+    """A job that is put on such a card would hang as well."""
+    host.says(RTX_4090)
+
+    assert free_mib(host.environment, f"import sys{HANGS}") == -1
+
+
 def test_all_of_a_card_counts_where_the_driver_does_not_say(host: Host) -> None:
     """A card that it does not find any more, or a stand-in that it has never known."""
     host.says(RTX_4090, "held 20000")

@@ -75,6 +75,17 @@ async def test_the_slot_of_a_sick_card_takes_nothing_until_it_has_recovered(driv
     assert watched.told == [("A", reason, False), ("A", reason, True)]
 
 
+async def test_nothing_is_taken_before_a_card_has_been_read(driver: Driver) -> None:
+    """It may be sick already; a simulated one is not."""
+    watched = Watched(card("A"), card("SIMULATED-0", simulated=True))
+    assert watched.closed == [True, False]
+
+    driver.says = readings(A={})
+    await watched.monitor.check()
+
+    assert watched.closed == [False, False]
+
+
 async def test_a_slot_of_several_cards_takes_nothing_while_one_of_them_is_sick(driver: Driver) -> None:
     """It comes back with the last of them."""
     watched = Watched(card("A,B"), card("C"))
