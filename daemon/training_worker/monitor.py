@@ -7,9 +7,9 @@ from typing import Protocol
 import structlog
 
 from training_worker import nvml
+from training_worker.card_health import CardHealth
 from training_worker.cards import Card
 from training_worker.gate import Gate
-from training_worker.health import CardHealth
 from training_worker.nvml import SEPARATOR, DriverError, Reading, XidWatch
 from training_worker.settings import Settings
 

@@ -104,7 +104,7 @@ class Worker:
         self._monitor = Monitor(watched, settings, self._presence.quarantined)
 
     def _jobs(self) -> dict[str, str]:
-        return {name: slot.job for name, slot in self._slots.items() if slot.job is not None}
+        return {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
 
     def _make_slots(self) -> dict[str, Slot]:
         self._owner = owner = Owner(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from training_worker.health import CRITICAL_XIDS, CardHealth
+from training_worker.card_health import CRITICAL_XIDS, CardHealth
 from training_worker.nvml import Reading
 
 HOTTEST = 92.0
