@@ -217,6 +217,18 @@ def doctor(config: Path | None, *, as_json: bool) -> None:
 
 
 @app.command()
+@click.option("--per-gpu", is_flag=True, help="A unit for each card, training-worker@N, in place of one for all.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--undo", is_flag=True, help="Take back what was installed; settings and state stay.")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("/"), help="The root of an image, for its build.")
+def install(root: Path, *, per_gpu: bool, dry_run: bool, undo: bool) -> None:
+    """Put the units of systemd in place on this host, and show each step."""
+    from training_worker.cli.install_commands import install_units  # noqa: PLC0415
+
+    install_units(root, per_gpu=per_gpu, dry_run=dry_run, undo=undo)
+
+
+@app.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), help="Where everything goes.")
 @click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True, help="Optimizer steps.")
 def demo(output: Path, steps: int) -> None:
