@@ -67,7 +67,8 @@ Delay = Annotated[int, Meta(ge=1, le=86_400)]
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator can set. Times are seconds.
 
-    ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. With ``gpus_per_job`` above 1,
+    ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. ``only_gpus`` are the cards
+    to use, by UUID or by index; without it, all. With ``gpus_per_job`` above 1,
     so many equal cards serve together the jobs that ask for as many, and no others. ``models`` is the allow-list:
     the name that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by words of a
     card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows otherwise. ``lease`` is how
@@ -90,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     output_roots: list[Path] = field(default_factory=lambda: [Path("/models")])
     models: dict[str, Path] = {}
     gpus: list[str] = []
+    only_gpus: list[str] = []
     gpus_per_job: GpuCount = 1
     prices: dict[str, Annotated[float, Meta(ge=0)]] = {}
     cards: list[CardSpec] = []

@@ -25,6 +25,7 @@ from training_worker.cards import Card
 from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
+from training_worker.notify import Condition, Notifier, keep_telling
 from training_worker.observations import Observer
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
@@ -78,8 +79,12 @@ def served_families(settings: Settings) -> list[ModelFamily]:
 class Worker:
     """One daemon: an intake, and a slot for each card."""
 
-    def __init__(self, settings: Settings, cards: list[Card], observe: Observer) -> None:
+    def __init__(
+        self, settings: Settings, cards: list[Card], observe: Observer, notifier: Notifier | None = None
+    ) -> None:
         self._settings = settings
+        self._notifier = notifier or Notifier({})
+        self._tasks: list[asyncio.Task[None]] = []
         self._observe = observe
         self._cards = cards
         self._families = served_families(settings)
@@ -154,6 +159,7 @@ class Worker:
         """End, and leave what is running to the program that takes this one's place."""
         self._leave(Stage.DRAINING, "SIGHUP")
         self._ending = Ending.REPLACED
+        self._notifier.reloading()
         self._end_within(SETTLE_TIMEOUT)
         for slot in self._slots.values():
             slot.detach()
@@ -163,6 +169,9 @@ class Worker:
         self._stage = max(self._stage, stage)
         self._why = why
         self._gate.drain()
+        # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
+        if stage >= Stage.RELEASING:
+            self._notifier.stopping(self._condition().status)
 
     def _end_within(self, seconds: float) -> None:
         self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -176,9 +185,12 @@ class Worker:
                     group.create_task(self._ledger.follow(), name="ledger"),
                     group.create_task(self._intake.run(), name="intake"),
                     group.create_task(self._presence(), name="presence"),
+                    group.create_task(keep_telling(self._notifier, self._condition), name="notify"),
                 ]
+                self._tasks.append(services[0])
                 await self._run_slots()
                 if self._ending is not Ending.REPLACED:
+                    self._notifier.stopping("ending")
                     await self._say_goodbye()
                 for service in reversed(services):
                     service.cancel()
@@ -194,7 +206,7 @@ class Worker:
             async with self._limit, asyncio.TaskGroup() as group:
                 for uuid, slot in self._slots.items():
                     own = [run for run in runs if run.record.card.uuid == uuid]
-                    group.create_task(self._run_slot(slot, own), name=f"slot-{uuid}")
+                    self._tasks.append(group.create_task(self._run_slot(slot, own), name=f"slot-{uuid}"))
                 for slot, run in self._strays(runs):
                     group.create_task(slot.take_up([run]), name=f"stray-{run.record.job.job_id}")
         except TimeoutError:
@@ -212,6 +224,15 @@ class Worker:
                 slot = Slot(self._context(run.record.card, self._owner), MemoryTier.GB8)
                 self._slots[f"stray-{run.folder.path.name}"] = slot
                 yield slot, run
+
+    def _condition(self) -> Condition:
+        """Healthy: the link's task and each slot's are alive. A slot's ends when the worker leaves, not before."""
+        broker = "connected" if self._link.connected else "not connected to the broker"
+        stage = "" if self._stage is Stage.WORKING else f", {self._stage.name.lower()}"
+        jobs = [f"{slot.job_id} on {name}" for name, slot in self._slots.items() if slot.job_id is not None]
+        doing = f"training {', '.join(jobs)}" if jobs else f"no job on {len(self._slots)} card(s)"
+        healthy = self._stage is not Stage.WORKING or not any(task.done() for task in self._tasks)
+        return Condition(healthy=healthy, status=f"{broker}{stage}; {doing}")
 
     async def _presence(self) -> None:
         """On each session: listen to commands, and say that this worker is here."""

@@ -60,10 +60,15 @@ class Link:
             self._session = session
             self._changed.notify_all()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session that is not known to be lost."""
+        return self._session is not None and not self._session.lost.is_set()
+
     async def session(self) -> Session:
         """The session, once there is one that is not known to be lost."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._session is not None and not self._session.lost.is_set())
+            await self._changed.wait_for(lambda: self.connected)
             assert self._session is not None  # noqa: S101 - what was waited for
             return self._session
 
