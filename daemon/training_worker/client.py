@@ -30,7 +30,7 @@ from training_schemas.events import (
 )
 from training_schemas.jobs import JOB_TYPE, TrainingJob, job_digest
 from training_schemas.ledger import CancelRequested
-from training_schemas.validation import decode_strictly
+from training_schemas.validation import UNREADABLE, decode_strictly
 from training_worker.advisor import Advisor
 from training_worker.answers import CancelAnswer, Receipt, cancel_answer
 from training_worker.broker.names import SUBMIT_KEY, Names, job_key, worker_key
@@ -202,5 +202,5 @@ def _read_event(body: bytes) -> tuple[str, Event | None]:
     try:
         envelope = decode_event(body)
         return envelope.id, envelope.read()
-    except (UnknownEventError, msgspec.MsgspecError):
+    except (UnknownEventError, *UNREADABLE):
         return "", None
