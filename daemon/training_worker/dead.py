@@ -17,7 +17,7 @@ from training_schemas.validation import InvalidMessageError
 from training_worker.broker.ledger import read_history
 from training_worker.broker.ledger_tail import CLOCK_SLACK
 from training_worker.broker.link import Link
-from training_worker.broker.names import SUBMIT_KEY, Names
+from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names
 from training_worker.broker.session import Session, broker_errors, persistent
 from training_worker.errors import LetterError
 from training_worker.letters import SIZE_HEADER, DeadLetter, LetterText, kept_body, read_letter
@@ -116,7 +116,7 @@ class DeadQueue:
         # In this order, and the letter is acknowledged last: whatever is cut off in between leaves it there.
         if letter.ended:
             entry = Requeued(job_id=letter.job_id, time=time.time())
-            await self._session.publish("", self._names.ledger, persistent(msgspec.json.encode(entry)))
+            await self._session.publish(self._names.control, LEDGER_KEY, persistent(msgspec.json.encode(entry)))
         job = letter.job
         message = persistent(letter.body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
         await self._session.publish(self._names.jobs, SUBMIT_KEY, message)
