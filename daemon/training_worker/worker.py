@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from enum import Enum, IntEnum, auto
 from typing import Any
 
-import msgspec
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from training_schemas.commands import DrainWorker, PauseWorker, ResumeWorker, decode_worker_command
 from training_schemas.events import Event, WorkerOffline, WorkerOnline
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
+from training_schemas.validation import UNREADABLE
 from training_worker.attempt import model_families, served_types
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
@@ -258,7 +258,7 @@ class Worker:
     def _obey(self, body: bytes) -> None:
         try:
             command = decode_worker_command(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             log.warning("command_unreadable", error=str(error))
             return
         log.info("command", command=type(command).__name__)
