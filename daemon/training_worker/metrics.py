@@ -109,6 +109,8 @@ class _Jobs:
         for outcome in AttemptOutcome:
             for counter in (self._ended, self._gpu_seconds, self._useful, self._wasted, self._dollars):
                 counter.labels(record.training_type, outcome)
+        for outcome in ENDS:
+            self._jobs.labels(record.training_type, record.tier, outcome)
         for reason in FailureReason:
             self._failures.labels(record.training_type, reason)
 

@@ -43,6 +43,7 @@ class AttemptStarted(msgspec.Struct, frozen=True, kw_only=True):
     """A slot owns a job."""
 
     training_type: TrainingType
+    tier: MemoryTier
     gpu: str
 
 

@@ -115,8 +115,8 @@ class OwnedJob:
 
     async def _attempt(self) -> bool:
         """One attempt. True if another one follows here."""
-        training_type = self._queued.plan.training_type
-        self._context.observe(AttemptStarted(training_type=training_type, gpu=self._card.uuid))
+        training_type, tier = self._queued.plan.training_type, self._queued.plan.tier
+        self._context.observe(AttemptStarted(training_type=training_type, tier=tier, gpu=self._card.uuid))
         found, self._found = self._found, None
         early = None if found is not None else await self._prepare()
         reporter = self._make_reporter()
@@ -130,7 +130,7 @@ class OwnedJob:
         self._context.observe(
             AttemptEnded(
                 training_type=training_type,
-                tier=self._queued.plan.tier,
+                tier=tier,
                 gpu=self._card.uuid,
                 outcome=end.outcome,
                 reason=outcome.reason if isinstance(outcome, Broken) else None,

@@ -36,7 +36,7 @@ from training_worker.version import __version__
 FLUX = TrainingType.FLUX_LORA
 GPU = "GPU-1"
 CARD = CardFound(card=Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1), simulated=False)
-STARTED = AttemptStarted(training_type=FLUX, gpu=GPU)
+STARTED = AttemptStarted(training_type=FLUX, tier=MemoryTier.GB24, gpu=GPU)
 ENDED = AttemptEnded(
     training_type=FLUX,
     tier=MemoryTier.GB24,
@@ -68,6 +68,7 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([STARTED, ENDED], "attempts_total", JOB | {"outcome": "retried"}, 1),
         ([STARTED, ENDED], "failures_total", JOB | {"reason": "diskFull"}, 1),
         ([STARTED, ENDED], "jobs_total", JOB | {"tier": "24gb", "outcome": "retried"}, None),
+        ([STARTED, ENDED], "jobs_total", JOB | {"tier": "24gb", "outcome": "failed"}, 0),
         ([STARTED, ENDED], "gpu_seconds_total", JOB | {"outcome": "retried"}, 10),
         ([STARTED, ENDED], "useful_gpu_seconds_total", JOB | {"outcome": "retried"}, 6),
         ([STARTED, ENDED], "wasted_gpu_seconds_total", JOB | {"outcome": "retried"}, 4),

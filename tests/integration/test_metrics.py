@@ -42,7 +42,10 @@ async def test_a_jobs_life_shows_in_the_metrics(fleet: Fleet) -> None:
     await until_sample(port, "training_worker_card_busy", (GPU,), 0)
 
     after = await samples(port)
-    assert after["training_worker_jobs_total"] == {(("outcome", "completed"), ("tier", "24gb"), FLUX): 1}
+    assert after["training_worker_jobs_total"] == {
+        (("outcome", outcome), ("tier", "24gb"), FLUX): float(outcome == "completed")
+        for outcome in ("completed", "failed", "cancelled")
+    }
     assert after["training_worker_queue_wait_seconds_count"] == {(FLUX,): 1}
     phases = after["training_worker_phase_duration_seconds_count"]
     assert phases == {
