@@ -26,7 +26,7 @@ from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
 from training_worker.notify import Condition, Notifier, keep_telling
-from training_worker.observations import Observer
+from training_worker.observations import CardFound, LoopTurned, Observer, Taking, TakingChanged
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
 from training_worker.rates import Rates
@@ -42,6 +42,9 @@ from training_worker.version import __version__
 SETTLE_TIMEOUT = 20.0
 GOODBYE_TIMEOUT = 2.0
 ABORT_TIMEOUT = 5.0
+
+# How often it is told that the loop turns (seconds).
+PULSE = 1.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -99,6 +102,7 @@ class Worker:
             Names(settings.prefix),
             client=f"training-worker {settings.worker_id}",
             delays=[settings.grace, *settings.retry_delays],
+            observe=observe,
         )
         self._ledger = Ledger(self._link, clock=time.time)
         simulated = any(card.simulated for card in cards)
@@ -116,6 +120,7 @@ class Worker:
             lease=self._settings.lease,
             grace=self._settings.grace,
             clock=time.time,
+            observe=self._observe,
         )
         slots = {
             card.uuid: Slot(self._context(card, owner), card.tier) for card in self._cards if card.tier is not None
@@ -172,6 +177,7 @@ class Worker:
         # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
         if stage >= Stage.RELEASING:
             self._notifier.stopping(self._condition().status)
+        self._observe(TakingChanged(taking=Taking.DRAINING))
 
     def _end_within(self, seconds: float) -> None:
         self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -186,6 +192,7 @@ class Worker:
                     group.create_task(self._intake.run(), name="intake"),
                     group.create_task(self._presence(), name="presence"),
                     group.create_task(keep_telling(self._notifier, self._condition), name="notify"),
+                    group.create_task(self._pulse(), name="pulse"),
                 ]
                 self._tasks.append(services[0])
                 await self._run_slots()
@@ -199,6 +206,15 @@ class Worker:
                 await asyncio.get_running_loop().shutdown_default_executor()
         log.info("ended", how=self._ending.name.lower())
         return self._ending
+
+    async def _pulse(self) -> None:
+        """Tell what cards there are, and again and again that the loop turns."""
+        for card in self._cards:
+            if card.tier is not None:
+                self._observe(CardFound(card=card.describe(), simulated=card.simulated))
+        while True:
+            self._observe(LoopTurned())
+            await asyncio.sleep(PULSE)
 
     async def _run_slots(self) -> None:
         runs = await asyncio.to_thread(find_runs, self._settings.state_dir)
@@ -267,8 +283,14 @@ class Worker:
                 self.drain("command")
             case PauseWorker():
                 self._gate.pause()
+                self._tell_taking()
             case ResumeWorker():
                 self._gate.resume()
+                self._tell_taking()
+
+    def _tell_taking(self) -> None:
+        closed = Taking.DRAINING if self._gate.drained else Taking.PAUSED
+        self._observe(TakingChanged(taking=closed if self._gate.closed else Taking.OPEN))
 
     async def _say_goodbye(self) -> None:
         with contextlib.suppress(TimeoutError):

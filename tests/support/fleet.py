@@ -133,7 +133,7 @@ class Fleet:
             "stop_grace": 5,
         } | changes
 
-    async def start(
+    async def start(  # noqa: PLR0913 - each by its name
         self,
         worker_id: str = "w1",
         *,
@@ -141,6 +141,7 @@ class Fleet:
         mode: str = "ok",
         online: bool = True,
         program: Sequence[str] = ("-m", "training_worker"),
+        arguments: Sequence[str] = (),
         **changes: Any,
     ) -> Daemon:
         """Start a daemon; by default wait until it is connected."""
@@ -153,7 +154,7 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
         env = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(self.folder / "no-nvml")}
         with log.open("wb") as file:
-            command = [sys.executable, *program, "run", "--config", str(config)]
+            command = [sys.executable, *program, "run", "--config", str(config), *arguments]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)  # noqa: ASYNC220 - takes milliseconds
         daemon = Daemon(process, log, worker_id)
         self._delays.update((settings["grace"], *settings["retry_delays"]))

@@ -70,10 +70,10 @@ def _observed(settings: "Settings") -> "Iterator[Observer]":
     if settings.metrics_port is None:
         yield lambda _: None
         return
-    from training_worker.metrics import served  # noqa: PLC0415
+    from training_worker.metrics_server import served  # noqa: PLC0415
 
-    with served(settings.metrics_host, settings.metrics_port) as metrics:
-        yield metrics.observe
+    with served(settings.metrics_host, settings.metrics_port, settings.state_dir) as observe:
+        yield observe
 
 
 @app.command()
