@@ -13,6 +13,7 @@ import pytest_asyncio
 from tests.support.cluster import Cluster
 from tests.support.fleet import Fleet, delete_fleet
 from tests.support.impatient import impatient
+from tests.support.nvml import Host, NoCompilerError, build_nvml
 from tests.support.proxy import Proxy
 from tests.support.real_training import make_materials
 from tests.support.small_disk import mounted
@@ -126,6 +127,21 @@ async def fleet(tmp_path: Path, broker_url: str, prefix: str) -> AsyncIterator[F
     fleet = Fleet(tmp_path, broker_url, prefix)
     yield fleet
     await fleet.stop()
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Path:
+    """Our libnvidia-ml.so.1, compiled once."""
+    try:
+        return build_nvml(tmp_path_factory.mktemp("nvml"))
+    except NoCompilerError as error:
+        missing(str(error))
+
+
+@pytest.fixture
+def host(nvml_library: Path, tmp_path: Path) -> Host:
+    """A host with a driver; it has no card until it says so."""
+    return Host(nvml_library.parent, tmp_path / "nvml.txt")
 
 
 @pytest.fixture(scope="session")

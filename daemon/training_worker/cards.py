@@ -1,10 +1,7 @@
 """The cards of this host, by NVML; where there is none, those that the settings make up."""
 
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
-from typing import Any
 
 import msgspec
 import structlog
@@ -13,16 +10,17 @@ from training_presets.cards import CardSpec, usd_per_hour
 from training_presets.tiers import tier_of
 from training_schemas.events import Gpu
 from training_schemas.jobs import MemoryTier
+from training_worker import nvml
 from training_worker.errors import NoGpuError, SettingsError
+from training_worker.nvml import SEPARATOR, DriverError, DriverHangsError, DriverMissingError, Found
 
-MIB = 1024 * 1024
 # US dollars an hour, by a card's name and its MiB.
 Price = Callable[[str, int], float | None]
 
-log = structlog.get_logger()
+# A job is not kept from its end for its watt-hours.
+ENERGY_TIMEOUT = 3.0
 
-# Between the UUIDs of cards that train together.
-SEPARATOR = ","
+log = structlog.get_logger()
 
 STAND_IN = re.compile(r"^(?P<name>[^:]+):(?P<memory>[1-9][0-9]*)MiB\Z")
 
@@ -52,10 +50,14 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """A card, and how much of its memory nobody uses now, in MiB; of several, the one with least."""
+    """A card, and how much of its memory nobody uses now, in MiB; of several, the one with least.
+
+    ``energy_j`` is what it has used until now, in joules since some time in the past, where it counts that.
+    """
 
     card: Card
     free_mib: int
+    energy_j: float | None = None
 
 
 def find_cards(stand_ins: list[str], prices: dict[str, float], extra: Sequence[CardSpec] = ()) -> list[Card]:
@@ -98,22 +100,30 @@ def _together(cards: Sequence[Card]) -> Card:
 
 
 def room_on(card: Card) -> Room:
-    """How much of a card's memory is free; all of it, if the driver does not say."""
-    return Room(card=card, free_mib=card.memory_mib if card.simulated else _free_mib(card))
-
-
-def _free_mib(card: Card) -> int:
-    nvml = _import_nvml()
+    """How much of a card's memory is free; all of it, if the driver does not say. Raises `DriverHangsError`."""
+    if card.simulated:
+        return Room(card=card, free_mib=card.memory_mib)
     try:
-        nvml.nvmlInit()
-        try:
-            handles = [nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in card.uuid.split(SEPARATOR)]
-            return min(int(nvml.nvmlDeviceGetMemoryInfo(handle).free // MIB) for handle in handles)
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError as error:
+        free_mib, energy_j = nvml.ask(nvml.room(card.uuid))
+    except DriverHangsError:
+        raise
+    except DriverError as error:
         log.warning("free_memory_unknown", gpu=card.uuid, error=str(error))
-        return card.memory_mib
+        return Room(card=card, free_mib=card.memory_mib)
+    return Room(card=card, free_mib=free_mib, energy_j=energy_j)
+
+
+async def energy_wh_since(card: Card, before_j: float | None) -> float | None:
+    """The watt-hours that a card has used since its counter was at ``before_j``; None where it has none."""
+    if before_j is None:
+        return None
+    try:
+        now_j = await nvml.ask_async(nvml.energy_j(card.uuid), ENERGY_TIMEOUT)
+    except DriverError as error:
+        log.warning("energy_unknown", gpu=card.uuid, error=str(error))
+        return None
+    # The counter begins anew when the driver is loaded.
+    return None if now_j is None or now_j < before_j else (now_j - before_j) / 3600
 
 
 def _stand_in(text: str, number: int, price: Price) -> Card:
@@ -130,41 +140,24 @@ def _stand_in(text: str, number: int, price: Price) -> Card:
     )
 
 
-def _import_nvml() -> Any:
-    with warnings.catch_warnings():
-        # The shell distribution called pynvml warns on import where somebody has installed it too.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml  # noqa: PLC0415 - only the daemon needs the driver, not all who import the package
-    return pynvml
-
-
 def _nvml_cards(price: Price) -> list[Card]:
-    pynvml = _import_nvml()
     try:
-        return _ask(pynvml, price)
-    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        found = nvml.ask(nvml.find)
+    except DriverMissingError:
         return []
-    except pynvml.NVMLError as error:
+    except DriverError as error:
         # A driver that is there and broken is no reason to train on a stand-in.
         raise NoGpuError(f"cannot start: NVML: {error}") from None
+    return [_nvml_card(one, price) for one in found]
 
 
-def _ask(nvml: ModuleType, price: Price) -> list[Card]:
-    nvml.nvmlInit()
-    try:
-        return [_nvml_card(nvml, index, price) for index in range(nvml.nvmlDeviceGetCount())]
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _nvml_card(nvml: ModuleType, index: int, price: Price) -> Card:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name = nvml.nvmlDeviceGetName(handle)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle).total // MIB
+def _nvml_card(found: Found, price: Price) -> Card:
+    # A MIG instance costs its share of the card's price.
+    whole = price(found.name, round(found.memory_mib / found.part))
     return Card(
-        uuid=nvml.nvmlDeviceGetUUID(handle),
-        name=name,
-        memory_mib=memory,
+        uuid=found.uuid,
+        name=found.name,
+        memory_mib=found.memory_mib,
         simulated=False,
-        usd_per_hour=price(name, memory),
+        usd_per_hour=None if whole is None else whole * found.part,
     )

@@ -8,31 +8,59 @@ T = TypeVar("T")
 
 
 class Gate:
-    """Shared by a worker's slots."""
+    """Shared by a worker's slots: each has one of its own inside it, which can be barred besides."""
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
         self._closed = asyncio.Event()
         self._opened.set()
+        self._paused = False
+        self._barred = False
+        self._inner: list[Gate] = []
         self.drained = False
+
+    def inner(self) -> "Gate":
+        """A new gate that does what this one does from now on, and can be barred alone."""
+        gate = Gate()
+        self._inner.append(gate)
+        return gate
 
     def pause(self) -> None:
         """Take nothing new until resumed."""
-        if not self.drained:
-            self._opened.clear()
-            self._closed.set()
+        self._paused = True
+        self._move()
+        for gate in self._inner:
+            gate.pause()
 
     def resume(self) -> None:
         """Take jobs again."""
-        if not self.drained:
-            self._closed.clear()
-            self._opened.set()
+        self._paused = False
+        self._move()
+        for gate in self._inner:
+            gate.resume()
+
+    def bar(self) -> None:
+        """Take nothing new until unbarred, whether paused or not."""
+        self._barred = True
+        self._move()
+
+    def unbar(self) -> None:
+        """Take jobs again, unless paused."""
+        self._barred = False
+        self._move()
 
     def drain(self) -> None:
         """Take nothing new ever again."""
         self.drained = True
-        self._closed.set()
-        self._opened.set()
+        self._move()
+        for gate in self._inner:
+            gate.drain()
+
+    def _move(self) -> None:
+        shut = self.drained or self._paused or self._barred
+        _put(self._closed, up=shut)
+        # Whoever waits at a drained gate waits no longer, and learns it.
+        _put(self._opened, up=self.drained or not shut)
 
     @property
     def closed(self) -> bool:
@@ -56,3 +84,7 @@ class Gate:
             work.cancel()
             # Let the cancelled work clean up after itself before anybody uses what it used.
             await asyncio.wait({work})
+
+
+def _put(event: asyncio.Event, *, up: bool) -> None:
+    event.set() if up else event.clear()

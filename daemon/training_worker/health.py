@@ -1,47 +1,89 @@
-"""Whether the daemon lives and whether it is ready, from what it tells; asked from other threads."""
+"""Health of a card: pure rules from what the driver says of it to whether it is given jobs."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from training_worker.observations import BrokerChanged, LoopTurned, Observation, Taking, TakingChanged
+import msgspec
 
-# The loop tells each second that it turns. A machine under load may be late; one that hangs stays away.
-LONGEST_SILENCE = 15.0
+from training_worker.nvml import Reading
 
 
-class Health:
-    """What is wrong, in words; nothing, if all is well."""
+class Xid(msgspec.Struct, frozen=True):
+    """What an Xid means; ``lasting`` is one that NVIDIA answers with a reset of the card, or more."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._turned: float | None = None
-        self._connected = False
-        self._draining = False
+    meaning: str
+    lasting: bool
 
-    def observe(self, record: Observation) -> None:
-        """Take in what happened."""
-        match record:
-            case LoopTurned():
-                self._turned = self._clock()
-            case BrokerChanged():
-                self._connected = record.connected
-            case TakingChanged():
-                self._draining = record.taking is Taking.DRAINING
-            case _:
-                pass
 
-    def why_dead(self) -> list[str]:
-        """Why the daemon should be started anew. Before its loop has begun it counts as alive."""
-        silent = 0.0 if self._turned is None else self._clock() - self._turned
-        return [f"the event loop has not turned for {silent:.0f} s"] if silent > LONGEST_SILENCE else []
+# Those that are the card's fault and no program's; see docs.nvidia.com/deploy/xid-errors, "Xid Catalog".
+CRITICAL_XIDS = {
+    48: Xid("uncorrectable memory error", lasting=True),
+    62: Xid("internal micro-controller halted", lasting=True),
+    63: Xid("memory row is to be remapped", lasting=False),
+    64: Xid("memory row could not be remapped", lasting=True),
+    74: Xid("NVLink error", lasting=True),
+    79: Xid("fell off the bus", lasting=True),
+    92: Xid("many corrected memory errors", lasting=False),
+    94: Xid("contained memory error", lasting=False),
+    95: Xid("uncontained memory error", lasting=True),
+    119: Xid("the card's system processor does not answer", lasting=True),
+    120: Xid("the card's system processor failed", lasting=True),
+    140: Xid("unrecovered memory error", lasting=True),
+}
 
-    def why_not_ready(self) -> list[str]:
-        """Why no new job can be taken. One that is paused is ready: it waits for an order, and nothing is wrong."""
-        reasons = self.why_dead()
-        if self._turned is None:
-            reasons.append("starting")
-        if not self._connected:
-            reasons.append("not connected to the broker")
-        if self._draining:
-            reasons.append("draining")
-        return reasons
+
+class CardHealth:
+    """Whether one card is quarantined, reading after reading.
+
+    Args:
+        hottest: degrees Celsius; a card that is hotter is sick.
+        probes: how many readings in a row must be healthy before a quarantined card comes back.
+    """
+
+    def __init__(self, hottest: float, probes: int) -> None:
+        self._hottest = hottest
+        self._probes = probes
+        self._ecc: int | None = None
+        self._lasting: str | None = None
+        self._good = 0
+        self.quarantined: str | None = None
+        """Why the card is given no jobs; None if it is."""
+
+    def take(self, reading: Reading, xids: Iterable[int] = ()) -> bool:
+        """Take in a reading, and the Xids that came before it. True if the card was quarantined, or came back."""
+        reason = self._fault(reading, xids)
+        before = self.quarantined
+        if reason is not None:
+            self._good = 0
+            # The first reason stays: what follows is often its consequence.
+            self.quarantined = before or reason
+        elif before is not None:
+            self._good += 1
+            if self._good >= self._probes:
+                self.quarantined = None
+        return (before is None) is not (self.quarantined is None)
+
+    def _fault(self, reading: Reading, xids: Iterable[int]) -> str | None:
+        critical = [xid for xid in xids if xid in CRITICAL_XIDS]
+        told = f"Xid {critical[0]}: {CRITICAL_XIDS[critical[0]].meaning}" if critical else None
+        if any(CRITICAL_XIDS[xid].lasting for xid in critical):
+            self._lasting = self._lasting or told
+        return self._lasting or told or self._read(reading)
+
+    def _read(self, reading: Reading) -> str | None:
+        errors = self._new_errors(reading.ecc_uncorrected)
+        if reading.lost:
+            return "lost: the driver does not show it any more"
+        if reading.fault is not None:
+            return f"the driver cannot read it: {reading.fault}"
+        if errors:
+            return f"uncorrected memory errors (ECC): {errors}"
+        if reading.temperature_c is not None and reading.temperature_c > self._hottest:
+            return f"too hot: {reading.temperature_c} C, over {self._hottest:g} C"
+        return None
+
+    def _new_errors(self, count: int | None) -> int:
+        """Errors since the first reading, or since the card was reset: that sets its counter back."""
+        if count is None:
+            return 0
+        self._ecc = count if self._ecc is None else min(self._ecc, count)
+        return count - self._ecc

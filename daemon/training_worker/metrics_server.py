@@ -13,7 +13,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import make_wsgi_app
 
 from training_worker.errors import SettingsError
-from training_worker.health import Health
+from training_worker.liveness import Liveness
 from training_worker.metrics import Metrics
 from training_worker.observations import Observation, Observer
 
@@ -34,7 +34,7 @@ class _Handler(WSGIRequestHandler):
         """Say nothing: a scrape is no news."""
 
 
-def application(metrics: Metrics, health: Health) -> WSGIApplication:
+def application(metrics: Metrics, health: Liveness) -> WSGIApplication:
     """The three pages; any other path is not found."""
     scrape = make_wsgi_app(metrics.registry)
     checks = {"/healthz": health.why_dead, "/readyz": health.why_not_ready}
@@ -60,7 +60,7 @@ def _state(check: Callable[[], list[str]]) -> tuple[str, str]:
 @contextmanager
 def served(host: str, port: int, state_dir: Path) -> Iterator[Observer]:
     """Serve what the observer is told. Raises `SettingsError` if the port cannot be had."""
-    metrics, health = Metrics(state_dir), Health()
+    metrics, health = Metrics(state_dir), Liveness()
 
     def observe(record: Observation) -> None:
         metrics.observe(record)

@@ -20,11 +20,12 @@ from training_worker.attempt import (
     resume_point,
     workload_of_spec,
 )
-from training_worker.cards import Card, Room, room_on
+from training_worker.cards import Card, Room, energy_wh_since, room_on
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.measures import Measures
 from training_worker.meter import Meter
+from training_worker.nvml import DriverHangsError
 from training_worker.observations import AttemptEnded, AttemptStarted, JobWaited, Observer, PredictionChecked
 from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.ownership import Owner, Ownership
@@ -42,9 +43,6 @@ from training_worker.settlement import Closing, Settled, Settlement
 from training_worker.standby import Standby
 from training_worker.teller import Teller
 from training_worker.wishes import Wishes
-
-# How long the driver may take to say how much memory is free.
-DRIVER_TIMEOUT = 20.0
 
 log = structlog.get_logger()
 
@@ -174,8 +172,8 @@ class OwnedJob:
 
     async def _room(self) -> Room:
         try:
-            return await asyncio.wait_for(asyncio.to_thread(room_on, self._card), DRIVER_TIMEOUT)
-        except TimeoutError:
+            return await asyncio.to_thread(room_on, self._card)
+        except DriverHangsError:
             raise AttemptError(FailureReason.HOST_UNFIT, "cannot train: the driver does not answer") from None
 
     def _make_run(self, room: Room) -> Run:
@@ -193,6 +191,7 @@ class OwnedJob:
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
             predicted=predict_here(workload_of_spec(spec), self._card, self._settings.cards, self._context.rates),
+            energy_j=room.energy_j,
         )
         try:
             folder = RunFolder.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
@@ -256,7 +255,16 @@ class OwnedJob:
         except OSError as error:
             return Broken(reason=FailureReason.HOST_UNFIT, message=f"cannot start trainer: {error}")
         log.info("trainer_started", pid=child.pid, folder=str(run.folder.path), standby=warm)
-        return await runner.follow(child)
+        return await self._follow(child, run, runner)
+
+    async def _follow(self, child: Child, run: Run, runner: Runner) -> Outcome | Detached:
+        """See a trainer that runs to its end, and add what energy it took."""
+        outcome = await runner.follow(child)
+        if isinstance(outcome, Detached):
+            return outcome
+        energy_wh = await energy_wh_since(run.record.card, run.record.energy_j)
+        usage = msgspec.structs.replace(outcome.usage, energy_wh=energy_wh)
+        return msgspec.structs.replace(outcome, usage=usage)
 
     async def _find_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
         identity = run.identity
@@ -266,7 +274,7 @@ class OwnedJob:
         child = Child.find(identity)
         if child is not None:
             log.info("trainer_found", pid=child.pid, folder=str(run.folder.path))
-            outcome = await runner.follow(child)
+            outcome = await self._follow(child, run, runner)
         else:
             log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
             await asyncio.to_thread(identity.kill_leftovers)

@@ -8,7 +8,8 @@ from training_presets.planner import Plan
 from training_presets.workload import Workload
 from training_schemas.plans import Measured, Prediction
 from training_schemas.usage import AttemptSummary
-from training_worker.cards import MIB, Card
+from training_worker.cards import Card
+from training_worker.nvml import MIB
 from training_worker.outcome import Done
 from training_worker.rates import Rates
 

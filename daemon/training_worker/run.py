@@ -36,7 +36,10 @@ def trainer_environment(card: Card) -> dict[str, str]:
 
 
 class RunRecord(Wire, frozen=True, kw_only=True):
-    """What a daemon must know to take a run up again; times are unix seconds."""
+    """What a daemon must know to take a run up again; times are unix seconds.
+
+    ``energy_j`` is what its card's counter said before it, in joules.
+    """
 
     job: TrainingJob
     submitted_at: float
@@ -47,6 +50,7 @@ class RunRecord(Wire, frozen=True, kw_only=True):
     resumed_step: int
     started_at: float
     predicted: Prediction | None = None
+    energy_j: float | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

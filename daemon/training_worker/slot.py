@@ -33,8 +33,8 @@ class Slot:
         self._owner = context.owner
         self._tier = tier
         self._wishes = Wishes()
-        self.job_id: str | None = None
-        """The job that is in hand now."""
+        self.job: str | None = None
+        """The job that is trained here now."""
 
     def release(self, why: str) -> None:
         """Give the running job back to its queue, with a checkpoint."""
@@ -62,14 +62,14 @@ class Slot:
         ownership = Ownership(self._owner, queued, run.record.standing, wishes.receive)
         # The card as it was: its settings may have changed, what the run costs has not.
         context = msgspec.structs.replace(self._context, card=run.record.card)
-        await self._see_to(OwnedJob(queued, ownership, wishes, context, found=run), queued.job_id)
+        await self._see_through(OwnedJob(queued, ownership, wishes, context, found=run), queued)
 
-    async def _see_to(self, owned: OwnedJob, job_id: str) -> None:
-        self.job_id = job_id
+    async def _see_through(self, owned: OwnedJob, queued: QueuedJob) -> None:
+        self.job = queued.job_id
         try:
             await owned.run()
         finally:
-            self.job_id = None
+            self.job = None
 
     def _new_wishes(self) -> Wishes:
         """Wishes of another job; orders to this slot hold for it too."""
@@ -139,7 +139,7 @@ class Slot:
             log.info("not_ours", why=result.name)
         else:
             log.info("claimed", attempt=result.attempt)
-            await self._see_to(OwnedJob(queued, result, wishes, self._context), queued.job_id)
+            await self._see_through(OwnedJob(queued, result, wishes, self._context), queued)
         await quieting
 
 

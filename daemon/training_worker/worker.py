@@ -4,16 +4,13 @@ import asyncio
 import contextlib
 import signal
 import time
-import uuid
 from collections.abc import Iterator
 from enum import Enum, IntEnum, auto
-from typing import Any
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from training_schemas.commands import DrainWorker, PauseWorker, ResumeWorker, decode_worker_command
-from training_schemas.events import Event, WorkerOffline, WorkerOnline
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_schemas.validation import UNREADABLE
 from training_worker.attempt import model_families, served_types
@@ -25,10 +22,12 @@ from training_worker.cards import Card
 from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
+from training_worker.monitor import Monitor
 from training_worker.notify import Condition, Notifier, keep_telling
 from training_worker.observations import CardFound, LoopTurned, Observer, Taking, TakingChanged
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
+from training_worker.presence import Presence
 from training_worker.rates import Rates
 from training_worker.reporter import Speaker
 from training_worker.run import Run, find_runs
@@ -36,11 +35,9 @@ from training_worker.settings import Settings
 from training_worker.slot import Slot
 from training_worker.standby import Standby
 from training_worker.state_lock import only_daemon
-from training_worker.version import __version__
 
 # What may follow a trainer's grace when a worker is told to stop: saying so, giving the job back.
 SETTLE_TIMEOUT = 20.0
-GOODBYE_TIMEOUT = 2.0
 ABORT_TIMEOUT = 5.0
 
 # How often it is told that the loop turns (seconds).
@@ -110,6 +107,13 @@ class Worker:
         self._intake = Intake(self._link, self._ledger, self._speaker, settings)
         self._rates = Rates(settings.state_dir)
         self._slots = self._make_slots()
+        self._presence = Presence(self._speaker, settings, cards, self._families, self._jobs)
+        self._gates = {uuid: self._gate.inner() for uuid in self._slots}
+        watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
+        self._monitor = Monitor(watched, settings, self._presence.quarantined)
+
+    def _jobs(self) -> dict[str, str]:
+        return {name: slot.job for name, slot in self._slots.items() if slot.job is not None}
 
     def _make_slots(self) -> dict[str, Slot]:
         self._owner = owner = Owner(
@@ -144,10 +148,12 @@ class Worker:
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""
         self._leave(Stage.DRAINING, why)
+        self._presence.leave(why)
 
     def release(self, why: str) -> None:
         """Give back what is running, take nothing new, end within a bounded time."""
         self._leave(Stage.RELEASING, why)
+        self._presence.leave(why)
         self._end_within(self._settings.stop_grace + SETTLE_TIMEOUT)
         for slot in self._slots.values():
             slot.release(why)
@@ -190,7 +196,10 @@ class Worker:
                     group.create_task(self._link.run(), name="link"),
                     group.create_task(self._ledger.follow(), name="ledger"),
                     group.create_task(self._intake.run(), name="intake"),
-                    group.create_task(self._presence(), name="presence"),
+                    group.create_task(self._link.serve(self._appear_on), name="presence"),
+                    group.create_task(self._monitor.run(), name="monitor"),
+                    group.create_task(self._presence.beat(self._monitor), name="heartbeat"),
+                    group.create_task(self._presence.tell(), name="telling"),
                     group.create_task(keep_telling(self._notifier, self._condition), name="notify"),
                     group.create_task(self._pulse(), name="pulse"),
                 ]
@@ -198,7 +207,7 @@ class Worker:
                 await self._run_slots()
                 if self._ending is not Ending.REPLACED:
                     self._notifier.stopping("ending")
-                    await self._say_goodbye()
+                    await self._presence.goodbye(self._why)
                 for service in reversed(services):
                     service.cancel()
             if self._ending is Ending.REPLACED:
@@ -220,17 +229,18 @@ class Worker:
         runs = await asyncio.to_thread(find_runs, self._settings.state_dir)
         try:
             async with self._limit, asyncio.TaskGroup() as group:
-                for uuid, slot in self._slots.items():
+                for uuid in self._gates:
                     own = [run for run in runs if run.record.card.uuid == uuid]
-                    self._tasks.append(group.create_task(self._run_slot(slot, own), name=f"slot-{uuid}"))
+                    self._tasks.append(group.create_task(self._run_slot(uuid, own), name=f"slot-{uuid}"))
                 for slot, run in self._strays(runs):
                     group.create_task(slot.take_up([run]), name=f"stray-{run.record.job.job_id}")
         except TimeoutError:
             log.warning("leaving_timed_out")
 
-    async def _run_slot(self, slot: Slot, runs: list[Run]) -> None:
+    async def _run_slot(self, uuid: str, runs: list[Run]) -> None:
+        slot = self._slots[uuid]
         await slot.take_up(runs)
-        await slot.run(self._gate, self._families)
+        await slot.run(self._gates[uuid], self._families)
 
     def _strays(self, runs: list[Run]) -> Iterator[tuple[Slot, Run]]:
         """Runs on cards that this worker has no slot for any more: they are seen to the end all the same."""
@@ -245,19 +255,15 @@ class Worker:
         """Healthy: the link's task and each slot's are alive. A slot's ends when the worker leaves, not before."""
         broker = "connected" if self._link.connected else "not connected to the broker"
         stage = "" if self._stage is Stage.WORKING else f", {self._stage.name.lower()}"
-        jobs = [f"{slot.job_id} on {name}" for name, slot in self._slots.items() if slot.job_id is not None]
+        jobs = [f"{slot.job} on {name}" for name, slot in self._slots.items() if slot.job is not None]
         doing = f"training {', '.join(jobs)}" if jobs else f"no job on {len(self._slots)} card(s)"
         healthy = self._stage is not Stage.WORKING or not any(task.done() for task in self._tasks)
         return Condition(healthy=healthy, status=f"{broker}{stage}; {doing}")
 
-    async def _presence(self) -> None:
-        """On each session: listen to commands, and say that this worker is here."""
-        await self._link.serve(self._appear_on)
-
     async def _appear_on(self, session: Session) -> None:
+        """On each session: listen to commands, and say that this worker is here."""
         await self._open_inbox(session)
-        gpus = [card.describe() for card in self._cards]
-        await self._say(WorkerOnline, version=__version__, gpus=gpus, families=self._families)
+        await self._presence.appear()
 
     async def _open_inbox(self, session: Session) -> None:
         async def on_message(message: AbstractIncomingMessage) -> None:
@@ -291,14 +297,6 @@ class Worker:
     def _tell_taking(self) -> None:
         closed = Taking.DRAINING if self._gate.drained else Taking.PAUSED
         self._observe(TakingChanged(taking=closed if self._gate.closed else Taking.OPEN))
-
-    async def _say_goodbye(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_TIMEOUT):
-                await self._say(WorkerOffline, why=self._why)
-
-    async def _say(self, kind: type[Event], **fields: Any) -> None:
-        await self._speaker.publish(self._speaker.state(kind, str(uuid.uuid4()), **fields))
 
     def _on_signal(self, number: signal.Signals) -> None:
         """SIGTERM releases and SIGINT drains; the next one, but for SIGTERM after a drain, aborts. SIGHUP replaces."""

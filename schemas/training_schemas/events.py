@@ -257,13 +257,67 @@ class JobCancelled(JobEvent, frozen=True, kw_only=True):
 
 
 class WorkerOnline(Event, frozen=True, kw_only=True):
-    """A worker takes jobs from the queues of these families, up to its cards' tiers."""
+    """A worker takes jobs from the queues of these families, up to its cards' tiers.
+
+    ``host`` is the machine's name, ``tiers`` are those of its cards, and ``versions`` those of ``python``, of the
+    ``driver`` and of the newest ``cuda`` that it runs, as far as they are known.
+    """
 
     TYPE = "training.worker.online.v1"
 
     version: str
     gpus: list[Gpu]
     families: list[ModelFamily]
+    host: str | None = None
+    tiers: list[MemoryTier] = []
+    engines: list[str] = []
+    versions: dict[str, str] = {}
+
+
+class CardState(Wire, frozen=True, kw_only=True):
+    """How one card does: memory in MiB, ``utilisation`` in per cent; what it does not tell is left out.
+
+    ``job`` is what is trained on it now, and ``quarantined`` why it is given no jobs.
+    """
+
+    gpu: str
+    job: str | None = None
+    quarantined: str | None = None
+    free_mib: int | None = None
+    utilisation: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+
+
+class WorkerHeartbeat(Event, frozen=True, kw_only=True):
+    """A worker lives; the next one follows after ``interval_seconds``. The disk is that of its state."""
+
+    TYPE = "training.worker.heartbeat.v1"
+
+    version: str
+    interval_seconds: float
+    cards: list[CardState]
+    disk_free_mib: int | None = None
+    engines: list[str] = []
+
+
+class WorkerDraining(Event, frozen=True, kw_only=True):
+    """A worker takes nothing new, and ends once ``jobs``, which it trains, are finished or given back."""
+
+    TYPE = "training.worker.draining.v1"
+
+    why: str
+    jobs: list[str] = []
+
+
+class WorkerQuarantined(Event, frozen=True, kw_only=True):
+    """A card (its UUID) is sick and is given no jobs; or it has ``recovered`` from that, and is given jobs again."""
+
+    TYPE = "training.worker.quarantined.v1"
+
+    gpu: str
+    reason: str
+    recovered: bool = False
 
 
 class WorkerOffline(Event, frozen=True, kw_only=True):
@@ -294,6 +348,9 @@ EVENTS: dict[str, type[Event]] = {
         JobFailed,
         JobCancelled,
         WorkerOnline,
+        WorkerHeartbeat,
+        WorkerQuarantined,
+        WorkerDraining,
         WorkerOffline,
     )
 }

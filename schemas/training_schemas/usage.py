@@ -11,12 +11,13 @@ class Usage(Wire, frozen=True, kw_only=True):
     """What an attempt has used so far: seconds of its card, added up over several, and US dollars where it has a price.
 
     ``wasted_gpu_seconds`` of them, known once the attempt has ended, led to nothing that is kept: they came after the
-    last checkpoint.
+    last checkpoint. ``energy_wh``, watt-hours of its cards, is known then, too, if they count them.
     """
 
     gpu_seconds: float
     cost_usd: float | None = field(default=None, name="costUSD")
     wasted_gpu_seconds: float = 0.0
+    energy_wh: float | None = None
 
 
 class AttemptSummary(Wire, frozen=True, kw_only=True):

@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, LIBRARY, UNKNOWN, Host, NoCompilerError, build_nvml
+from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, LIBRARY, UNKNOWN, Host
 
 from training_schemas.events import Gpu
 from training_worker.cards import Card, grouped
@@ -42,21 +41,6 @@ cards = find_cards(["Stand-in:8192MiB"], {})
 HOOK
 print(room_on(card).free_mib)
 """
-
-
-@pytest.fixture(scope="session")
-def nvml_library(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Path:
-    """Our libnvidia-ml.so.1, compiled once."""
-    try:
-        return build_nvml(tmp_path_factory.mktemp("nvml"))
-    except NoCompilerError as error:
-        missing(str(error))
-
-
-@pytest.fixture
-def host(nvml_library: Path, tmp_path: Path) -> Host:
-    """A host with a driver; it has no card until it says so."""
-    return Host(nvml_library.parent, tmp_path / "nvml.txt")
 
 
 def find(environment: dict[str, str], stand_ins: list[str], prices: dict[str, float] | None = None) -> Any:

@@ -1,52 +1,117 @@
-"""Whether the daemon lives, and whether it is ready."""
+"""The rules of health: from a card's readings to whether it is given jobs."""
 
-from training_worker.health import LONGEST_SILENCE, Health
-from training_worker.observations import BrokerChanged, LoopTurned, Observation, Taking, TakingChanged
+from typing import Any
 
-CONNECTED = BrokerChanged(connected=True)
-LOST = BrokerChanged(connected=False)
+import pytest
+
+from training_worker.health import CRITICAL_XIDS, CardHealth
+from training_worker.nvml import Reading
+
+HOTTEST = 92.0
 
 
-def health(*records: Observation, later: float = 0.0) -> Health:
-    """After these records, and so many seconds."""
-    now = [100.0]
-    health = Health(clock=lambda: now[0])
-    for record in records:
-        health.observe(record)
-    now[0] += later
+def reading(**told: Any) -> Reading:
+    """What the driver says of a card, healthy unless told otherwise."""
+    return Reading(uuid="GPU-1", **({"temperature_c": 60, "ecc_uncorrected": 0} | told))
+
+
+@pytest.fixture
+def health() -> CardHealth:
+    """Of a card that comes back after two good readings."""
+    health = CardHealth(HOTTEST, probes=2)
+    health.take(reading())
     return health
 
 
-def test_a_daemon_that_starts_lives_and_is_not_ready() -> None:
-    """It may take its time."""
-    assert health(later=3600).why_dead() == []
-    assert health().why_not_ready() == ["starting", "not connected to the broker"]
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"lost": True}, "lost: the driver does not show it any more"),
+        ({"fault": "Unknown Error"}, "the driver cannot read it: Unknown Error"),
+        ({"ecc_uncorrected": 2}, "uncorrected memory errors (ECC): 2"),
+        ({"temperature_c": 93}, "too hot: 93 C, over 92 C"),
+    ],
+)
+def test_a_sick_reading_quarantines_at_once(health: CardHealth, told: dict[str, Any], reason: str) -> None:
+    """With a reason in words."""
+    assert health.take(reading(**told))
+    assert health.quarantined == reason
 
 
-def test_a_connected_daemon_is_ready() -> None:
-    """Nothing is wrong."""
-    assert health(LoopTurned(), CONNECTED, later=LONGEST_SILENCE).why_not_ready() == []
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"temperature_c": 92},
+        {"temperature_c": None, "ecc_uncorrected": None},
+        {"throttled": ["power cap"], "utilisation": 100},
+    ],
+)
+def test_a_card_without_a_complaint_is_healthy(health: CardHealth, told: dict[str, Any]) -> None:
+    """What a card does not tell is no complaint."""
+    assert not health.take(reading(**told))
+    assert health.quarantined is None
 
 
-def test_a_loop_that_hangs_is_dead() -> None:
-    """The broker may not have noticed yet."""
-    silent = health(LoopTurned(), CONNECTED, later=LONGEST_SILENCE + 1)
-
-    assert silent.why_dead() == silent.why_not_ready() == ["the event loop has not turned for 16 s"]
-
-
-def test_a_daemon_without_its_broker_lives_and_is_not_ready() -> None:
-    """To start it anew would not help."""
-    cut = health(LoopTurned(), CONNECTED, LOST)
-
-    assert cut.why_dead() == []
-    assert cut.why_not_ready() == ["not connected to the broker"]
-    assert health(LoopTurned(), CONNECTED, LOST, CONNECTED).why_not_ready() == []
+@pytest.mark.parametrize("xid", sorted(CRITICAL_XIDS))
+def test_a_critical_xid_quarantines(health: CardHealth, xid: int) -> None:
+    """The reading may look healthy: what came in between counts."""
+    assert health.take(reading(), [13, xid])
+    assert health.quarantined == f"Xid {xid}: {CRITICAL_XIDS[xid].meaning}"
 
 
-def test_a_paused_daemon_is_ready_and_a_draining_one_is_not() -> None:
-    """A pause is an order and no fault; a drain has an end."""
-    paused, draining = (TakingChanged(taking=taking) for taking in (Taking.PAUSED, Taking.DRAINING))
+@pytest.mark.parametrize("xid", [13, 31, 43, 45])
+def test_an_xid_that_is_a_programs_own_fault_does_not(health: CardHealth, xid: int) -> None:
+    """A trainer that reads past its memory has not broken the card."""
+    assert not health.take(reading(), [xid])
 
-    assert health(LoopTurned(), CONNECTED, paused).why_not_ready() == []
-    assert health(LoopTurned(), CONNECTED, draining).why_not_ready() == ["draining"]
+
+def test_a_card_comes_back_after_so_many_good_readings_in_a_row(health: CardHealth) -> None:
+    """One that is hot now and then stays away."""
+    temperatures = [95, 60, 95, 60, 60, 60]
+
+    changes = [health.take(reading(temperature_c=temperature)) for temperature in temperatures]
+
+    assert changes == [True, False, False, False, True, False]
+    assert health.quarantined is None
+
+
+def test_the_first_reason_stays(health: CardHealth) -> None:
+    """What follows is often its consequence."""
+    health.take(reading(temperature_c=99))
+
+    assert not health.take(reading(lost=True))
+    assert health.quarantined == "too hot: 99 C, over 92 C"
+
+
+@pytest.mark.parametrize("xid", sorted(xid for xid, kind in CRITICAL_XIDS.items() if kind.lasting))
+def test_after_an_xid_that_calls_for_a_reset_the_card_stays_away(health: CardHealth, xid: int) -> None:
+    """Good readings prove nothing then."""
+    health.take(reading(), [xid])
+
+    assert not any(health.take(reading()) for _ in range(10))
+
+
+@pytest.mark.parametrize("xid", sorted(xid for xid, kind in CRITICAL_XIDS.items() if not kind.lasting))
+def test_after_another_one_it_comes_back(health: CardHealth, xid: int) -> None:
+    """The error was contained."""
+    health.take(reading(), [xid])
+
+    assert [health.take(reading()) for _ in range(2)] == [False, True]
+
+
+def test_errors_from_before_the_start_do_not_count() -> None:
+    """Whoever started the daemon on this card knows of them."""
+    health = CardHealth(HOTTEST, probes=2)
+
+    assert not health.take(reading(ecc_uncorrected=5))
+    assert health.take(reading(ecc_uncorrected=6))
+    assert health.quarantined == "uncorrected memory errors (ECC): 1"
+
+
+def test_a_reset_of_the_card_forgets_its_errors(health: CardHealth) -> None:
+    """Its counter begins anew; until then the card stays away."""
+    health.take(reading(ecc_uncorrected=3))
+    assert not any(health.take(reading(ecc_uncorrected=3)) for _ in range(5))
+
+    assert [health.take(reading(ecc_uncorrected=0)) for _ in range(2)] == [False, True]

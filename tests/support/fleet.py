@@ -98,6 +98,8 @@ class Fleet:
         self.url = url
         self.names = Names(prefix)
         self.api = AsyncTrainingWorkerAPI(url, prefix=prefix)
+        self.host: dict[str, str] = {}
+        """Variables that make the daemons' host; over those of one without a GPU."""
         self._daemons: list[Daemon] = []
         self._delays: set[int] = set()
         self._job_ids: set[str] = set()
@@ -152,7 +154,7 @@ class Fleet:
         log = self.folder / f"{worker_id}-{number}.log"
         path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
-        env = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(self.folder / "no-nvml")}
+        env = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(self.folder / "no-nvml")} | self.host
         with log.open("wb") as file:
             command = [sys.executable, *program, "run", "--config", str(config), *arguments]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)  # noqa: ASYNC220 - takes milliseconds

@@ -37,10 +37,17 @@ class Host:
 
     def says(self, *statements: str) -> None:
         """Describe the host; the statements are listed in ``fake_nvml.c``."""
-        self._state.write_text("".join(f"{statement}\n" for statement in statements))
+        new = self._state.with_suffix(".new")
+        new.write_text("".join(f"{statement}\n" for statement in statements))
+        # At once: a process may be reading it.
+        new.replace(self._state)
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a process on this host."""
-        own = {"LD_LIBRARY_PATH": str(self._library_folder), "FAKE_NVML": str(self._state)}
-        return dict(os.environ) | own
+        return dict(os.environ) | self.variables
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What of it makes the host."""
+        return {"LD_LIBRARY_PATH": str(self._library_folder), "FAKE_NVML": str(self._state)}

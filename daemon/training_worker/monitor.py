@@ -1,0 +1,92 @@
+"""The monitor: reads the cards again and again, and bars the slots of those that are sick."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from training_worker import nvml
+from training_worker.cards import Card
+from training_worker.gate import Gate
+from training_worker.health import CardHealth
+from training_worker.nvml import SEPARATOR, DriverError, Reading, XidWatch
+from training_worker.settings import Settings
+
+
+class Announce(Protocol):
+    """Says that a card was quarantined, and why; or that it came back. Waits for nobody."""
+
+    def __call__(self, gpu: str, reason: str, *, recovered: bool) -> None: ...
+
+
+log = structlog.get_logger()
+
+
+class Monitor:
+    """Watches a worker's cards; simulated ones are always healthy.
+
+    A slot whose card is sick takes nothing new. What it trains goes on: if the card is gone, the trainer fails.
+
+    Args:
+        cards: what the slots train on, each with its gate.
+        announce: is told of each change, after the gate has moved.
+    """
+
+    def __init__(self, cards: Sequence[tuple[Card, Gate]], settings: Settings, announce: Announce) -> None:
+        self._settings = settings
+        self._announce = announce
+        self._slots = [(card.uuid.split(SEPARATOR), gate) for card, gate in cards if not card.simulated]
+        self._health = {
+            uuid: CardHealth(settings.hottest_card, settings.healthy_probes)
+            for uuids, _ in self._slots
+            for uuid in uuids
+        }
+        self._xids = XidWatch(list(self._health))
+        self.readings: dict[str, Reading] = {}
+        """The last reading of each card, by UUID; empty before the first one."""
+
+    def quarantined(self, uuid: str) -> str | None:
+        """Why a card is given no jobs; None if it is."""
+        health = self._health.get(uuid)
+        return None if health is None else health.quarantined
+
+    async def run(self) -> None:
+        """Read the cards every so often, for ever; return at once where there is nothing to watch."""
+        if not self._health:
+            return
+        self._xids.start()
+        while True:
+            await self.check()
+            await asyncio.sleep(self._settings.card_check_interval)
+
+    async def check(self) -> None:
+        """Read the cards once, and act on it."""
+        self.readings = await self._read()
+        heard = self._xids.heard()
+        for uuid, health in self._health.items():
+            was = health.quarantined
+            xids = [xid for whose, xid in heard if whose == uuid]
+            if xids:
+                log.warning("xid", gpu=uuid, xids=xids)
+            if health.take(self.readings[uuid], xids):
+                self._move_gates()
+                self._tell(uuid, was, health.quarantined)
+
+    async def _read(self) -> dict[str, Reading]:
+        uuids = list(self._health)
+        try:
+            return await nvml.ask_async(nvml.read(uuids), self._settings.driver_timeout)
+        except DriverError as error:
+            return {uuid: Reading(uuid=uuid, fault=str(error)) for uuid in uuids}
+
+    def _move_gates(self) -> None:
+        for uuids, gate in self._slots:
+            gate.bar() if any(self.quarantined(uuid) for uuid in uuids) else gate.unbar()
+
+    def _tell(self, uuid: str, was: str | None, now: str | None) -> None:
+        if now is not None:
+            log.error("card_quarantined", gpu=uuid, reason=now)
+        else:
+            log.info("card_recovered", gpu=uuid, reason=was)
+        self._announce(uuid, now or was or "", recovered=now is None)

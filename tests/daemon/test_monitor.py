@@ -1,0 +1,131 @@
+"""The monitor: what it does about readings, with a driver that says what the test says."""
+
+from typing import Any
+
+import pytest
+
+from training_worker import nvml
+from training_worker.cards import Card
+from training_worker.gate import Gate
+from training_worker.monitor import Monitor
+from training_worker.nvml import DriverHangsError, Reading
+from training_worker.settings import Settings
+
+
+class Driver:
+    """Says what it was told last; None is no answer."""
+
+    def __init__(self) -> None:
+        self.says: dict[str, Reading] | None = {}
+
+    async def ask(self, _: object, limit: float) -> dict[str, Reading]:
+        """In place of the real one."""
+        if self.says is None:
+            raise DriverHangsError(f"the driver has not answered within {limit:g} s")
+        return self.says
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """In place of the real one."""
+    driver = Driver()
+    monkeypatch.setattr(nvml, "ask_async", driver.ask)
+    return driver
+
+
+class Watched:
+    """A monitor of two slots, and what it told."""
+
+    def __init__(self, *cards: Card) -> None:
+        self.told: list[tuple[str, str, bool]] = []
+        self.gates = [Gate() for _ in cards]
+        settings = Settings(healthy_probes=2, driver_timeout=7)
+        self.monitor = Monitor(list(zip(cards, self.gates, strict=True)), settings, self.tell)
+
+    def tell(self, gpu: str, reason: str, *, recovered: bool) -> None:
+        """Keep it."""
+        self.told.append((gpu, reason, recovered))
+
+    @property
+    def closed(self) -> list[bool]:
+        """Which slots take nothing."""
+        return [gate.closed for gate in self.gates]
+
+
+def card(uuid: str, *, simulated: bool = False) -> Card:
+    """A card that is there."""
+    return Card(uuid=uuid, name="A", memory_mib=24564, simulated=simulated, usd_per_hour=None)
+
+
+def readings(**told: dict[str, Any]) -> dict[str, Reading]:
+    """By card."""
+    return {uuid: Reading(uuid=uuid, **fields) for uuid, fields in told.items()}
+
+
+async def test_the_slot_of_a_sick_card_takes_nothing_until_it_has_recovered(driver: Driver) -> None:
+    """The other one goes on."""
+    watched = Watched(card("A"), card("B"))
+
+    for temperature, closed in [(60, False), (95, True), (60, True), (60, False)]:
+        driver.says = readings(A={"temperature_c": temperature}, B={"temperature_c": 60})
+        await watched.monitor.check()
+        assert watched.closed == [closed, False]
+
+    reason = "too hot: 95 C, over 92 C"
+    assert watched.told == [("A", reason, False), ("A", reason, True)]
+
+
+async def test_a_slot_of_several_cards_takes_nothing_while_one_of_them_is_sick(driver: Driver) -> None:
+    """It comes back with the last of them."""
+    watched = Watched(card("A,B"), card("C"))
+    driver.says = readings(A={"lost": True}, B={"temperature_c": 95}, C={})
+    await watched.monitor.check()
+
+    driver.says = readings(A={"lost": True}, B={}, C={})
+    await watched.monitor.check()
+    await watched.monitor.check()
+    assert watched.closed == [True, False]
+    driver.says = readings(A={}, B={}, C={})
+    await watched.monitor.check()
+    await watched.monitor.check()
+
+    assert watched.closed == [False, False]
+    assert [gpu for gpu, _, recovered in watched.told if recovered] == ["B", "A"]
+
+
+async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver) -> None:
+    """A job would not get far."""
+    watched = Watched(card("A"), card("B"))
+    driver.says = None
+
+    await watched.monitor.check()
+
+    assert watched.closed == [True, True]
+    assert watched.monitor.quarantined("A") == "the driver cannot read it: the driver has not answered within 7 s"
+
+
+async def test_a_simulated_card_is_always_healthy(driver: Driver) -> None:
+    """There is nothing to ask, and the monitor ends at once."""
+    driver.says = None
+    watched = Watched(card("SIMULATED-0", simulated=True))
+
+    await watched.monitor.run()
+
+    assert (watched.closed, watched.told) == ([False], [])
+    assert watched.monitor.quarantined("SIMULATED-0") is None
+
+
+async def test_a_paused_worker_stays_paused_when_a_card_recovers(driver: Driver) -> None:
+    """Nor does a resume open the slot of a sick one."""
+    outer = Gate()
+    inner = outer.inner()
+
+    outer.pause()
+    inner.bar()
+    inner.unbar()
+    assert inner.closed
+    inner.bar()
+    outer.resume()
+    assert (outer.closed, inner.closed) == (False, True)
+    outer.drain()
+    assert await inner.wait_open() is False

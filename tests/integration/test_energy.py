@@ -1,0 +1,36 @@
+"""Watt-hours of a job, from its card's counter."""
+
+import pytest
+from tests.support.fleet import Fleet
+from tests.support.nvml import Host
+
+from training_schemas.events import JobCompleted, JobProgress
+
+CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "energy_wh"),
+    [
+        pytest.param(["energy 1000000"], ["energy 37000000"], 10.0, id="counted"),
+        pytest.param(["energy 37000000"], ["energy 1000"], None, id="driver-loaded-anew"),
+        pytest.param(["energy 37000000"], ["hang"], None, id="driver-hangs"),
+        pytest.param([], [], None, id="no-counter"),
+    ],
+)
+async def test_a_job_ends_with_what_it_took(
+    fleet: Fleet, host: Host, before: list[str], after: list[str], energy_wh: float | None
+) -> None:
+    """In its own usage and in that of its attempt; left out where it is not known."""
+    host.says(CARD, *before)
+    fleet.host = host.variables
+    await fleet.start(mode="slow", card_check_interval=600)
+    await fleet.submit("portrait", max_train_steps=40)
+    await fleet.until("portrait", JobProgress)
+
+    host.says(CARD, *after)
+    completed = await fleet.until("portrait", JobCompleted)
+
+    assert isinstance(completed, JobCompleted)
+    assert completed.usage.energy_wh == energy_wh
+    assert [attempt.usage.energy_wh for attempt in completed.attempts] == [energy_wh]
