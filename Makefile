@@ -9,10 +9,10 @@ ROUNDS ?= 20
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types unit soak bench clean
+.PHONY: help setup demo test test-systemd lint types unit soak bench clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Make the virtual environment and install what developers need
 	@scripts/setup dev
@@ -23,6 +23,9 @@ demo: ## Train a tiny LoRA on this machine, from the queue to the finished adapt
 
 test: lint types ## Check everything: style, types, imports, and all tests on a real broker
 	$(BIN)/pytest
+
+test-systemd: setup ## Play the units under real systemd in a container: root, debootstrap, systemd-nspawn
+	$(BIN)/pytest -m systemd tests/systemd
 
 lint: setup ## Check style and which package may import which
 	$(BIN)/ruff check

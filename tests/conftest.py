@@ -25,13 +25,16 @@ INVOKE = "INVOKE_TRAINING_PYTHON"
 BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a broker, so that ``-m "not broker"`` is fast; skip what needs invoke-training without it."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a broker, so that ``-m "not broker"`` is fast; skip what is long or needs invoke-training."""
+    systemd = "systemd" in config.getoption("-m")
     for item in items:
         if isinstance(item, pytest.Function) and BROKER_FIXTURES & set(item.fixturenames):
             item.add_marker("broker")
         if item.get_closest_marker("invoke") and not os.environ.get(INVOKE):
             item.add_marker(pytest.mark.skip(f"{INVOKE} names no interpreter that has invoke-training"))
+        if item.get_closest_marker("systemd") and not systemd:
+            item.add_marker(pytest.mark.skip("takes minutes and root: make test-systemd"))
 
 
 @pytest.fixture(scope="session")

@@ -30,10 +30,10 @@ from training_schemas.events import (
 )
 from training_schemas.jobs import JOB_TYPE, TrainingJob, job_digest
 from training_schemas.ledger import CancelRequested
-from training_schemas.validation import decode_strictly
+from training_schemas.validation import UNREADABLE, decode_strictly
 from training_worker.advisor import Advisor
 from training_worker.answers import CancelAnswer, Receipt, cancel_answer
-from training_worker.broker.names import SUBMIT_KEY, Names, job_key, worker_key
+from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names, job_key, worker_key
 from training_worker.letters import DeadLetter
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class AsyncTrainingWorkerAPI(Advisor):
         command = persistent(msgspec.json.encode(CancelJob()))
         async with self._session() as session:
             # The ledger first: a worker that claims the job meanwhile sees one or the other.
-            await session.publish("", self._names.ledger, persistent(msgspec.json.encode(entry)))
+            await session.publish(self._names.control, LEDGER_KEY, persistent(msgspec.json.encode(entry)))
             told = await session.offer(self._names.control, job_key(job_id), command)
             # The job's end may be of our own making by now: what counts is how it stood before.
             before = await read_history(session, self._names, job_id, _start(since), until=entry)
@@ -182,7 +182,7 @@ class AsyncTrainingWorkerAPI(Advisor):
     async def _session(self) -> "AsyncIterator[Session]":
         from training_worker.broker.session import Session  # noqa: PLC0415
 
-        session = await Session.open(self._url, self._names, client="training-worker client")
+        session = await Session.open(self._url, self._names, client="training-worker client", declare=False)
         try:
             yield session
         finally:
@@ -202,5 +202,5 @@ def _read_event(body: bytes) -> tuple[str, Event | None]:
     try:
         envelope = decode_event(body)
         return envelope.id, envelope.read()
-    except (UnknownEventError, msgspec.MsgspecError):
+    except (UnknownEventError, *UNREADABLE):
         return "", None

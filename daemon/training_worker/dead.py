@@ -17,10 +17,10 @@ from training_schemas.validation import InvalidMessageError
 from training_worker.broker.ledger import read_history
 from training_worker.broker.ledger_tail import CLOCK_SLACK
 from training_worker.broker.link import Link
-from training_worker.broker.names import SUBMIT_KEY, Names
+from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names
 from training_worker.broker.session import Session, broker_errors, persistent
 from training_worker.errors import LetterError
-from training_worker.letters import DeadLetter, LetterText, read_letter
+from training_worker.letters import SIZE_HEADER, DeadLetter, LetterText, kept_body, read_letter
 
 # How many are looked at: the most that AMQP lets a consumer hold.
 MOST_LETTERS = 65_535
@@ -42,9 +42,12 @@ async def bury(  # noqa: PLR0913 - a letter's parts, of which most have few
     history: Sequence[AttemptSummary] = (),
     output_tail: Sequence[str] = (),
 ) -> None:
-    """Put a message's body into the dead queue, and wait for the confirm."""
+    """Put a message's body into the dead queue, cut if it is too large to be a job, and wait for the confirm."""
     text = LetterText(reason=reason, message=message, faults=faults, history=history, output_tail=output_tail)
-    letter = persistent(body, message_id=job_id, type=JOB_TYPE, headers=text.headers(time.time()))
+    kept = kept_body(body)
+    # The length that it came with, where it is not there any more.
+    cut = {} if kept is body else {SIZE_HEADER: len(body)}
+    letter = persistent(kept, message_id=job_id, type=JOB_TYPE, headers=text.headers(time.time()) | cut)
     await link.publish("", link.names.dead, letter)
 
 
@@ -113,7 +116,7 @@ class DeadQueue:
         # In this order, and the letter is acknowledged last: whatever is cut off in between leaves it there.
         if letter.ended:
             entry = Requeued(job_id=letter.job_id, time=time.time())
-            await self._session.publish("", self._names.ledger, persistent(msgspec.json.encode(entry)))
+            await self._session.publish(self._names.control, LEDGER_KEY, persistent(msgspec.json.encode(entry)))
         job = letter.job
         message = persistent(letter.body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
         await self._session.publish(self._names.jobs, SUBMIT_KEY, message)

@@ -11,7 +11,7 @@ from training_schemas.events import NO_JOB
 from training_schemas.jobs import TrainingJob
 from training_schemas.progress import Fault
 from training_schemas.usage import AttemptSummary
-from training_schemas.validation import decode_strictly
+from training_schemas.validation import MAX_MESSAGE_BYTES, UNREADABLE, decode_strictly
 
 REASON_HEADER = "x-training-reason"
 MESSAGE_HEADER = "x-training-message"
@@ -19,6 +19,7 @@ FAULTS_HEADER = "x-training-faults"
 HISTORY_HEADER = "x-training-history"
 OUTPUT_HEADER = "x-training-output"
 BURIED_HEADER = "x-training-buried"
+SIZE_HEADER = "x-training-size"
 
 # The reasons of letters that never were jobs. All others are those of a failure.
 REJECTED = "rejected"
@@ -30,6 +31,9 @@ LONGEST_MESSAGE = 4000
 LONGEST_OUTPUT = 24 * 1024
 LONGEST_LIST = 24 * 1024
 MOST_LINES = 50
+
+# What is kept of a body that is too large to be a job, in bytes: enough to see whose it is.
+LONGEST_BODY = 64 * 1024
 
 # Milliseconds, in the year 2100.
 LATEST_TIME = 4_102_444_800_000
@@ -103,6 +107,11 @@ def _bounded(attempt: AttemptSummary) -> AttemptSummary:
     if attempt.message is None:
         return attempt
     return msgspec.structs.replace(attempt, message=first_bytes(attempt.message, LONGEST_MESSAGE))
+
+
+def kept_body(body: bytes) -> bytes:
+    """What a letter keeps of a body: all that may be a job, and the beginning of what is too large to be one."""
+    return body if len(body) <= MAX_MESSAGE_BYTES else body[:LONGEST_BODY]
 
 
 def first_bytes(text: str, limit: int) -> str:
@@ -187,7 +196,9 @@ class _JobIdOnly(msgspec.Struct, rename="camel"):
 
 def job_id_of(body: bytes) -> str:
     """The id in a message that need not be a valid job; `NO_JOB` if there is none."""
+    if len(body) > MAX_MESSAGE_BYTES:
+        return NO_JOB
     try:
         return msgspec.json.decode(body, type=_JobIdOnly).job_id
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE:
         return NO_JOB

@@ -1,9 +1,19 @@
 """The daemon's log: a stable event key and bound context; readable on a terminal, JSON otherwise."""
 
 import logging
+import re
 import sys
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+# User and password of an address, as in amqp://user:password@host.
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@")
+
+
+def without_credentials(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    """The entry with no user and no password in any address: what libraries say may quote one."""
+    return {key: CREDENTIALS.sub("***@", value) if isinstance(value, str) else value for key, value in entry.items()}
 
 
 def configure_logging(*, verbose: bool = False) -> None:
@@ -16,6 +26,7 @@ def configure_logging(*, verbose: bool = False) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
+            without_credentials,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),

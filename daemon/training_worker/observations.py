@@ -1,11 +1,16 @@
-"""What a worker tells whoever measures it: frozen records, passed to a function. Nothing here knows of Prometheus."""
+"""What a worker tells whoever measures it: frozen records, passed to a function. Nothing here knows of Prometheus.
+
+Times are seconds. ``gpu`` is a card's UUID, or those of all of a slot's cards, with commas between.
+"""
 
 from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
 
-from training_schemas.jobs import TrainingType
+from training_schemas.events import Gpu
+from training_schemas.jobs import MemoryTier, TrainingType
+from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
 
 
@@ -20,18 +25,127 @@ class AttemptOutcome(StrEnum):
     SUPERSEDED = "superseded"
 
 
+class CardFound(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker serves with this card, or with these cards together."""
+
+    card: Gpu
+    simulated: bool
+
+
+class JobWaited(msgspec.Struct, frozen=True, kw_only=True):
+    """A job was claimed for the first time, so long after it was submitted."""
+
+    training_type: TrainingType
+    seconds: float
+
+
 class AttemptStarted(msgspec.Struct, frozen=True, kw_only=True):
     """A slot owns a job."""
 
     training_type: TrainingType
+    tier: MemoryTier
+    gpu: str
 
 
 class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot is done with a job."""
+    """A slot is done with a job; ``reason`` is why its trainer failed, if it did."""
 
     training_type: TrainingType
+    tier: MemoryTier
+    gpu: str
     outcome: AttemptOutcome
+    reason: FailureReason | None
     usage: Usage
 
 
-Observer = Callable[[AttemptStarted | AttemptEnded], None]
+class ProgressMade(msgspec.Struct, frozen=True, kw_only=True):
+    """The trainer has recorded something new, at ``time`` by its clock (unix seconds)."""
+
+    gpu: str
+    time: float
+
+
+class PhaseEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer was in a phase for so long, and went on to the next or to its end."""
+
+    training_type: TrainingType
+    phase: Phase
+    seconds: float
+
+
+class StepTaken(msgspec.Struct, frozen=True, kw_only=True):
+    """An optimizer step ended. ``seconds`` since the one before, if nothing else came in between."""
+
+    training_type: TrainingType
+    gpu: str
+    loss: float | None
+    seconds: float | None
+
+
+class PredictionChecked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a completed attempt took, by what its plan said: 1 is as planned, 2 twice as much; None is not known."""
+
+    step_seconds: float | None
+    peak_memory: float | None
+
+
+class LeaseEvent(StrEnum):
+    """What became of the lease of a job of ours."""
+
+    RENEWED = "renewed"
+    NOT_RENEWED = "notRenewed"
+    REJOINED = "rejoined"
+    """The job was taken up again after a lost connection, or by a daemon that was started anew."""
+    LOST = "lost"
+    """Another worker has the job."""
+
+
+class LeaseChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Something became of a lease."""
+
+    event: LeaseEvent
+
+
+class BrokerChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """The connection to the broker was made, or lost."""
+
+    connected: bool
+
+
+class Taking(StrEnum):
+    """Whether a worker takes jobs."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
+class TakingChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """From now on the worker takes jobs, or does not."""
+
+    taking: Taking
+
+
+class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
+    """The event loop is alive. Told every second."""
+
+
+Observation = (
+    CardFound
+    | JobWaited
+    | AttemptStarted
+    | AttemptEnded
+    | ProgressMade
+    | PhaseEnded
+    | StepTaken
+    | PredictionChecked
+    | LeaseChanged
+    | BrokerChanged
+    | TakingChanged
+    | LoopTurned
+)
+Observer = Callable[[Observation], None]
+
+
+def unobserved(_: Observation) -> None:
+    """Nobody measures."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from training_schemas.events import JobClaimed, JobWarning
 from training_schemas.progress import FailureReason
@@ -23,13 +24,14 @@ from training_worker.attempt import (
 from training_worker.cards import Card, Room, energy_wh_since, room_on
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
+from training_worker.measures import Measures
 from training_worker.meter import Meter
 from training_worker.nvml import DriverHangsError
-from training_worker.observations import AttemptEnded, AttemptStarted, Observer
+from training_worker.observations import AttemptEnded, AttemptStarted, JobWaited, Observer, PredictionChecked
 from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.ownership import Owner, Ownership
 from training_worker.policy import MOST_LOST, too_often_lost
-from training_worker.prediction import overruns, predict_here
+from training_worker.prediction import overruns, predict_here, ratios
 from training_worker.process import Child
 from training_worker.queued_job import QueuedJob
 from training_worker.rates import Rates
@@ -94,10 +96,22 @@ class OwnedJob:
         """Train and settle. Returns when nothing of the job is left with this worker, or when it is detached."""
         async with asyncio.TaskGroup() as group:
             holding = group.create_task(self._hold(), name="hold")
-            while await self._attempt():
+            self._tell_wait()
+            while await self._attempt_again():
                 pass
             if self._wishes.detach.is_set():
                 holding.cancel()
+
+    def _tell_wait(self) -> None:
+        """Say how long the job waited, at its first claim; of one that nobody knows the age of, nothing."""
+        first = self._found is None and self._ownership.before.attempt == 0
+        if first and self._queued.submitted_at > 0:
+            waited = max(0.0, time.time() - self._queued.submitted_at)
+            self._context.observe(JobWaited(training_type=self._queued.plan.training_type, seconds=waited))
+
+    async def _attempt_again(self) -> bool:
+        with bound_contextvars(attempt=self._ownership.attempt):
+            return await self._attempt()
 
     async def _hold(self) -> None:
         if not await self._ownership.hold(self._renewed):
@@ -112,8 +126,8 @@ class OwnedJob:
 
     async def _attempt(self) -> bool:
         """One attempt. True if another one follows here."""
-        training_type = self._queued.plan.training_type
-        self._context.observe(AttemptStarted(training_type=training_type))
+        training_type, tier = self._queued.plan.training_type, self._queued.plan.tier
+        self._context.observe(AttemptStarted(training_type=training_type, tier=tier, gpu=self._card.uuid))
         found, self._found = self._found, None
         early = None if found is not None else await self._prepare()
         reporter = self._make_reporter()
@@ -124,7 +138,16 @@ class OwnedJob:
             telling.cancel()
         if end is None:
             return False
-        self._context.observe(AttemptEnded(training_type=training_type, outcome=end.outcome, usage=end.usage))
+        self._context.observe(
+            AttemptEnded(
+                training_type=training_type,
+                tier=tier,
+                gpu=self._card.uuid,
+                outcome=end.outcome,
+                reason=outcome.reason if isinstance(outcome, Broken) else None,
+                usage=end.usage,
+            )
+        )
         await self._clean_up()
         return end.again
 
@@ -223,7 +246,10 @@ class OwnedJob:
         card = self._card
         meter = Meter(card.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=card.count)
         resumes = record.engine not in NEVER_RESUMING
-        teller = Teller(run.folder, meter, reporter, self._ownership, saved_step=record.resumed_step, resumes=resumes)
+        measures = Measures(self._context.observe, run.spec.training_type, card.uuid)
+        teller = Teller(
+            run.folder, meter, reporter, self._ownership, measures, saved_step=record.resumed_step, resumes=resumes
+        )
         limits = Limits(
             stop_grace=self._settings.stop_grace,
             stall_preparing=self._settings.stall_preparing,
@@ -301,6 +327,8 @@ class OwnedJob:
             return Broken.because_of(error, done.usage)
         for message in overruns(run.record.predicted, done, self._card):
             reporter.emit(JobWarning, message=message)
+        step_seconds, peak_memory = ratios(run.record.predicted, done, self._card)
+        self._context.observe(PredictionChecked(step_seconds=step_seconds, peak_memory=peak_memory))
         if done.seconds_per_step is not None:
             self._context.rates.note(self._card, workload_of_spec(run.spec), done.seconds_per_step)
         return msgspec.structs.replace(done, record=record)

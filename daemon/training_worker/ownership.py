@@ -23,6 +23,7 @@ from training_worker.broker.names import delayed_key
 from training_worker.broker.session import Session
 from training_worker.errors import BrokerError, JobLockedError
 from training_worker.history import Standing
+from training_worker.observations import LeaseChanged, LeaseEvent, Observer, unobserved
 from training_worker.queued_job import QueuedJob
 from training_worker.reporter import Speaker, retell
 from training_worker.waiting import first_of
@@ -46,6 +47,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     lease: float
     grace: int
     clock: Callable[[], float]
+    observe: Observer = unobserved
 
     def lease_terms(self, job: QueuedJob) -> LeaseTerms:
         """How a job's copies are kept, and where they go when the lease runs out."""
@@ -136,6 +138,7 @@ class Ownership:
     async def _regain(self) -> bool:
         if self._grip is None or self._grip.session.lost.is_set():
             self._superseded = not await self._rejoin()
+            self._tell(LeaseEvent.LOST if self._superseded else LeaseEvent.REJOINED)
             self._known.set()
         return not self._superseded
 
@@ -147,7 +150,13 @@ class Ownership:
                 await self._renew_once(grip)
             except BrokerError as error:
                 log.warning("lease_not_renewed", error=str(error))
+                self._tell(LeaseEvent.NOT_RENEWED)
                 grip.session.lost.set()
+            else:
+                self._tell(LeaseEvent.RENEWED)
+
+    def _tell(self, event: LeaseEvent) -> None:
+        self._owner.observe(LeaseChanged(event=event))
 
     async def _renew_once(self, grip: Grip) -> None:
         now = self._owner.clock()

@@ -51,8 +51,7 @@ def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
         return []
     found = []
     peak, step, total = done.record.peak_vram_mib, done.seconds_per_step, done.usage.gpu_seconds
-    # The trainer's count begins where the driver's own part ends.
-    planned = predicted.peak_vram_mib - int(CONTEXT) // MIB
+    planned = _planned_peak(predicted)
     if peak is not None and peak > planned:
         found.append(f"the trainer held {peak} MiB of its card, and the plan said {planned}")
     if step is not None and step > SLOWER * predicted.seconds_per_step:
@@ -60,6 +59,22 @@ def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
     if total > RANGE[1] * predicted.gpu_seconds:
         found.append(f"the attempt took {total:.0f} GPU-seconds, and the plan said {predicted.gpu_seconds:.0f}")
     return found
+
+
+def ratios(predicted: Prediction | None, done: Done, card: Card) -> tuple[float | None, float | None]:
+    """Seconds a step and peak memory by what was planned, where both are known; of a simulated card neither."""
+    if predicted is None or card.simulated:
+        return None, None
+    step, peak = done.seconds_per_step, done.record.peak_vram_mib
+    return (
+        None if step is None else step / predicted.seconds_per_step,
+        None if peak is None else peak / _planned_peak(predicted),
+    )
+
+
+def _planned_peak(predicted: Prediction) -> int:
+    # The trainer's count begins where the driver's own part ends.
+    return predicted.peak_vram_mib - int(CONTEXT) // MIB
 
 
 def measure(done: Done, attempts: list[AttemptSummary]) -> Measured:

@@ -11,9 +11,14 @@ from training_schemas.validation import InvalidMessageError
 from training_worker.broker.link import Link
 from training_worker.broker.session import broker_errors
 from training_worker.dead import bury
-from training_worker.letters import ID_TAKEN, REJECTED, job_id_of
+from training_worker.letters import ID_TAKEN, REJECTED, first_bytes, job_id_of
 from training_worker.queued_job import QueuedJob
 from training_worker.reporter import Speaker
+
+# An event is read by everybody: what is wrong with a message that is nothing but wrong is told in part.
+MOST_FAULTS = 100
+LONGEST_PATH = 200
+LONGEST_REASON = 1000
 
 log = structlog.get_logger()
 
@@ -30,11 +35,21 @@ async def refuse(queued: QueuedJob, body: bytes, link: Link, speaker: Speaker) -
 
 async def reject(message: AbstractIncomingMessage, faults: list[Fault], link: Link, speaker: Speaker) -> None:
     """Tell everybody what is wrong with a message, put it into the dead queue, and settle it. Raises `BrokerError`."""
-    job_id = job_id_of(message.body)
+    job_id, faults = job_id_of(message.body), told_faults(faults)
     text = str(InvalidMessageError(faults))
     event = speaker.state(JobRejected, str(uuid.uuid4()), job_id=job_id, attempt=0, sequence=1, faults=faults)
     await bury(link, message.body, job_id=job_id, reason=REJECTED, message=text, faults=faults)
     await speaker.publish(event)
     with broker_errors():
         await message.ack()
-    log.warning("rejected", job=job_id, faults=text)
+    log.warning("rejected", job=job_id, faults=first_bytes(text, LONGEST_REASON))
+
+
+def told_faults(faults: list[Fault]) -> list[Fault]:
+    """The first of a message's faults, each of a bounded length; the last one says how many more there are."""
+    told = [
+        Fault(path=first_bytes(fault.path, LONGEST_PATH), reason=first_bytes(fault.reason, LONGEST_REASON))
+        for fault in faults[:MOST_FAULTS]
+    ]
+    left = len(faults) - len(told)
+    return [*told, Fault(path="", reason=f"{left} faults more")] if left else told

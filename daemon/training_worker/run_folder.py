@@ -28,6 +28,10 @@ log = structlog.get_logger()
 
 OUTPUT_LINES = 50
 
+# A trainer's output file that is larger is put aside and begun anew; of what is put aside so much is kept, the newest.
+LARGEST_OUTPUT = 16 * 1024 * 1024
+KEPT_OUTPUT = 4 * 1024 * 1024
+
 # What only the daemon reads: who the trainer is, how far its records have been told, and what has been decided.
 IDENTITY_FILE = "process"
 RECORD_FILE = "run.json"
@@ -141,7 +145,24 @@ class RunFolder:
 
     def output_tail(self) -> list[str]:
         """The trainer's last words."""
-        return last_lines(self.stderr, OUTPUT_LINES) or last_lines(self.stdout, OUTPUT_LINES)
+        return self._tail_of(self.stderr) or self._tail_of(self.stdout)
+
+    def _tail_of(self, file: Path) -> list[str]:
+        return [*last_lines(_aside(file), OUTPUT_LINES), *last_lines(file, OUTPUT_LINES)][-OUTPUT_LINES:]
+
+    def shorten_output(self) -> None:
+        """Keep the files that a trainer writes to from filling the disk. Raises `OSError`.
+
+        It has them open for appending, so it goes on at the new beginning. What it writes between the copy and the cut
+        is lost.
+        """
+        for file in (self.stdout, self.stderr):
+            if file.exists() and file.stat().st_size > LARGEST_OUTPUT:
+                with file.open("rb") as source:
+                    source.seek(-KEPT_OUTPUT, os.SEEK_END)
+                    _aside(file).write_bytes(source.read(KEPT_OUTPUT))
+                os.truncate(file, 0)
+                log.info("output_shortened", path=str(file))
 
     def remove(self) -> None:
         """Delete the folder. It gets another name first: half a folder is not found again."""
@@ -150,6 +171,10 @@ class RunFolder:
         if self.path.exists():
             self.path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def _aside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.1")
 
 
 def runs_dir(state_dir: Path) -> Path:

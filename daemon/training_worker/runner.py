@@ -20,6 +20,9 @@ from training_worker.wishes import Wishes
 # A step that takes longer than the bound is no stall, if others took nearly as long.
 STALLED_STEPS = 10
 
+# How often the sizes of the trainer's output files are looked at (seconds).
+OUTPUT_CHECKS = 10.0
+
 log = structlog.get_logger()
 
 
@@ -48,15 +51,25 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._teller.follow(ended), name="tail")
             watching = group.create_task(self._watch(), name="watchdog")
+            shortening = group.create_task(self._shorten_output(), name="output")
             end = await self._end_of(child)
             self._meter.stop()
             watching.cancel()
+            shortening.cancel()
             ended.set()
         if end is None:
             child.leave()
             return Detached()
         log.info("trainer_ended", pid=child.pid, exit=str(end))
         return self._judge(end)
+
+    async def _shorten_output(self) -> None:
+        while True:
+            await asyncio.sleep(OUTPUT_CHECKS)
+            try:
+                await asyncio.to_thread(self._folder.shorten_output)
+            except OSError as error:
+                log.warning("output_not_shortened", error=str(error))
 
     async def look_back(self, last_sign: float, *, rebooted: bool) -> Outcome:
         """Judge a trainer that ended while nobody watched, and gave its last sign of life then (unix seconds).

@@ -4,6 +4,7 @@ Each setting ``name`` can be given as ``TRAINING_NAME`` in the environment: text
 value. Settings are read once, by the command line, and passed in.
 """
 
+import os
 import re
 import socket
 import sys
@@ -11,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import msgspec
 from msgspec import Meta, field
@@ -67,12 +69,14 @@ Delay = Annotated[int, Meta(ge=1, le=86_400)]
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator can set. Times are seconds.
 
-    ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``. With ``gpus_per_job`` above 1,
-    so many equal cards serve together the jobs that ask for as many, and no others. ``models`` is the allow-list:
-    the name that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by words of a
-    card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows otherwise. ``lease`` is how
-    long a job stays with a worker that is gone, and ``grace`` how much longer it waits for it after that;
-    ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to stop.
+    With ``amqps://``, ``amqp_ca_file`` says whom to believe that it is the broker, and ``amqp_cert_file`` with
+    ``amqp_key_file`` who we are. ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``.
+    ``only_gpus`` are the cards to use, by UUID or by index; without it, all. With ``gpus_per_job`` above 1, so many
+    equal cards serve together the jobs that ask for as many, and no others.
+    ``models`` is the allow-list: the name that a job uses, and the pipeline folder on this host. ``prices`` are US
+    dollars an hour by words of a card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows
+    otherwise. ``lease`` is how long a job stays with a worker that is gone, and ``grace`` how much longer it waits for
+    it after that; ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to stop.
     ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer that
     says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the
     encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB. Without ``metrics_port`` no
@@ -86,12 +90,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     amqp_url: Annotated[str, Meta(pattern=AMQP_URL)] = DEFAULT_AMQP_URL
     amqp_url_file: str | None = None
+    amqp_ca_file: Path | None = None
+    amqp_cert_file: Path | None = None
+    amqp_key_file: Path | None = None
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")] = "training"
     state_dir: Path = Path("/var/lib/training-worker")
     dataset_roots: list[Path] = field(default_factory=lambda: [Path("/datasets")])
     output_roots: list[Path] = field(default_factory=lambda: [Path("/models")])
     models: dict[str, Path] = {}
     gpus: list[str] = []
+    only_gpus: list[str] = []
     gpus_per_job: GpuCount = 1
     prices: dict[str, Annotated[float, Meta(ge=0)]] = {}
     cards: list[CardSpec] = []
@@ -123,15 +131,39 @@ def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
     # Those that are named come to the one that is always there, or in its place.
     given = {name: _resolved(name, engine) for name, engine in settings.engines.items()}
     settings = msgspec.structs.replace(settings, engines=default_engines() | given)
-    if settings.amqp_url_file is None:
-        return settings
+    if settings.amqp_url_file is not None:
+        settings = msgspec.structs.replace(settings, amqp_url=_url_of(settings.amqp_url_file))
+    return msgspec.structs.replace(settings, amqp_url=with_certificates(settings))
+
+
+def _url_of(file: str) -> str:
     try:
-        url = Path(settings.amqp_url_file).read_text("utf-8").strip()
+        url = Path(file).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read amqp_url_file: {error}") from None
     if not re.match(AMQP_URL, url):
         raise SettingsError("cannot read amqp_url_file: its content is no address amqp:// or amqps://")
-    return msgspec.structs.replace(settings, amqp_url=url)
+    return url
+
+
+def with_certificates(settings: Settings) -> str:
+    """The broker's address with the files for TLS, as the AMQP library takes them. Raises `SettingsError`."""
+    files = {
+        "cafile": ("amqp_ca_file", settings.amqp_ca_file),
+        "certfile": ("amqp_cert_file", settings.amqp_cert_file),
+        "keyfile": ("amqp_key_file", settings.amqp_key_file),
+    }
+    given = {key: (name, path) for key, (name, path) in files.items() if path is not None}
+    if given and not settings.amqp_url.startswith("amqps://"):
+        names = ", ".join(name for name, _ in given.values())
+        raise SettingsError(f"cannot read settings: {names}: the broker's address does not begin with amqps://")
+    for name, path in given.values():
+        # Looked at now: the library would say the same on each of its attempts, and not which file it is.
+        if not os.access(path, os.R_OK):
+            raise SettingsError(f"cannot read {name}: {path} is not there, or not ours to read")
+    query = urlencode({key: str(path) for key, (_, path) in given.items()})
+    joint = "&" if "?" in settings.amqp_url else "?"
+    return f"{settings.amqp_url}{joint}{query}" if query else settings.amqp_url
 
 
 def _resolved(name: EngineName, engine: EngineSettings) -> EngineSettings:

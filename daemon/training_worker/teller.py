@@ -25,6 +25,7 @@ from training_schemas.progress import (
     decode_record,
 )
 from training_worker.errors import AttemptError
+from training_worker.measures import Measures
 from training_worker.meter import Meter
 from training_worker.ownership import Ownership
 from training_worker.reporter import Reporter
@@ -48,6 +49,7 @@ class Teller:
         meter: Meter,
         reporter: Reporter,
         ownership: Ownership,
+        measures: Measures,
         *,
         saved_step: int,
         resumes: bool = True,
@@ -56,6 +58,7 @@ class Teller:
         self._meter = meter
         self._reporter = reporter
         self._ownership = ownership
+        self._measures = measures
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self._last_step_at: float | None = None
         self.phase = Phase.STARTING
@@ -84,7 +87,9 @@ class Teller:
                 log.warning("record_unreadable", error=str(error), line=line[:200])
                 continue
             self._take_in(record)
-            if not self._reporter.has_told(offset):
+            new = not self._reporter.has_told(offset)
+            self._measures.take_in(record, new=new)
+            if new:
                 self._tell(record, offset)
 
     def _take_in(self, record: AnyRecord) -> None:

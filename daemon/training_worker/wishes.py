@@ -2,11 +2,11 @@
 
 import asyncio
 
-import msgspec
 import structlog
 
 from training_schemas.commands import CancelJob, CheckpointJob, SampleJob, decode_job_command
 from training_schemas.spec import RunRequest
+from training_schemas.validation import UNREADABLE
 from training_worker.run_folder import STOP_FILE, RunFolder, StopOrder
 
 log = structlog.get_logger()
@@ -46,7 +46,7 @@ class Wishes:
         """Take a command from the job's inbox."""
         try:
             command = decode_job_command(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             log.warning("command_unreadable", error=str(error))
             return
         log.info("command", command=type(command).__name__)

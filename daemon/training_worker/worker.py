@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from enum import Enum, IntEnum, auto
 
-import msgspec
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from training_schemas.commands import DrainWorker, PauseWorker, ResumeWorker, decode_worker_command
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
+from training_schemas.validation import UNREADABLE
 from training_worker.attempt import model_families, served_types
 from training_worker.broker.ledger import Ledger
 from training_worker.broker.link import Link
@@ -23,7 +23,8 @@ from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
 from training_worker.monitor import Monitor
-from training_worker.observations import Observer
+from training_worker.notify import Condition, Notifier, keep_telling
+from training_worker.observations import CardFound, LoopTurned, Observer, Taking, TakingChanged
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
 from training_worker.presence import Presence
@@ -38,6 +39,9 @@ from training_worker.state_lock import only_daemon
 # What may follow a trainer's grace when a worker is told to stop: saying so, giving the job back.
 SETTLE_TIMEOUT = 20.0
 ABORT_TIMEOUT = 5.0
+
+# How often it is told that the loop turns (seconds).
+PULSE = 1.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -75,8 +79,12 @@ def served_families(settings: Settings) -> list[ModelFamily]:
 class Worker:
     """One daemon: an intake, and a slot for each card."""
 
-    def __init__(self, settings: Settings, cards: list[Card], observe: Observer) -> None:
+    def __init__(
+        self, settings: Settings, cards: list[Card], observe: Observer, notifier: Notifier | None = None
+    ) -> None:
         self._settings = settings
+        self._notifier = notifier or Notifier({})
+        self._tasks: list[asyncio.Task[None]] = []
         self._observe = observe
         self._cards = cards
         self._families = served_families(settings)
@@ -91,6 +99,7 @@ class Worker:
             Names(settings.prefix),
             client=f"training-worker {settings.worker_id}",
             delays=[settings.grace, *settings.retry_delays],
+            observe=observe,
         )
         self._ledger = Ledger(self._link, clock=time.time)
         simulated = any(card.simulated for card in cards)
@@ -115,6 +124,7 @@ class Worker:
             lease=self._settings.lease,
             grace=self._settings.grace,
             clock=time.time,
+            observe=self._observe,
         )
         slots = {
             card.uuid: Slot(self._context(card, owner), card.tier) for card in self._cards if card.tier is not None
@@ -164,6 +174,7 @@ class Worker:
         """End, and leave what is running to the program that takes this one's place."""
         self._leave(Stage.DRAINING, "SIGHUP")
         self._ending = Ending.REPLACED
+        self._notifier.reloading()
         self._end_within(SETTLE_TIMEOUT)
         for slot in self._slots.values():
             slot.detach()
@@ -173,6 +184,10 @@ class Worker:
         self._stage = max(self._stage, stage)
         self._why = why
         self._gate.drain()
+        # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
+        if stage >= Stage.RELEASING:
+            self._notifier.stopping(self._condition().status)
+        self._observe(TakingChanged(taking=Taking.DRAINING))
 
     def _end_within(self, seconds: float) -> None:
         self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -189,9 +204,13 @@ class Worker:
                     group.create_task(self._monitor.run(), name="monitor"),
                     group.create_task(self._presence.beat(self._monitor), name="heartbeat"),
                     group.create_task(self._presence.tell(), name="telling"),
+                    group.create_task(keep_telling(self._notifier, self._condition), name="notify"),
+                    group.create_task(self._pulse(), name="pulse"),
                 ]
+                self._tasks.append(services[0])
                 await self._run_slots()
                 if self._ending is not Ending.REPLACED:
+                    self._notifier.stopping("ending")
                     await self._presence.goodbye(self._why)
                 for service in reversed(services):
                     service.cancel()
@@ -201,13 +220,22 @@ class Worker:
         log.info("ended", how=self._ending.name.lower())
         return self._ending
 
+    async def _pulse(self) -> None:
+        """Tell what cards there are, and again and again that the loop turns."""
+        for card in self._cards:
+            if card.tier is not None:
+                self._observe(CardFound(card=card.describe(), simulated=card.simulated))
+        while True:
+            self._observe(LoopTurned())
+            await asyncio.sleep(PULSE)
+
     async def _run_slots(self) -> None:
         runs = await asyncio.to_thread(find_runs, self._settings.state_dir)
         try:
             async with self._limit, asyncio.TaskGroup() as group:
                 for uuid in self._gates:
                     own = [run for run in runs if run.record.card.uuid == uuid]
-                    group.create_task(self._run_slot(uuid, own), name=f"slot-{uuid}")
+                    self._tasks.append(group.create_task(self._run_slot(uuid, own), name=f"slot-{uuid}"))
                 for slot, run in self._strays(runs):
                     group.create_task(slot.take_up([run]), name=f"stray-{run.record.job.job_id}")
         except TimeoutError:
@@ -226,6 +254,15 @@ class Worker:
                 slot = Slot(self._context(run.record.card, self._owner), MemoryTier.GB8)
                 self._slots[f"stray-{run.folder.path.name}"] = slot
                 yield slot, run
+
+    def _condition(self) -> Condition:
+        """Healthy: the link's task and each slot's are alive. A slot's ends when the worker leaves, not before."""
+        broker = "connected" if self._link.connected else "not connected to the broker"
+        stage = "" if self._stage is Stage.WORKING else f", {self._stage.name.lower()}"
+        jobs = [f"{slot.job_id} on {name}" for name, slot in self._slots.items() if slot.job_id is not None]
+        doing = f"training {', '.join(jobs)}" if jobs else f"no job on {len(self._slots)} card(s)"
+        healthy = self._stage is not Stage.WORKING or not any(task.done() for task in self._tasks)
+        return Condition(healthy=healthy, status=f"{broker}{stage}; {doing}")
 
     async def _appear_on(self, session: Session) -> None:
         """On each session: listen to commands, and say that this worker is here."""
@@ -247,7 +284,7 @@ class Worker:
     def _obey(self, body: bytes) -> None:
         try:
             command = decode_worker_command(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             log.warning("command_unreadable", error=str(error))
             return
         log.info("command", command=type(command).__name__)
@@ -256,8 +293,14 @@ class Worker:
                 self.drain("command")
             case PauseWorker():
                 self._gate.pause()
+                self._tell_taking()
             case ResumeWorker():
                 self._gate.resume()
+                self._tell_taking()
+
+    def _tell_taking(self) -> None:
+        closed = Taking.DRAINING if self._gate.drained else Taking.PAUSED
+        self._observe(TakingChanged(taking=closed if self._gate.closed else Taking.OPEN))
 
     def _on_signal(self, number: signal.Signals) -> None:
         """SIGTERM releases and SIGINT drains; the next one, but for SIGTERM after a drain, aborts. SIGHUP replaces."""

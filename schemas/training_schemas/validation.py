@@ -11,6 +11,9 @@ from training_schemas.progress import Fault
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 
+# All that decoding what a stranger sent may raise: the last two come from deep nesting and from broken UTF-8.
+UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
 T = TypeVar("T", bound=StrictWire)
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.support.runs import LEASE, SPEC, make_folder
 
 from training_schemas.spec import RequestLine, RunLease, RunRequest, RunSpec
+from training_worker import run_folder
 from training_worker.identity import RECORD_SELF, Identity
 from training_worker.run_folder import CURSOR_FILE, OUTPUT_LINES, Bookmark, Cursor, RunFolder, StopOrder, fsync_folder
 
@@ -177,3 +178,26 @@ def test_a_file_that_was_never_written_is_none_and_one_that_is_wrong_an_error(fo
 
     with pytest.raises(msgspec.ValidationError):
         folder.read("stop.json", StopOrder)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_output_that_grows_too_large_is_cut_and_its_tail_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The trainer goes on writing to the file that it has open; its last words are those before and after the cut."""
+    monkeypatch.setattr(run_folder, "LARGEST_OUTPUT", 1000)
+    monkeypatch.setattr(run_folder, "KEPT_OUTPUT", 100)
+    folder = make_folder(tmp_path)
+    file: Path = getattr(folder, name)
+    with file.open("ab", buffering=0) as output:
+        output.write(b"".join(b"line %04d\n" % number for number in range(100)))
+        folder.shorten_output()
+        assert file.stat().st_size == 1000
+
+        output.write(b"line 0100\n")
+        folder.shorten_output()
+        output.write(b"the last word\n")
+
+    assert file.read_bytes() == b"the last word\n"
+    assert folder.output_tail() == [f"line {number:04}" for number in range(91, 101)] + ["the last word"]
+    assert sum(path.stat().st_size for path in folder.path.glob(f"{file.name}*")) < 1000

@@ -38,7 +38,9 @@ class Watch:
         self.wishes.attach(run.folder)
         link = RecordingLink()
         self.meter = Meter(3.6, started=time.time() if started is None else started, clock=time.time)
-        self.teller = Teller(run.folder, self.meter, a_reporter(link, run.folder), own(link), saved_step=5)
+        self.teller = Teller(
+            run.folder, self.meter, a_reporter(link, run.folder), own(link), runs.unmeasured(), saved_step=5
+        )
         self.runner = Runner(run.folder, self.meter, self.teller, self.wishes, limits)
 
     def start(self, script: str) -> Child:

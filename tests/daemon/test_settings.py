@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
@@ -298,3 +299,34 @@ def test_an_address_in_the_environment_counts_more_than_a_file_named_in_the_sett
     settings = load_settings(file, {"TRAINING_AMQP_URL": "amqp://here/"})
 
     assert settings.amqp_url == "amqp://here/"
+
+
+def test_the_files_for_tls_come_into_the_address(tmp_path: Path) -> None:
+    """As the AMQP library reads them, whatever the address had."""
+    names = ("ca.pem", "cert.pem", "key.pem")
+    for name in names:
+        (tmp_path / name).touch()
+    ca, cert, key = (str(tmp_path / name) for name in names)
+    environ = {
+        "TRAINING_AMQP_URL": "amqps://broker/?heartbeat=5",
+        "TRAINING_AMQP_CA_FILE": ca,
+        "TRAINING_AMQP_CERT_FILE": cert,
+        "TRAINING_AMQP_KEY_FILE": key,
+    }
+
+    query = parse_qs(urlsplit(load_settings(None, environ).amqp_url).query)
+
+    assert query == {"heartbeat": ["5"], "cafile": [ca], "certfile": [cert], "keyfile": [key]}
+
+
+@pytest.mark.parametrize(
+    ("url", "file", "reason"),
+    [
+        ("amqps://broker/", "/no/such.pem", "cannot read amqp_ca_file: /no/such.pem is not there, or not ours to read"),
+        ("amqp://broker/", "/etc/hosts", "amqp_ca_file: the broker's address does not begin with amqps://"),
+    ],
+)
+def test_files_for_tls_that_do_not_help_are_refused(url: str, file: str, reason: str) -> None:
+    """Without TLS they would do nothing; missing, each attempt would fail for no reason given."""
+    with pytest.raises(SettingsError, match=re.escape(reason)):
+        load_settings(None, {"TRAINING_AMQP_URL": url, "TRAINING_AMQP_CA_FILE": file})

@@ -30,7 +30,9 @@ class Desk:
         self.ownership: Ownership = own(self.link)
         self.reporter: Reporter = a_reporter(self.link, folder)
         self.meter = Meter(3.6, started=NOW - 100, clock=lambda: NOW)
-        self.teller = Teller(folder, self.meter, self.reporter, self.ownership, saved_step=0, resumes=resumes)
+        self.teller = Teller(
+            folder, self.meter, self.reporter, self.ownership, runs.unmeasured(), saved_step=0, resumes=resumes
+        )
 
     async def follow(self) -> None:
         """Read all that is there."""

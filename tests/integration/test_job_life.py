@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -11,6 +10,7 @@ import aio_pika
 import msgspec
 import pytest
 from tests.support.fleet import CARD_24, Fleet
+from tests.support.scrape import free_port
 
 from training_schemas.events import (
     JobCancelled,
@@ -279,11 +279,3 @@ async def test_a_worker_that_is_asked_for_metrics_counts_what_it_did(fleet: Flee
     assert 'training_worker_jobs_running{training_type="FLUX_LORA"} 0.0' in scrape
     used = next(line for line in scrape.splitlines() if line.startswith(f"training_worker_gpu_seconds_total{labels}"))
     assert float(used.split()[1]) > 0
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

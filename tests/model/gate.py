@@ -17,7 +17,7 @@ from tests.support.frames import Frames
 from yarl import URL
 
 from training_schemas.ledger import Barrier, Claimed, EndEntry, decode_entry
-from training_worker.broker.names import Names
+from training_worker.broker.names import LEDGER_KEY, Names
 
 PATIENCE = 10.0
 FRAME_OVERHEAD = 8
@@ -86,7 +86,8 @@ class Wire:
         return step
 
     def _publication(self, frame: Any, unit: bytes) -> str | None:
-        if frame.exchange:
+        # What goes to the ledger by its key is an entry as well.
+        if frame.exchange and frame.routing_key != LEDGER_KEY:
             return "say_end" if frame.exchange == self._names.events else "requeue"
         if frame.routing_key == self._lease:
             return "publish_lease"

@@ -135,7 +135,7 @@ class Fleet:
             "stop_grace": 5,
         } | changes
 
-    async def start(
+    async def start(  # noqa: PLR0913 - each by its name
         self,
         worker_id: str = "w1",
         *,
@@ -143,6 +143,7 @@ class Fleet:
         mode: str = "ok",
         online: bool = True,
         program: Sequence[str] = ("-m", "training_worker"),
+        arguments: Sequence[str] = (),
         **changes: Any,
     ) -> Daemon:
         """Start a daemon; by default wait until it is connected."""
@@ -155,7 +156,7 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
         env = inherited | {"PYTHONPATH": path, "LD_LIBRARY_PATH": str(self.folder / "no-nvml")} | self.host
         with log.open("wb") as file:
-            command = [sys.executable, *program, "run", "--config", str(config)]
+            command = [sys.executable, *program, "run", "--config", str(config), *arguments]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)  # noqa: ASYNC220 - takes milliseconds
         daemon = Daemon(process, log, worker_id)
         self._delays.update((settings["grace"], *settings["retry_delays"]))
@@ -252,12 +253,7 @@ class Fleet:
 
     def waiting_queues(self) -> list[str]:
         """The queues in which jobs of this fleet wait, but for leases."""
-        tiers = [
-            self.names.tier_queue(family, tier, count)
-            for family in ModelFamily
-            for tier in MemoryTier
-            for count in (1, 2)
-        ]
+        tiers = [self.names.tier_queue(family, tier) for family in ModelFamily for tier in MemoryTier]
         return [self.names.intake, self.names.delay_queue(1), *tiers]
 
     async def all_event_ids(self, kind: type[Event]) -> list[str]:

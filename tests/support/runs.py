@@ -28,6 +28,8 @@ from training_schemas.spec import RunLease, RunSpec
 from training_worker.cards import Card
 from training_worker.history import JobHistory, Standing
 from training_worker.jobs import flux_lora_job
+from training_worker.measures import Measures
+from training_worker.observations import unobserved
 from training_worker.queued_job import QueuedJob
 from training_worker.run import Run, RunRecord
 from training_worker.run_folder import RunFolder
@@ -71,6 +73,11 @@ def make_run(state_dir: Path, job_id: str = "portrait", started_at: float = 2000
     folder = RunFolder.create(state_dir, spec, LEASE, record)
     queued = QueuedJob.submitted(msgspec.json.encode(record.job), record.submitted_at)
     return Run(folder=folder, spec=spec, record=record, queued=queued)
+
+
+def unmeasured() -> Measures:
+    """Measures that nobody asks for."""
+    return Measures(unobserved, TrainingType.FLUX_LORA, CARD.uuid)
 
 
 def make_folder(state_dir: Path) -> RunFolder:

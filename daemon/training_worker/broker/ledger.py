@@ -16,7 +16,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from training_schemas.ledger import AnyEntry, Barrier, JobEntry
 from training_worker.broker.ledger_tail import CLOCK_SLACK, JobTail, Tail
 from training_worker.broker.link import Link
-from training_worker.broker.names import Names
+from training_worker.broker.names import LEDGER_KEY, Names
 from training_worker.broker.session import Session, broker_errors, persistent
 from training_worker.errors import BrokerLostError
 from training_worker.history import JobHistory
@@ -136,7 +136,7 @@ async def _pass_barrier(session: Session, names: Names, tail: Tail) -> None:
     seen = tail.expect(nonce)
     try:
         marker = Barrier(time=time.time(), nonce=nonce)
-        await session.publish("", names.ledger, persistent(msgspec.json.encode(marker)))
+        await session.publish(names.control, LEDGER_KEY, persistent(msgspec.json.encode(marker)))
         while not await _comes_back(session, tail, seen):
             pass
     finally:

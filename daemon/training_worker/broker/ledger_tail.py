@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from training_schemas.ledger import AnyEntry, Barrier, Completed, EndEntry, JobEntry, decode_entry
+from training_schemas.validation import UNREADABLE
 from training_worker.history import JobHistory
 
 # How far the clocks of hosts and broker may differ, seconds.
@@ -64,7 +65,7 @@ class Tail:
         self._offset = offset
         try:
             entry = decode_entry(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             # A later version's entry, or a stranger's. What this version decides does not depend on it.
             log.warning("ledger_entry_unreadable", offset=offset, error=str(error))
             return

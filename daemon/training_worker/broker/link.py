@@ -10,6 +10,7 @@ from aio_pika import Message
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session
 from training_worker.errors import BrokerError, BrokerLostError
+from training_worker.observations import BrokerChanged, Observer, unobserved
 
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 15.0
@@ -20,8 +21,11 @@ log = structlog.get_logger()
 class Link:
     """Keeps a session open for as long as `run` runs."""
 
-    def __init__(self, url: str, names: Names, *, client: str, delays: Collection[int] = ()) -> None:
+    def __init__(
+        self, url: str, names: Names, *, client: str, delays: Collection[int] = (), observe: Observer = unobserved
+    ) -> None:
         self._url = url
+        self._observe = observe
         self._delays = delays
         self._client = client
         self._session: Session | None = None
@@ -56,14 +60,20 @@ class Link:
                 return session
 
     async def _show(self, session: Session | None) -> None:
+        self._observe(BrokerChanged(connected=session is not None))
         async with self._changed:
             self._session = session
             self._changed.notify_all()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session that is not known to be lost."""
+        return self._session is not None and not self._session.lost.is_set()
+
     async def session(self) -> Session:
         """The session, once there is one that is not known to be lost."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._session is not None and not self._session.lost.is_set())
+            await self._changed.wait_for(lambda: self.connected)
             assert self._session is not None  # noqa: S101 - what was waited for
             return self._session
 

@@ -6,6 +6,10 @@ from training_schemas.jobs import MemoryTier, ModelFamily
 
 SUBMIT_KEY = "submit"
 
+# By which the ledger is reached through the control exchange: clients need no right to write to queues by name, which
+# would be that of writing to all of them.
+LEDGER_KEY = "ledger"
+
 # In a command's key in place of one worker's id.
 ALL_WORKERS = "all"
 

@@ -13,7 +13,7 @@ import aio_pika
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.connection import make_url
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity, DeliveryError
 from aiormq.abc import AbstractChannel as UnderlayChannel
 from aiormq.exceptions import PublishError
 from yarl import URL
@@ -62,6 +62,17 @@ def _address(url: str) -> URL:
     return address if "heartbeat" in address.query else address.update_query(heartbeat=HEARTBEAT)
 
 
+def _tls_advice(address: URL, error: str) -> str:
+    """What an operator may have to change, where TLS is what failed. Its own words name no setting."""
+    if address.scheme != "amqps":
+        return ""
+    if "CERTIFICATE_VERIFY_FAILED" in error:
+        return "; amqp_ca_file must hold the authority that signed the broker's certificate"
+    if "ALERT" in error or "reset" in error:
+        return "; a broker that asks for certificates refuses without amqp_cert_file, or if it does not know its signer"
+    return ""
+
+
 def persistent(body: bytes, **properties: Any) -> Message:
     """A JSON message that survives the broker's restart."""
     properties.setdefault("content_type", "application/json")
@@ -81,16 +92,24 @@ class Session:
         channel.close_callbacks.add(self._on_close)
 
     @classmethod
-    async def open(cls, url: str, names: Names, *, client: str, delays: Collection[int] = ()) -> "Session":
-        """Connect and declare the topology, within a bounded time. Raises `BrokerError`."""
+    async def open(
+        cls, url: str, names: Names, *, client: str, delays: Collection[int] = (), declare: bool = True
+    ) -> "Session":
+        """Connect and declare the topology, within a bounded time. Raises `BrokerError`.
+
+        Without ``declare``, what is there is taken as it is: it takes no right to declare where a worker has been.
+        """
         address = _address(url)
         try:
-            return await cls._open(address, names, client, delays)
+            return await cls._open(address, names, client, delays, declare=declare)
         except BrokerLostError as error:
-            raise BrokerLostError(f"cannot reach the broker at {address.host}:{address.port}: {error}") from error
+            why = f"{error}{_tls_advice(address, str(error))}"
+            raise BrokerLostError(f"cannot reach the broker at {address.host}:{address.port}: {why}") from error
 
     @classmethod
-    async def _open(cls, address: URL, names: Names, client: str, delays: Collection[int]) -> "Session":
+    async def _open(
+        cls, address: URL, names: Names, client: str, delays: Collection[int], *, declare: bool
+    ) -> "Session":
         with broker_errors():
             connection = aio_pika.Connection(address, client_properties={"connection_name": client})
             try:
@@ -98,14 +117,25 @@ class Session:
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 session = cls(connection, channel)
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await session._prepare(names, delays)
+                    if declare or not await session._is_declared(names):
+                        await declare_topology(channel, names, delays)
+                    await session._find_exchanges(names)
             except BaseException:
                 await connection.close()
                 raise
         return session
 
-    async def _prepare(self, names: Names, delays: Collection[int]) -> None:
-        await declare_topology(self._channel, names, delays)
+    async def _is_declared(self, names: Names) -> bool:
+        """Whether the last of the topology is there. Asking takes no rights, and the channel if it is not."""
+        channel = await self._connection.channel(publisher_confirms=False)
+        try:
+            await channel.get_queue(names.events_log)
+        except ChannelNotFoundEntity:
+            return False
+        await channel.close()
+        return True
+
+    async def _find_exchanges(self, names: Names) -> None:
         for name in (names.jobs, names.retry, names.control, names.events):
             self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
 

@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp.common import FieldTable
 
 from training_schemas.jobs import GpuCount, MemoryTier, ModelFamily
-from training_worker.broker.names import SUBMIT_KEY, Names, delayed_key, tier_key
+from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names, delayed_key, tier_key
 
 LEDGER_AGE = "30D"
 EVENTS_AGE = "7D"
@@ -47,7 +47,8 @@ async def declare_topology(channel: AbstractChannel, names: Names, delays: Colle
         )
         await waiting.bind(retry, delayed_key(seconds, "#"))
 
-    await channel.declare_queue(names.ledger, durable=True, arguments=_stream(LEDGER_AGE))
+    ledger = await channel.declare_queue(names.ledger, durable=True, arguments=_stream(LEDGER_AGE))
+    await ledger.bind(names.control, LEDGER_KEY)
     log = await channel.declare_queue(names.events_log, durable=True, arguments=_stream(EVENTS_AGE))
     await log.bind(events, "#")
 

@@ -46,16 +46,19 @@ def run(config: Path | None, *, verbose: bool) -> None:
     SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
     the daemon anew in place, while training goes on.
     """
+    from training_worker.card_choice import chosen  # noqa: PLC0415
     from training_worker.cards import find_cards, grouped  # noqa: PLC0415
     from training_worker.logs import configure_logging  # noqa: PLC0415
+    from training_worker.notify import Notifier  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
     from training_worker.worker import Ending, Worker  # noqa: PLC0415
 
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
-    cards = grouped(find_cards(settings.gpus, settings.prices, settings.cards), settings.gpus_per_job)
+    found = find_cards(settings.gpus, settings.prices, settings.cards)
+    cards = grouped(chosen(found, settings.only_gpus), settings.gpus_per_job)
     with _observed(settings) as observe:
-        ending = asyncio.run(Worker(settings, cards, observe).run())
+        ending = asyncio.run(Worker(settings, cards, observe, Notifier(os.environ)).run())
     if ending is Ending.REPLACED:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program
     sys.exit(1 if ending is Ending.ABORTED else 0)
@@ -67,10 +70,10 @@ def _observed(settings: "Settings") -> "Iterator[Observer]":
     if settings.metrics_port is None:
         yield lambda _: None
         return
-    from training_worker.metrics import served  # noqa: PLC0415
+    from training_worker.metrics_server import served  # noqa: PLC0415
 
-    with served(settings.metrics_host, settings.metrics_port) as metrics:
-        yield metrics.observe
+    with served(settings.metrics_host, settings.metrics_port, settings.state_dir) as observe:
+        yield observe
 
 
 @app.command()
@@ -214,6 +217,18 @@ def doctor(config: Path | None, *, as_json: bool) -> None:
 
 
 @app.command()
+@click.option("--per-gpu", is_flag=True, help="A unit for each card, training-worker@N, in place of one for all.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--undo", is_flag=True, help="Take back what was installed; settings and state stay.")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("/"), help="The root of an image, for its build.")
+def install(root: Path, *, per_gpu: bool, dry_run: bool, undo: bool) -> None:
+    """Put the units of systemd in place on this host, and show each step."""
+    from training_worker.cli.install_commands import install_units  # noqa: PLC0415
+
+    install_units(root, per_gpu=per_gpu, dry_run=dry_run, undo=undo)
+
+
+@app.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), help="Where everything goes.")
 @click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True, help="Optimizer steps.")
 def demo(output: Path, steps: int) -> None:
@@ -242,5 +257,9 @@ def main() -> None:
 
 
 def _fail(error: Exception, status: int) -> None:
+    from training_worker.notify import Notifier  # noqa: PLC0415
+
     print(f"training-worker: {error}", file=sys.stderr)
+    # What `systemctl status` shows of a unit that did not start.
+    Notifier(os.environ).status(str(error))
     sys.exit(status)

@@ -1,0 +1,47 @@
+"""Whether the daemon lives and whether it is ready, from what it tells; asked from other threads."""
+
+import time
+from collections.abc import Callable
+
+from training_worker.observations import BrokerChanged, LoopTurned, Observation, Taking, TakingChanged
+
+# The loop tells each second that it turns. A machine under load may be late; one that hangs stays away.
+LONGEST_SILENCE = 15.0
+
+
+class Liveness:
+    """What is wrong, in words; nothing, if all is well."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._turned: float | None = None
+        self._connected = False
+        self._draining = False
+
+    def observe(self, record: Observation) -> None:
+        """Take in what happened."""
+        match record:
+            case LoopTurned():
+                self._turned = self._clock()
+            case BrokerChanged():
+                self._connected = record.connected
+            case TakingChanged():
+                self._draining = record.taking is Taking.DRAINING
+            case _:
+                pass
+
+    def why_dead(self) -> list[str]:
+        """Why the daemon should be started anew. Before its loop has begun it counts as alive."""
+        silent = 0.0 if self._turned is None else self._clock() - self._turned
+        return [f"the event loop has not turned for {silent:.0f} s"] if silent > LONGEST_SILENCE else []
+
+    def why_not_ready(self) -> list[str]:
+        """Why no new job can be taken. One that is paused is ready: it waits for an order, and nothing is wrong."""
+        reasons = self.why_dead()
+        if self._turned is None:
+            reasons.append("starting")
+        if not self._connected:
+            reasons.append("not connected to the broker")
+        if self._draining:
+            reasons.append("draining")
+        return reasons

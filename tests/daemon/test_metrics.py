@@ -1,0 +1,172 @@
+"""Each record shows in its metrics; no label grows with the jobs."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from tests.support.scrape import free_port, get
+
+from training_schemas.events import Gpu
+from training_schemas.jobs import MemoryTier, TrainingType
+from training_schemas.progress import FailureReason, Phase
+from training_schemas.usage import Usage
+from training_worker.errors import SettingsError
+from training_worker.metrics import Metrics
+from training_worker.metrics_server import served
+from training_worker.observations import (
+    AttemptEnded,
+    AttemptOutcome,
+    AttemptStarted,
+    BrokerChanged,
+    CardFound,
+    JobWaited,
+    LeaseChanged,
+    LeaseEvent,
+    LoopTurned,
+    Observation,
+    PhaseEnded,
+    PredictionChecked,
+    ProgressMade,
+    StepTaken,
+    Taking,
+    TakingChanged,
+)
+from training_worker.version import __version__
+
+FLUX = TrainingType.FLUX_LORA
+GPU = "GPU-1"
+CARD = CardFound(card=Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1), simulated=False)
+STARTED = AttemptStarted(training_type=FLUX, tier=MemoryTier.GB24, gpu=GPU)
+ENDED = AttemptEnded(
+    training_type=FLUX,
+    tier=MemoryTier.GB24,
+    gpu=GPU,
+    outcome=AttemptOutcome.RETRIED,
+    reason=FailureReason.DISK_FULL,
+    usage=Usage(gpu_seconds=10.0, cost_usd=0.5, wasted_gpu_seconds=4.0),
+)
+JOB = {"training_type": "FLUX_LORA"}
+CARD_OF_JOB = {"gpu": GPU}
+
+
+def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observation) -> float | None:
+    """One sample, after these records."""
+    metrics = Metrics(tmp_path)
+    for record in records:
+        metrics.observe(record)
+    return metrics.registry.get_sample_value(f"training_worker_{name}", labels)
+
+
+@pytest.mark.parametrize(
+    ("records", "name", "labels", "expected"),
+    [
+        ([LoopTurned()], "broker_connected", {}, 0),
+        ([STARTED], "jobs_running", JOB, 1),
+        ([STARTED], "failures_total", JOB | {"reason": "hostUnfit"}, 0),
+        ([STARTED], "attempts_total", JOB | {"outcome": "failed"}, 0),
+        ([STARTED, ENDED], "jobs_running", JOB, 0),
+        ([STARTED, ENDED], "attempts_total", JOB | {"outcome": "retried"}, 1),
+        ([STARTED, ENDED], "failures_total", JOB | {"reason": "diskFull"}, 1),
+        ([STARTED, ENDED], "jobs_total", JOB | {"tier": "24gb", "outcome": "retried"}, None),
+        ([STARTED, ENDED], "jobs_total", JOB | {"tier": "24gb", "outcome": "failed"}, 0),
+        ([STARTED, ENDED], "gpu_seconds_total", JOB | {"outcome": "retried"}, 10),
+        ([STARTED, ENDED], "useful_gpu_seconds_total", JOB | {"outcome": "retried"}, 6),
+        ([STARTED, ENDED], "wasted_gpu_seconds_total", JOB | {"outcome": "retried"}, 4),
+        ([STARTED, ENDED], "cost_usd_total", JOB | {"outcome": "retried"}, 0.5),
+        ([CARD], "card_info", {"gpu": GPU, "name": "NVIDIA L4", "tier": "24gb", "simulated": "false"}, 1),
+        ([CARD], "card_up", CARD_OF_JOB, 1),
+        ([CARD], "card_memory_bytes", CARD_OF_JOB, 1024**3),
+        ([CARD], "card_busy", CARD_OF_JOB, 0),
+        ([CARD, STARTED], "card_busy", CARD_OF_JOB, 1),
+        ([CARD, STARTED, ENDED], "card_busy", CARD_OF_JOB, 0),
+        ([ProgressMade(gpu=GPU, time=5.0)], "card_last_progress_timestamp_seconds", CARD_OF_JOB, 5),
+        ([JobWaited(training_type=FLUX, seconds=7.0)], "queue_wait_seconds_sum", JOB, 7),
+        (
+            [PhaseEnded(training_type=FLUX, phase=Phase.EXPORTING, seconds=3.0)],
+            "phase_duration_seconds_bucket",
+            JOB | {"phase": "exporting", "le": "5.0"},
+            1,
+        ),
+        ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=None)], "step_duration_seconds_sum", JOB, None),
+        ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=2.0)], "step_duration_seconds_sum", JOB, 2),
+        ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=None)], "last_loss", JOB | CARD_OF_JOB, 0.5),
+        ([StepTaken(training_type=FLUX, gpu=GPU, loss=None, seconds=None)], "last_loss", JOB | CARD_OF_JOB, None),
+        ([PredictionChecked(step_seconds=1.5, peak_memory=None)], "prediction_ratio_sum", {"of": "step_seconds"}, 1.5),
+        ([PredictionChecked(step_seconds=None, peak_memory=0.5)], "prediction_ratio_sum", {"of": "peak_memory"}, 0.5),
+        ([LeaseChanged(event=LeaseEvent.RENEWED)], "lease_renewals_total", {}, 1),
+        ([LeaseChanged(event=LeaseEvent.NOT_RENEWED)], "lease_renewal_failures_total", {}, 1),
+        ([LeaseChanged(event=LeaseEvent.REJOINED)], "rejoins_total", {}, 1),
+        ([LeaseChanged(event=LeaseEvent.LOST)], "lease_losses_total", {}, 1),
+        ([BrokerChanged(connected=True)], "broker_connected", {}, 1),
+        ([BrokerChanged(connected=True)], "broker_reconnects_total", {}, 0),
+        ([BrokerChanged(connected=up) for up in (True, False)], "broker_connected", {}, 0),
+        ([BrokerChanged(connected=up) for up in (True, False, True)], "broker_reconnects_total", {}, 1),
+        ([BrokerChanged(connected=up) for up in (True, False, True)], "broker_connections_total", {}, 2),
+        ([TakingChanged(taking=Taking.PAUSED)], "paused", {}, 1),
+        ([TakingChanged(taking=Taking.PAUSED), TakingChanged(taking=Taking.OPEN)], "paused", {}, 0),
+        ([TakingChanged(taking=Taking.DRAINING)], "draining", {}, 1),
+    ],
+)
+def test_each_record_shows(
+    tmp_path: Path, records: list[Observation], name: str, labels: dict[str, str], expected: float | None
+) -> None:
+    """In the sample that is meant for it."""
+    assert value(tmp_path, name, labels, *records) == expected
+
+
+def test_a_job_counts_once_however_many_attempts_it_took(tmp_path: Path) -> None:
+    """Where it came to its end."""
+    done = AttemptEnded(
+        training_type=FLUX,
+        tier=MemoryTier.GB24,
+        gpu=GPU,
+        outcome=AttemptOutcome.COMPLETED,
+        reason=None,
+        usage=Usage(gpu_seconds=1.0),
+    )
+    labels = JOB | {"tier": "24gb", "outcome": "completed"}
+
+    assert value(tmp_path, "jobs_total", labels, STARTED, ENDED, STARTED, done) == 1
+
+
+def test_the_disk_of_the_state_directory_is_asked_at_each_scrape(tmp_path: Path) -> None:
+    """One that is not there has no figures, and the scrape goes on."""
+    assert (value(tmp_path, "state_disk_free_bytes", {}) or 0) > 0
+    assert value(tmp_path / "none", "state_disk_free_bytes", {}) is None
+
+
+@pytest.fixture
+def port() -> int:
+    """A free one."""
+    return free_port()
+
+
+def test_three_pages_are_served_and_no_other(tmp_path: Path, port: int) -> None:
+    """What the observer is told shows at once."""
+    with served("127.0.0.1", port, tmp_path) as observe:
+        assert get(port, "/healthz") == (200, "ok\n")
+        assert get(port, "/readyz") == (503, "starting\nnot connected to the broker\n")
+        observe(LoopTurned())
+        observe(BrokerChanged(connected=True))
+        assert get(port, "/readyz") == (200, "ok\n")
+        status, text = get(port, "/metrics")
+        assert status == 200
+        assert "training_worker_broker_connected 1.0" in text
+        assert f'version="{__version__}"' in text
+        assert get(port, "/")[0] == 404
+
+
+def test_who_connects_and_says_nothing_keeps_nobody_waiting(tmp_path: Path, port: int) -> None:
+    """Each connection has a thread."""
+    with served("127.0.0.1", port, tmp_path), socket.create_connection(("127.0.0.1", port)):
+        assert get(port, "/healthz") == (200, "ok\n")
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
+    """It is a setting that is wrong."""
+    with (
+        served("127.0.0.1", port, tmp_path),
+        pytest.raises(SettingsError, match=f"cannot serve metrics on 127.0.0.1:{port}"),
+        served("127.0.0.1", port, tmp_path),
+    ):
+        pass

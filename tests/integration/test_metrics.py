@@ -1,0 +1,99 @@
+"""A real daemon's metrics over the lives of jobs, and what it says of its health."""
+
+import asyncio
+import contextlib
+import signal
+
+from tests.support.fleet import PATIENCE, Fleet
+from tests.support.proxy import Proxy
+from tests.support.scrape import free_port, page, samples
+
+from training_schemas.events import JobCompleted, JobProgress
+
+GPU = ("gpu", "SIMULATED-0")
+FLUX = ("training_type", "FLUX_LORA")
+
+
+async def until_page(port: int, path: str, expected: tuple[int, str]) -> None:
+    """Wait until a page says this."""
+    async with asyncio.timeout(PATIENCE):
+        while await page(port, path) != expected:  # noqa: ASYNC110 - another process has no event
+            await asyncio.sleep(0.05)
+
+
+async def until_sample(port: int, name: str, labels: tuple[tuple[str, str], ...], expected: float) -> None:
+    """Wait until a metric has this value."""
+    async with asyncio.timeout(PATIENCE):
+        while (await samples(port)).get(name, {}).get(labels) != expected:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0.05)
+
+
+async def test_a_jobs_life_shows_in_the_metrics(fleet: Fleet) -> None:
+    """How long it waited, its phases and steps, what it used, and how it ended."""
+    port = free_port()
+    await fleet.start(metrics_port=port, mode="steady", lease=2)
+    await fleet.submit("one", max_train_steps=12)
+    await fleet.until("one", JobProgress, 2)
+
+    running = await samples(port)
+    assert running["training_worker_jobs_running"] == {(FLUX,): 1}
+    assert running["training_worker_card_busy"] == {(GPU,): 1}
+    await fleet.until("one", JobCompleted)
+    await until_sample(port, "training_worker_card_busy", (GPU,), 0)
+
+    after = await samples(port)
+    assert after["training_worker_jobs_total"] == {
+        (("outcome", outcome), ("tier", "24gb"), FLUX): float(outcome == "completed")
+        for outcome in ("completed", "failed", "cancelled")
+    }
+    assert after["training_worker_queue_wait_seconds_count"] == {(FLUX,): 1}
+    phases = after["training_worker_phase_duration_seconds_count"]
+    assert phases == {
+        (("phase", phase), FLUX): 1
+        for phase in ("starting", "cachingText", "loadingModel", "training", "sampling", "exporting")
+    }
+    assert after["training_worker_step_duration_seconds_count"] == {(FLUX,): 11}
+    assert after["training_worker_last_loss"] == {(GPU, FLUX): 1 / 12}
+    seconds = after["training_worker_gpu_seconds_total"][(("outcome", "completed"), FLUX)]
+    assert after["training_worker_useful_gpu_seconds_total"][(("outcome", "completed"), FLUX)] == seconds
+    assert sum(after["training_worker_wasted_gpu_seconds_total"].values()) == 0
+    assert sum(after["training_worker_phase_duration_seconds_sum"].values()) <= seconds
+    assert after["training_worker_lease_losses_total"] == {(): 0}
+
+
+async def test_no_label_grows_with_the_jobs(fleet: Fleet) -> None:
+    """After three jobs there are as many series as after one, and no job's id is among them."""
+    port = free_port()
+    await fleet.start(metrics_port=port)
+    counts = []
+    for job_id in ("portrait-1", "portrait-2", "portrait-3"):
+        await fleet.submit(job_id)
+        await fleet.events(job_id)
+        await until_sample(port, "training_worker_card_busy", (GPU,), 0)
+        scrape = await samples(port)
+        assert job_id not in str(scrape)
+        counts.append(sum(len(series) for series in scrape.values()))
+
+    assert counts == [counts[0]] * 3
+
+
+async def test_health_and_readiness_follow_the_broker_and_the_drain(proxy: Proxy, fleet: Fleet) -> None:
+    """Alive all the while; ready only where jobs can be taken."""
+    port = free_port()
+    daemon = await fleet.start(metrics_port=port, mode="slow", amqp_url=proxy.url, stop_grace=60)
+    await until_page(port, "/readyz", (200, "ok\n"))
+
+    proxy.down()
+    await until_page(port, "/readyz", (503, "not connected to the broker\n"))
+    assert await page(port, "/healthz") == (200, "ok\n")
+    await proxy.up()
+    await until_page(port, "/readyz", (200, "ok\n"))
+    assert (await samples(port))["training_worker_broker_reconnects_total"] == {(): 1}
+
+    await fleet.submit("last", max_train_steps=40)
+    await fleet.until("last", JobProgress)
+    daemon.signal(signal.SIGINT)
+    await until_page(port, "/readyz", (503, "draining\n"))
+    assert (await samples(port))["training_worker_draining"] == {(): 1}
+    with contextlib.suppress(ConnectionError):
+        assert (await page(port, "/healthz"))[0] == 200

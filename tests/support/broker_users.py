@@ -1,0 +1,31 @@
+"""`rabbitmqctl` against a node of the tests' own, and users on it."""
+
+import subprocess
+from urllib.parse import quote
+
+from training_worker.demo.broker import PrivateBroker
+
+RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+
+
+def rabbitmqctl(node: PrivateBroker, *arguments: str) -> str:
+    """Run the command against this node alone, and return what it prints."""
+    environ = node._environment()
+    # Those are the node's own: a second one would take its ports.
+    for name in ("RABBITMQ_DIST_PORT", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"):
+        environ.pop(name)
+    done = subprocess.run(
+        [RABBITMQCTL, "--node", node.name, *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def user_url(node: PrivateBroker, user: str, password: str = "secret") -> str:
+    """Where this user connects."""
+    return f"amqp://{quote(user)}:{quote(password)}@127.0.0.1:{node.port}/"
