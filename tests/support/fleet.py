@@ -251,12 +251,7 @@ class Fleet:
 
     def waiting_queues(self) -> list[str]:
         """The queues in which jobs of this fleet wait, but for leases."""
-        tiers = [
-            self.names.tier_queue(family, tier, count)
-            for family in ModelFamily
-            for tier in MemoryTier
-            for count in (1, 2)
-        ]
+        tiers = [self.names.tier_queue(family, tier) for family in ModelFamily for tier in MemoryTier]
         return [self.names.intake, self.names.delay_queue(1), *tiers]
 
     async def all_event_ids(self, kind: type[Event]) -> list[str]:

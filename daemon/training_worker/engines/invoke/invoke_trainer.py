@@ -1085,7 +1085,9 @@ def upstream_commit(source: Mapping[str, Any]) -> str | None:
     """Tell the commit of what was installed from a repository, or from a folder that is one; None if neither is so."""
     if "vcs_info" in source:
         return str(source["vcs_info"]["commit_id"])
-    git = Path(unquote(urlparse(source.get("url", "")).path)) / ".git"
+    if "url" not in source:
+        return None
+    git = Path(unquote(urlparse(source["url"]).path)) / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
