@@ -11,6 +11,7 @@ from tests.support import runs
 from tests.support.owning import PATIENCE, RecordingLink, a_reporter, own
 
 from training_schemas.progress import AnyRecord, FailureReason, Phase
+from training_worker import run_folder, runner
 from training_worker.meter import Meter
 from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.process import Child
@@ -304,3 +305,23 @@ async def test_a_trainer_that_its_host_took_down_is_no_crash(run: Run) -> None:
 
     assert isinstance(outcome, Broken)
     assert outcome.reason is FailureReason.WORKER_LOST
+
+
+async def test_a_trainer_that_writes_without_end_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its output is cut while it runs, and its last words are told all the same."""
+    monkeypatch.setattr(runner, "OUTPUT_CHECKS", 0.02)
+    monkeypatch.setattr(run_folder, "LARGEST_OUTPUT", 10_000)
+    monkeypatch.setattr(run_folder, "KEPT_OUTPUT", 5_000)
+    watch = Watch(runs.make_run(tmp_path))
+    lines = "n=$((n + 1)); echo line $n >&2; [ $((n % 300)) != 0 ] || sleep 0.1"
+    endless = f"n=0; while [ $n -lt 3000 ]; do {lines}; done; exit 9"
+
+    outcome = await watch.see(endless)
+
+    assert isinstance(outcome, Broken)
+    assert outcome.output_tail[-1] == "line 3000"
+    sizes = [path.stat().st_size for path in watch.run.folder.path.glob("stderr.log*")]
+    assert len(sizes) == 2
+    assert sum(sizes) < 20_000

@@ -10,6 +10,9 @@ from tests.support.fleet import Daemon, Fleet
 PASSWORD = "s3cret-9c1f"
 VERBOSE = ("--verbose",)
 
+# The address comes from the environment.
+BY_ENVIRONMENT = "import os; os.environ['TRAINING_AMQP_URL'] = {url!r}; from training_worker.cli import main; main()"
+
 
 def entries(daemon: Daemon) -> list[dict[str, Any]]:
     """All that was logged, which is JSON without a terminal."""
@@ -43,7 +46,8 @@ async def test_the_brokers_password_is_never_logged(fleet: Fleet) -> None:
     working = await fleet.start("w1", arguments=VERBOSE)
     await fleet.submit("portrait")
     await fleet.events("portrait")
-    refused = await fleet.start("w2", online=False, amqp_url=with_password(fleet.url), arguments=VERBOSE)
+    program = ("-c", BY_ENVIRONMENT.format(url=with_password(fleet.url)))
+    refused = await fleet.start("w2", online=False, program=program, arguments=VERBOSE)
     nobody = await fleet.start("w3", online=False, amqp_url=f"amqp://nobody:{PASSWORD}@127.0.0.1:9/", arguments=VERBOSE)
     for daemon in (refused, nobody):
         await daemon.until_logged("broker_unreachable", 2)

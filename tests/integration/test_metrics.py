@@ -8,10 +8,26 @@ from tests.support.fleet import PATIENCE, Fleet
 from tests.support.proxy import Proxy
 from tests.support.scrape import free_port, page, samples
 
-from training_schemas.events import JobCompleted, JobProgress
+from training_schemas.events import JobClaimed, JobCompleted, JobProgress
 
 GPU = ("gpu", "SIMULATED-0")
 FLUX = ("training_type", "FLUX_LORA")
+
+# A daemon whose loop does not get past its first turn.
+HANGING = """
+import time
+from training_worker import health, worker
+from training_worker.cli import main
+from training_worker.observations import LoopTurned
+
+async def hang(self):
+    self._observe(LoopTurned())
+    time.sleep(6)
+
+health.LONGEST_SILENCE = 1
+worker.Worker._pulse = hang
+main()
+"""
 
 
 async def until_page(port: int, path: str, expected: tuple[int, str]) -> None:
@@ -97,3 +113,65 @@ async def test_health_and_readiness_follow_the_broker_and_the_drain(proxy: Proxy
     assert (await samples(port))["training_worker_draining"] == {(): 1}
     with contextlib.suppress(ConnectionError):
         assert (await page(port, "/healthz"))[0] == 200
+
+
+async def test_a_hung_loop_shows_where_it_is_asked_for_life(fleet: Fleet) -> None:
+    """Who answers is a thread of its own, which the loop cannot hold up."""
+    port = free_port()
+    await fleet.start(metrics_port=port, online=False, program=("-c", HANGING))
+
+    async with asyncio.timeout(PATIENCE):
+        while (answer := await answered(port))[0] != 503:  # noqa: ASYNC110 - another process has no event
+            await asyncio.sleep(0.1)
+    assert answer[1].startswith("the event loop has not turned for ")
+
+
+async def test_a_job_that_was_taken_over_is_a_lost_lease(proxy: Proxy, fleet: Fleet) -> None:
+    """It shows where it was lost, and nowhere else."""
+    first_port, second_port = free_port(), free_port()
+    first = await fleet.start("first", mode="slow", amqp_url=proxy.url, lease=2, metrics_port=first_port)
+    await fleet.submit("portrait", max_train_steps=200)
+    await fleet.until("portrait", JobProgress)
+    async with asyncio.timeout(PATIENCE):
+        while (await samples(first_port))["training_worker_lease_renewals_total"][()] < 2:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0.05)
+    proxy.down()
+    await fleet.start("second", mode="slow", lease=2, metrics_port=second_port)
+    await fleet.until("portrait", JobClaimed, 2)
+    await proxy.up()
+
+    await first.until_logged("superseded")
+    await until_sample(first_port, "training_worker_lease_losses_total", (), 1)
+    await until_sample(first_port, "training_worker_attempts_total", (("outcome", "superseded"), FLUX), 1)
+    assert (await samples(second_port))["training_worker_lease_losses_total"] == {(): 0}
+    await fleet.api.cancel("portrait")
+    await fleet.events("portrait")
+
+
+async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
+    """What the one before it has told is not counted again, and the job's wait neither."""
+    port = free_port()
+    first = await fleet.start(metrics_port=port, mode="steady")
+    await fleet.submit("portrait", max_train_steps=60)
+    await fleet.until("portrait", JobProgress, 20)
+    first.kill()
+    second = await fleet.start(metrics_port=port, mode="steady")
+    await second.until_logged("trainer_found")
+    await fleet.until("portrait", JobCompleted)
+    await until_sample(port, "training_worker_card_busy", (GPU,), 0)
+
+    after = await samples(port)
+    assert after["training_worker_step_duration_seconds_count"][(FLUX,)] <= 40
+    assert set(after["training_worker_phase_duration_seconds_count"]) == {
+        (("phase", phase), FLUX) for phase in ("training", "sampling", "exporting")
+    }
+    assert "training_worker_queue_wait_seconds_count" not in after
+    assert after["training_worker_rejoins_total"] == {(): 1}
+    assert after["training_worker_attempts_total"][(("outcome", "completed"), FLUX)] == 1
+
+
+async def answered(port: int) -> tuple[int, str]:
+    """What it says of its life, once it says anything."""
+    with contextlib.suppress(OSError):
+        return await page(port, "/healthz")
+    return 0, ""
