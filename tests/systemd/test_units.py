@@ -155,6 +155,20 @@ async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
     assert (await host.completed("portrait")).attempt == 1
 
 
+async def test_a_reload_with_wrong_settings_changes_nothing(host: Host) -> None:
+    """It fails, the journal has the reason, and the daemon goes on with what it had."""
+    host.start()
+    trainer, daemon = await host.train("portrait", LONG // 3), host.shown("MainPID")
+    host.configure(lease="soon")
+
+    host.machine.run("systemctl", "reload", UNIT, status=1)
+
+    assert (host.shown("MainPID"), host.shown("NRestarts"), host.shown("ActiveState")) == (daemon, "0", "active")
+    assert "at `$.lease`" in host.machine.run("journalctl", "--no-pager", "--lines=20", f"--unit={UNIT}")
+    assert host.machine.trainers() == [trainer]
+    assert (await host.completed("portrait")).attempt == 1
+
+
 async def test_a_daemon_that_is_killed_comes_back_to_its_trainer(host: Host) -> None:
     """It is started anew, and the first attempt goes on."""
     host.start()
