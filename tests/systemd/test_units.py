@@ -190,7 +190,7 @@ async def test_a_stop_gives_the_job_back(host: Host) -> None:
     began = time.monotonic()
     host.machine.run("systemctl", "stop", UNIT)
 
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert (host.shown("ActiveState"), host.shown("Result")) == ("inactive", "success")
     assert host.machine.trainers() == []
     released = await host.fleet.until("portrait", JobReleased)
@@ -204,12 +204,12 @@ async def test_a_stop_gives_the_job_back(host: Host) -> None:
 
 async def test_a_hung_daemon_is_started_anew(host: Host) -> None:
     """The watchdog bites, not the trainer."""
-    host.machine.write(WATCHDOG, "[Service]\nWatchdogSec=3\n")
+    host.machine.write(WATCHDOG, "[Service]\nWatchdogSec=5\n")
     host.machine.run("systemctl", "daemon-reload")
     try:
         host.start()
         trainer = await host.train("portrait", LONG // 2)
-        await asyncio.sleep(4)
+        await asyncio.sleep(6)
         assert host.shown("NRestarts") == "0"
 
         host.machine.run("systemctl", "kill", "--kill-who=main", "--signal=STOP", UNIT)
