@@ -412,3 +412,14 @@ def test_doctor_with_bad_settings_ends_with_78(program: Program, tmp_path: Path)
     assert program.run("doctor", "--config", str(tmp_path / "worker.toml")) == 78
 
     assert program.err.startswith("training-worker: cannot read settings: ")
+
+
+def test_settings_are_checked_without_the_broker_s_address(program: Program, tmp_path: Path) -> None:
+    """On a reload, where the credential that it is in cannot be read; nothing is run."""
+    file = tmp_path / "worker.toml"
+    file.write_text('amqp_url_file = "/nowhere"\nlease = 60')
+    assert program.run("run", "--check", "--config", str(file)) == 0
+
+    file.write_text('lease = "soon"')
+    assert program.run("run", "--check", "--config", str(file)) == 78
+    assert "`$.lease`" in program.err

@@ -155,6 +155,20 @@ async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
     assert (await host.completed("portrait")).attempt == 1
 
 
+async def test_a_reload_with_wrong_settings_changes_nothing(host: Host) -> None:
+    """It fails, the journal has the reason, and the daemon goes on with what it had."""
+    host.start()
+    trainer, daemon = await host.train("portrait", LONG // 3), host.shown("MainPID")
+    host.configure(lease="soon")
+
+    host.machine.run("systemctl", "reload", UNIT, status=1)
+
+    assert (host.shown("MainPID"), host.shown("NRestarts"), host.shown("ActiveState")) == (daemon, "0", "active")
+    assert "at `$.lease`" in host.machine.run("journalctl", "--no-pager", "--lines=20", f"--unit={UNIT}")
+    assert host.machine.trainers() == [trainer]
+    assert (await host.completed("portrait")).attempt == 1
+
+
 async def test_a_daemon_that_is_killed_comes_back_to_its_trainer(host: Host) -> None:
     """It is started anew, and the first attempt goes on."""
     host.start()
@@ -176,7 +190,7 @@ async def test_a_stop_gives_the_job_back(host: Host) -> None:
     began = time.monotonic()
     host.machine.run("systemctl", "stop", UNIT)
 
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert (host.shown("ActiveState"), host.shown("Result")) == ("inactive", "success")
     assert host.machine.trainers() == []
     released = await host.fleet.until("portrait", JobReleased)
@@ -190,12 +204,12 @@ async def test_a_stop_gives_the_job_back(host: Host) -> None:
 
 async def test_a_hung_daemon_is_started_anew(host: Host) -> None:
     """The watchdog bites, not the trainer."""
-    host.machine.write(WATCHDOG, "[Service]\nWatchdogSec=3\n")
+    host.machine.write(WATCHDOG, "[Service]\nWatchdogSec=5\n")
     host.machine.run("systemctl", "daemon-reload")
     try:
         host.start()
         trainer = await host.train("portrait", LONG // 2)
-        await asyncio.sleep(4)
+        await asyncio.sleep(6)
         assert host.shown("NRestarts") == "0"
 
         host.machine.run("systemctl", "kill", "--kill-who=main", "--signal=STOP", UNIT)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,10 @@ def app() -> None:
 @app.command()
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML).")
 @click.option("--verbose", is_flag=True, help="Log more.")
-def run(config: Path | None, *, verbose: bool) -> None:
+@click.option(
+    "--check", is_flag=True, help="Only read the settings, but for the broker's address, and say what is wrong."
+)
+def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     """Run the daemon on this host until it is told to stop.
 
     SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
@@ -53,6 +56,9 @@ def run(config: Path | None, *, verbose: bool) -> None:
     from training_worker.settings import load_settings  # noqa: PLC0415
     from training_worker.worker import Ending, Worker  # noqa: PLC0415
 
+    if check:
+        load_settings(config, _without_address(os.environ))
+        return
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
     found = find_cards(settings.gpus, settings.prices, settings.cards)
@@ -62,6 +68,14 @@ def run(config: Path | None, *, verbose: bool) -> None:
     if ending is Ending.REPLACED:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program
     sys.exit(1 if ending is Ending.ABORTED else 0)
+
+
+def _without_address(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a check: what systemd runs on a reload cannot see the credentials of the daemon."""
+    from training_worker.settings import DEFAULT_AMQP_URL  # noqa: PLC0415
+
+    rest = {name: value for name, value in environ.items() if name != "TRAINING_AMQP_URL_FILE"}
+    return rest | {"TRAINING_AMQP_URL": DEFAULT_AMQP_URL}
 
 
 @contextmanager
