@@ -78,7 +78,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     it after that; ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to stop.
     ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer that
     says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the
-    encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB. Without ``metrics_port`` no
+    encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB.
+    What nobody will ask for any more is removed after ``keep_days``. Without ``metrics_port`` no
     metrics are served.
     """
 
@@ -108,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_isolation: Seconds = 1800
     stop_grace: Seconds = 60
     cache_limit: Annotated[float, Meta(ge=0)] = 20
+    keep_days: Annotated[float, Meta(ge=1)] = 14
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 

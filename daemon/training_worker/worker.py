@@ -22,6 +22,7 @@ from training_worker.broker.link import Link
 from training_worker.broker.names import ALL_WORKERS, Names, worker_key
 from training_worker.broker.session import Session, broker_errors
 from training_worker.cards import Card
+from training_worker.disk import DAY, Cleaning
 from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
@@ -176,6 +177,7 @@ class Worker:
                     group.create_task(self._ledger.follow(), name="ledger"),
                     group.create_task(self._intake.run(), name="intake"),
                     group.create_task(self._presence(), name="presence"),
+                    group.create_task(self._keep_clean(), name="cleaning"),
                 ]
                 await self._run_slots()
                 if self._ending is not Ending.REPLACED:
@@ -187,6 +189,14 @@ class Worker:
                 await asyncio.get_running_loop().shutdown_default_executor()
         log.info("ended", how=self._ending.name.lower())
         return self._ending
+
+    async def _keep_clean(self) -> None:
+        """At the start, and daily."""
+        settings = self._settings
+        while True:
+            before = time.time() - settings.keep_days * DAY
+            await asyncio.to_thread(Cleaning(settings.state_dir, settings.output_roots, before).clean)
+            await asyncio.sleep(DAY)
 
     async def _run_slots(self) -> None:
         runs = await asyncio.to_thread(find_runs, self._settings.state_dir)
