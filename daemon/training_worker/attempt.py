@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from training_presets.disk import disk_need
 from training_presets.engines import shortcomings
 from training_presets.invoke_config import invoke_config
 from training_presets.planner import DoesNotFitError, Plan, fit
@@ -20,6 +21,7 @@ from training_schemas.progress import DoneRecord, FailureReason
 from training_schemas.spec import PARAMETERS, FluxLoraParameters, RunSpec, SdxlParameters
 from training_schemas.usage import Usage
 from training_worker.cards import Room
+from training_worker.disk import lacking
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
@@ -136,6 +138,7 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
         raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
     parameters = fitted(queued.plan, before, room.free_mib)
     engine = choose_engine(job, parameters, settings)
+    _check_disk(queued, parameters, room, settings)
     return RunSpec(
         job_id=job.job_id,
         attempt=attempt,
@@ -152,6 +155,23 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
         gpu_count=job.gpu_count,
         engine_config=engine_config(engine, queued.plan, parameters),
     )
+
+
+def _check_disk(
+    queued: QueuedJob, parameters: FluxLoraParameters | SdxlParameters, room: Room, settings: Settings
+) -> None:
+    """Raises `AttemptError` if the run has no room on this host's disks."""
+    if room.card.simulated:
+        # So are the models that it trains: tiny ones, of which the model of disk knows nothing.
+        return
+    work = workload_of(queued.plan.training_type, parameters, gpu_count=queued.plan.gpu_count)
+    need = disk_need(work, keep_checkpoints=parameters.keep_checkpoints, sample_every=parameters.sample_every)
+    try:
+        missing = lacking(need, output_folder(queued.job), settings.state_dir)
+    except OSError as error:
+        missing = f"the free space is not known: {error}"
+    if missing is not None:
+        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train: no room on the disk: {missing}")
 
 
 def engine_config(engine: EngineName, plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> dict[str, Any]:

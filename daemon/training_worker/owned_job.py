@@ -15,6 +15,7 @@ from training_worker.attempt import (
     NEVER_RESUMING,
     Account,
     changes,
+    output_folder,
     promote,
     read_result,
     resolve_spec,
@@ -22,6 +23,7 @@ from training_worker.attempt import (
     workload_of_spec,
 )
 from training_worker.cards import Card, Room, energy_wh_since, room_on
+from training_worker.disk import EndedJob, note_ended
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.measures import Measures
@@ -148,7 +150,7 @@ class OwnedJob:
                 usage=end.usage,
             )
         )
-        await self._clean_up()
+        await self._clean_up(end)
         return end.again
 
     def _make_reporter(self) -> Reporter:
@@ -338,7 +340,14 @@ class OwnedJob:
         decided = None if self._run is None else self._run.folder.find(CLOSING_FILE, Closing)
         return await settlement.carry_out(decided or settlement.decide(outcome, self._settings.retry_delays))
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, end: Settled) -> None:
         run, self._run = self._run, None
         if run is not None:
-            await asyncio.to_thread(run.folder.remove)
+            await asyncio.to_thread(self._put_away, run, end)
+
+    def _put_away(self, run: Run, end: Settled) -> None:
+        if end.final:
+            output = str(output_folder(run.record.job))
+            job = EndedJob(job_id=run.spec.job_id, output_path=output, attempt=run.spec.attempt)
+            note_ended(self._settings.state_dir, job)
+        run.folder.remove()

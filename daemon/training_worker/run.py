@@ -92,11 +92,12 @@ def find_runs(state_dir: Path) -> list[Run]:
     """The runs that earlier daemons left, oldest first. What was never finished being made is removed."""
     if not runs_dir(state_dir).is_dir():
         return []
-    runs = [run for path in runs_dir(state_dir).iterdir() if (run := _read(RunFolder(path))) is not None]
+    runs = [run for path in runs_dir(state_dir).iterdir() if (run := read_run(RunFolder(path))) is not None]
     return sorted(runs, key=lambda run: run.record.started_at)
 
 
-def _read(folder: RunFolder) -> Run | None:
+def read_run(folder: RunFolder) -> Run | None:
+    """The run of a folder; None if it cannot be read. What was never finished being made is removed."""
     try:
         spec, record = folder.read(SPEC_FILE, RunSpec), folder.read(RECORD_FILE, RunRecord)
     except (msgspec.MsgspecError, OSError) as error:

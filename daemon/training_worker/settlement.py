@@ -53,11 +53,15 @@ class Closing(Wire, frozen=True, kw_only=True):
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended for this worker, what it used, and whether another one follows here."""
+    """How an attempt ended for this worker, what it used, and whether another one follows here.
+
+    ``final`` is for the end of a job that has no result, said by this worker.
+    """
 
     outcome: AttemptOutcome
     usage: Usage
     again: bool
+    final: bool = False
 
 
 class Settlement:
@@ -190,7 +194,10 @@ class Settlement:
             ours = await self._pass_on(closing, closing.entry)
         outcome = closing.outcome if ours else AttemptOutcome.SUPERSEDED
         log.info("job_ended", outcome=outcome)
-        return Settled(outcome=outcome, usage=closing.entry.usage or NOTHING_USED, again=ours and closing.here)
+        final = ours and isinstance(closing.entry, Failed | Cancelled)
+        return Settled(
+            outcome=outcome, usage=closing.entry.usage or NOTHING_USED, again=ours and closing.here, final=final
+        )
 
     async def _finish(self, closing: Closing, entry: TerminalEntry) -> bool:
         await self._reporter.flush()

@@ -19,6 +19,7 @@ from training_worker.broker.link import Link
 from training_worker.broker.names import ALL_WORKERS, Names, worker_key
 from training_worker.broker.session import Session, broker_errors
 from training_worker.cards import Card
+from training_worker.disk import DAY, Cleaning
 from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
@@ -206,6 +207,7 @@ class Worker:
                     group.create_task(self._presence.tell(), name="telling"),
                     group.create_task(keep_telling(self._notifier, self._condition), name="notify"),
                     group.create_task(self._pulse(), name="pulse"),
+                    group.create_task(self._keep_clean(), name="cleaning"),
                 ]
                 self._tasks.append(services[0])
                 await self._run_slots()
@@ -228,6 +230,14 @@ class Worker:
         while True:
             self._observe(LoopTurned())
             await asyncio.sleep(PULSE)
+
+    async def _keep_clean(self) -> None:
+        """At the start, and daily."""
+        settings = self._settings
+        while True:
+            before = time.time() - settings.keep_days * DAY
+            await asyncio.to_thread(Cleaning(settings.state_dir, settings.output_roots, before).clean)
+            await asyncio.sleep(DAY)
 
     async def _run_slots(self) -> None:
         runs = await asyncio.to_thread(find_runs, self._settings.state_dir)

@@ -18,6 +18,7 @@ from training_presets.planner import plan_job
 from training_presets.presets import presets
 from training_worker.cli import main
 from training_worker.cli.app import app
+from training_worker.doctor import checks, engines
 from training_worker.jobs import flux_lora_job
 from training_worker.version import __version__
 
@@ -340,8 +341,9 @@ def test_an_operators_prices_and_cards_count(program: Program, tmp_path: Path) -
 
 
 @pytest.fixture
-def engine_settings(tmp_path: Path) -> Path:
-    """Settings of a worker whose one engine is a program of the operator's own, which is there."""
+def engine_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings of a worker whose one engine is a program of the operator's own, which is there; no more is seen."""
+    monkeypatch.setattr(checks, "GROUPS", {engines.GROUP: engines.check})
     (tmp_path / "trainer").write_text("#!/bin/sh\n")
     (tmp_path / "trainer").chmod(0o755)
     file = tmp_path / "worker.toml"

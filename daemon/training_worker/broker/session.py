@@ -52,7 +52,8 @@ def broker_errors() -> Iterator[None]:
         raise BrokerLostError("channel closed") from error
 
 
-def _address(url: str) -> URL:
+def address_of(url: str) -> URL:
+    """The broker's address, with our heartbeat. Raises `BrokerError` if it is none."""
     try:
         address = make_url(url)
     except ValueError as error:
@@ -62,7 +63,7 @@ def _address(url: str) -> URL:
     return address if "heartbeat" in address.query else address.update_query(heartbeat=HEARTBEAT)
 
 
-def _tls_advice(address: URL, error: str) -> str:
+def tls_advice(address: URL, error: str) -> str:
     """What an operator may have to change, where TLS is what failed. Its own words name no setting."""
     if address.scheme != "amqps":
         return ""
@@ -99,11 +100,11 @@ class Session:
 
         Without ``declare``, what is there is taken as it is: it takes no right to declare where a worker has been.
         """
-        address = _address(url)
+        address = address_of(url)
         try:
             return await cls._open(address, names, client, delays, declare=declare)
         except BrokerLostError as error:
-            why = f"{error}{_tls_advice(address, str(error))}"
+            why = f"{error}{tls_advice(address, str(error))}"
             raise BrokerLostError(f"cannot reach the broker at {address.host}:{address.port}: {why}") from error
 
     @classmethod

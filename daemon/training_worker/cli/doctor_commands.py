@@ -22,7 +22,7 @@ def show_findings(config: Path | None, *, as_json: bool) -> int:
     """Print what all checks find; the exit status: 1 if anything is an error. Raises `SettingsError`."""
     settings = load_settings(config, os.environ)
     # Engines take a while to load; a pipe is not told.
-    with Console(stderr=True).status("looking at the engines"):
+    with Console(stderr=True).status("looking at the host, its engines and the broker"):
         findings = list(examine(settings))
     if as_json:
         print(msgspec.json.encode(findings).decode())

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterator
 
-from training_worker.doctor import engines
+from training_worker.doctor import broker, engines, host, weights
 from training_worker.doctor.findings import Finding
 from training_worker.settings import Settings
 
 Check = Callable[[Settings], Iterator[Finding]]
 
-GROUPS: dict[str, Check] = {engines.GROUP: engines.check}
+GROUPS: dict[str, Check] = {
+    host.GROUP: host.check,
+    engines.GROUP: engines.check,
+    weights.GROUP: weights.check,
+    broker.GROUP: broker.check,
+}
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

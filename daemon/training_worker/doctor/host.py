@@ -1,0 +1,117 @@
+"""The host: its cards, memory, disks and clock."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from training_presets.disk import DiskNeed, disk_need
+from training_presets.planner import plan_job
+from training_schemas.jobs import TrainingType
+from training_worker.attempt import served_types
+from training_worker.cards import find_cards
+from training_worker.disk import GIB, existing, free_bytes
+from training_worker.doctor.findings import Finding, State
+from training_worker.errors import NoGpuError
+from training_worker.jobs import make_job
+from training_worker.settings import Settings
+
+GROUP = "host"
+MEMORY = Path("/proc/meminfo")
+# Trainers read weights layer by layer, and keep what goes to the card; with less than this they swap.
+LEAST_MEMORY = 8 * GIB
+# A clock before this was never set: certificates, ledger times and the ages of files depend on it. Unix seconds, 2025.
+EARLIEST = 1_735_689_600
+LIMIT = 10.0
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Look at the host. Raises `SettingsError` for stand-ins that are none."""
+    yield from _cards(settings)
+    yield _memory()
+    needs = {kind: _usual_need(kind) for kind in TrainingType if kind in served_types(settings)}
+    yield _disk("state", settings.state_dir, {kind: need.state for kind, need in needs.items()})
+    for number, root in enumerate(settings.output_roots):
+        yield _disk(f"output{number}", root, {kind: need.output for kind, need in needs.items()})
+    yield clock(time.time(), _synchronised())
+
+
+def _cards(settings: Settings) -> Iterator[Finding]:
+    try:
+        cards = find_cards(settings.gpus, settings.prices, settings.cards)
+    except NoGpuError as error:
+        yield _finding("cards", State.ERROR, str(error), "nvidia-smi  # must list the cards; install the driver if not")
+        return
+    if all(card.simulated for card in cards):
+        found = f"NVML shows none; {len(cards)} made up by the settings, on which tiny models are trained by the CPU"
+        yield _finding("cards", State.WARNING, found, "nvidia-smi  # must list the cards; install the driver if not")
+        return
+    names = ", ".join(f"{card.name} with {card.memory_mib} MiB" for card in cards)
+    small = [card.name for card in cards if card.tier is None]
+    if small:
+        yield _finding("cards", State.WARNING, f"{names}; too small for any job: {', '.join(small)}", "another card")
+    else:
+        yield _finding("cards", State.OK, names)
+
+
+def _memory() -> Finding:
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are available"
+    if free < LEAST_MEMORY:
+        mend = "ps --sort=-rss -eo pid,rss,comm | head  # what takes it"
+        return _finding("memory", State.WARNING, f"{found}; trainers want {LEAST_MEMORY / GIB:.0f}", mend)
+    return _finding("memory", State.OK, found)
+
+
+def _usual_need(kind: TrainingType) -> DiskNeed:
+    """What a job of this type needs that asks for nothing in particular."""
+    plan = plan_job(make_job(kind, job_id="doctor", dataset_path="/datasets/x", output_path="/models/x"))
+    settings = plan.parameters
+    return disk_need(plan.workload, keep_checkpoints=settings.keep_checkpoints, sample_every=settings.sample_every)
+
+
+def _disk(name: str, path: Path, needs: dict[TrainingType, int]) -> Finding:
+    name = f"disk.{name}"
+    owner = f"install -d -o training-worker -g training-worker {path}"
+    try:
+        there, free = existing(path), free_bytes(path)
+    except OSError as error:
+        return _finding(name, State.ERROR, f"{path}: {error}", owner)
+    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+        return _finding(name, State.ERROR, f"{path} cannot be written by this user", owner)
+    found = f"{free / GIB:.1f} GiB are free at {path}"
+    short = {kind: need for kind, need in needs.items() if need > free}
+    if short:
+        kinds = ", ".join(f"{kind} ({need / GIB:.1f})" for kind, need in short.items())
+        state = State.ERROR if len(short) == len(needs) else State.WARNING
+        return _finding(name, state, f"{found}: too little for {kinds}", f"du -xh -d 2 {there} | sort -h | tail")
+    return _finding(name, State.OK, found)
+
+
+def clock(now: float, synchronised: bool | None) -> Finding:
+    """What the time (unix seconds) says of the clock."""
+    if now < EARLIEST:
+        return _finding("clock", State.ERROR, f"it was never set: {time.ctime(now)}", "timedatectl set-ntp true")
+    if synchronised is False:
+        return _finding("clock", State.WARNING, "no time server keeps it", "timedatectl set-ntp true")
+    how = "kept by a time server" if synchronised else "whether a time server keeps it is not known"
+    return _finding("clock", State.OK, f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(now))}, {how}")
+
+
+def _synchronised() -> bool | None:
+    program = shutil.which("timedatectl")
+    if program is None:
+        return None
+    command = [program, "show", "--property", "NTPSynchronized", "--value"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"yes": True, "no": False}.get(done.stdout.strip())
+
+
+def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
+    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)

@@ -1,0 +1,81 @@
+"""The model of disk: what a run writes beside its output, and what it keeps on its host meanwhile.
+
+An upper bound that is meant to be near: weights and optimizer states by their sizes, pictures as if nothing could be
+compressed.
+"""
+
+import msgspec
+
+from training_presets.memory import BYTES, optimizer_bytes, trained_dtype
+from training_presets.workload import Workload
+from training_schemas.jobs import ModelFamily, TrainingType
+
+MIB = 2**20
+
+# A result's files aside from its weights: a manifest, a contact sheet, a curve.
+SMALL_FILES = 16 * MIB
+# An adapter is written in the formats of diffusers and of kohya.
+FORMATS = 2
+# A run folder: progress, output, spec.
+RUN_FOLDER = 64 * MIB
+
+LATENT_BYTES = 4
+# What the encoders make of one caption, in two bytes a number: T5's 4,096 a token, SDXL's 2,048 of 77.
+CAPTION_BYTES = {ModelFamily.FLUX: 4096 * 2, ModelFamily.SDXL: 2048 * 2}
+PIXEL_BYTES = 3
+
+
+class DiskNeed(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes: of the result, of all checkpoints that lie there at once, of pictures; and of caches and run folder."""
+
+    result: int
+    checkpoints: int
+    samples: int
+    state: int
+
+    @property
+    def output(self) -> int:
+        """What is needed where outputs go."""
+        return self.result + self.checkpoints + self.samples
+
+
+def disk_need(work: Workload, *, keep_checkpoints: int, sample_every: int) -> DiskNeed:
+    """What a run needs. The last ``keep_checkpoints`` are kept, and a picture of each prompt every so many steps."""
+    # One more is written before the oldest is dropped; one is always made when a run is stopped.
+    held = min(work.checkpoints, keep_checkpoints) + 1
+    rounds = 2 + (work.steps // sample_every if sample_every else 0)
+    picture = work.width * work.height * PIXEL_BYTES
+    return DiskNeed(
+        result=int(_result(work)) + SMALL_FILES,
+        checkpoints=int(held * _checkpoint(work)),
+        samples=work.validation_prompts * rounds * picture,
+        state=int(_caches(work)) + RUN_FOLDER,
+    )
+
+
+def _weights(work: Workload) -> float:
+    return work.trained_parameters * BYTES[trained_dtype(work)]
+
+
+def _checkpoint(work: Workload) -> float:
+    return _weights(work) * (2 if work.averaged else 1) + optimizer_bytes(work)
+
+
+def _result(work: Workload) -> float:
+    match work.training_type:
+        case TrainingType.SDXL_FINETUNE:
+            model = work.model
+            parts = model.denoiser.parameters + model.encoders.parameters + model.vae.parameters
+            return parts * BYTES[work.weight_dtype]
+        case TrainingType.SDXL_TEXTUAL_INVERSION:
+            # A few vectors of the tables that learn.
+            return 0.0
+        case _:
+            return FORMATS * _weights(work)
+
+
+def _caches(work: Workload) -> float:
+    latents = work.latents * work.model.latent_channels * LATENT_BYTES if work.cache_latents else 0.0
+    tokens = work.model.text_tokens if work.text_tokens is None else work.text_tokens
+    captions = tokens * CAPTION_BYTES[work.family] if work.cache_text else 0.0
+    return work.images * (latents + captions)

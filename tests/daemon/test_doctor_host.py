@@ -1,0 +1,160 @@
+"""What doctor finds of a host and its weights, healthy and broken."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training_worker.doctor import host, weights
+from training_worker.doctor.findings import Finding, State
+from training_worker.settings import Settings
+
+STAND_IN = "NVIDIA GeForce RTX 4090:24564MiB"
+FLUX = "black-forest-labs/FLUX.1-dev"
+
+
+def look(settings: Settings) -> dict[str, Finding]:
+    found = [*host.check(settings), *weights.check(settings)]
+    assert all(finding.state is State.OK or finding.mend for finding in found)
+    return {finding.name: finding for finding in found}
+
+
+def pipeline(folder: Path, *, ending: str = "safetensors") -> Path:
+    """A folder as diffusers saves one, with two parts that have weights."""
+    folder.mkdir()
+    parts = {"transformer": ["diffusers", "X"], "vae": ["diffusers", "Y"], "image_encoder": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"} | parts))
+    for part in ("transformer", "vae"):
+        (folder / part).mkdir()
+        (folder / part / f"model.{ending}").write_bytes(b"x" * 100)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "models").mkdir()
+    return Settings(
+        gpus=[STAND_IN],
+        state_dir=tmp_path / "state",
+        output_roots=[tmp_path / "models"],
+        models={FLUX: pipeline(tmp_path / "base")},
+    )
+
+
+def test_a_healthy_host_says_what_it_has(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards that are made up are the one thing to be told of; folders that are not there yet are made later."""
+    monkeypatch.setattr(host, "LEAST_MEMORY", 1)
+    monkeypatch.setattr(host, "_synchronised", lambda: True)
+    found = look(settings)
+
+    assert {name for name, finding in found.items() if finding.state is not State.OK} == {"cards"}
+    assert "GiB are free at" in found["disk.state"].found
+    assert found[FLUX].found.startswith("FluxPipeline, ")
+
+
+def test_a_host_without_cards_is_told_how_to_see_them(settings: Settings) -> None:
+    """NVML shows none, and the settings make up none."""
+    bare = Settings(state_dir=settings.state_dir, output_roots=settings.output_roots)
+
+    found = look(bare)
+
+    assert found["cards"].state is State.ERROR
+    assert str(found["cards"].mend).startswith("nvidia-smi")
+    assert found["models"].found == "no model is allowed"
+
+
+def test_a_disk_that_is_too_small_names_what_it_is_too_small_for(
+    settings: Settings, small_disk: Callable[[Path, int], Path]
+) -> None:
+    """With what a usual job of each type needs."""
+    small_disk(settings.output_roots[0], 64 * 2**20)
+
+    found = look(settings)["disk.output0"]
+
+    assert found.state is State.ERROR
+    assert "FLUX_LORA (" in found.found
+    assert str(found.mend).startswith("du ")
+
+
+def test_an_output_root_that_is_a_file_cannot_be_written(settings: Settings) -> None:
+    """With the command that makes the folder."""
+    root = settings.output_roots[0]
+    root.rmdir()
+    root.touch()
+
+    found = look(settings)["disk.output0"]
+
+    assert found.state is State.ERROR
+    assert found.mend == f"install -d -o training-worker -g training-worker {root}"
+
+
+@pytest.mark.parametrize(
+    ("now", "synchronised", "state"),
+    [(0.0, True, State.ERROR), (2e9, False, State.WARNING), (2e9, None, State.OK), (2e9, True, State.OK)],
+)
+def test_a_clock_must_be_set(now: float, synchronised: bool | None, state: State) -> None:
+    """Whether a time server keeps it is not known everywhere, and that is no fault."""
+    assert host.clock(now, synchronised).state is state
+
+
+def _gone(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def _no_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+def _torn_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def _no_part(folder: Path) -> None:
+    (folder / "vae").rename(folder.with_name("vae"))
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "vae" / "model.safetensors").rename(folder / "vae" / "model.bin")
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.rglob("*.safetensors"):
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (_gone, "is no folder"),
+        (_no_index, "has no model_index.json"),
+        (_torn_index, "model_index.json: Input data was truncated"),
+        (_no_part, "lacks vae"),
+        (_pickled, "pickles alone"),
+        (_empty, "holds no weights"),
+    ],
+)
+def test_weights_that_are_broken_are_told_with_what_brings_them(
+    settings: Settings, harm: Callable[[Path], None], reason: str
+) -> None:
+    """The command that downloads them."""
+    harm(settings.models[FLUX])
+
+    found = look(settings)[FLUX]
+
+    assert found.state is State.ERROR
+    assert reason in found.found
+    assert str(found.mend).startswith(f"hf download {FLUX} --local-dir ")
+
+
+def test_weights_of_another_user_are_told_with_chmod(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything: what the system answers is made up."""
+    closed = settings.models[FLUX] / "vae" / "model.safetensors"
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+
+    found = look(settings)[FLUX]
+
+    assert found.found == f"{closed} cannot be read by this user"
+    assert str(found.mend).startswith("chmod -R a+rX ")
