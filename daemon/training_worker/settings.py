@@ -81,8 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the
     encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB. What nobody will ask for any
     more is removed after ``keep_days``. Without ``metrics_port`` no metrics are served. Cards are read every
-    ``card_check_interval``, for at most ``driver_timeout``; one that is hotter than ``hottest_card`` degrees Celsius, or
-    sick otherwise, gets no jobs until ``healthy_probes`` readings in a row are good. A heartbeat is published every
+    ``card_check_interval``, for at most ``driver_timeout``; one that is hotter than ``hottest_card`` degrees Celsius,
+    or sick otherwise, gets no jobs until ``healthy_probes`` readings in a row are good. A heartbeat is published every
     ``heartbeat``.
     """
 
