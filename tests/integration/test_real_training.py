@@ -89,7 +89,7 @@ async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: 
     """Here two processes on the CPU; what they used is what both used, and a stop in the middle costs no step."""
     cards = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
     first = await start(fleet, materials, "first", **cards)
-    await submit(fleet, max_train_steps=60, gpu_count=2, config_overrides={"gradient_accumulation_steps": 2})
+    await submit(fleet, max_train_steps=30, gpu_count=2, config_overrides={"gradient_accumulation_steps": 2})
     await fleet.until("robot", JobProgress, count=5)
     first.signal(signal.SIGTERM)
     assert await first.ended() == 0
@@ -99,7 +99,7 @@ async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: 
 
     completed = events[-1]
     assert isinstance(completed, JobCompleted), completed
-    assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 61))
+    assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 31))
     account = json.loads((Path(completed.output_path) / "manifest.json").read_text())["account"]
     lasted = account["finishedAt"] - account["startedAt"]
     assert lasted < account["usage"]["gpuSeconds"] / 2 < lasted + 5
