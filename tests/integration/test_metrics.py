@@ -16,7 +16,7 @@ FLUX = ("training_type", "FLUX_LORA")
 # A daemon whose loop does not get past its first turn.
 HANGING = """
 import time
-from training_worker import health, worker
+from training_worker import liveness, worker
 from training_worker.cli import main
 from training_worker.observations import LoopTurned
 
@@ -24,7 +24,7 @@ async def hang(self):
     self._observe(LoopTurned())
     time.sleep(6)
 
-health.LONGEST_SILENCE = 1
+liveness.LONGEST_SILENCE = 1
 worker.Worker._pulse = hang
 main()
 """
