@@ -26,7 +26,7 @@ from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
 from training_worker.queued_job import QueuedJob
-from training_worker.run_folder import caches_dir, fsync_folder
+from training_worker.run_folder import attempt_path, caches_dir, fsync_folder
 from training_worker.settings import Settings
 from training_worker.version import __version__
 
@@ -97,9 +97,8 @@ def output_folder(job: TrainingJob) -> Path:
 
 
 def attempt_folder(job: TrainingJob, attempt: int) -> Path:
-    """Where an attempt writes: beside the output, so that a rename promotes it."""
-    output = output_folder(job)
-    return output.parent / f".{output.name}.{job.job_id}.{attempt}"
+    """Where an attempt at a job writes."""
+    return attempt_path(output_folder(job), job.job_id, attempt)
 
 
 def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlParameters:

@@ -12,7 +12,7 @@ from training_presets.disk import DiskNeed
 from training_schemas.base import Wire
 from training_worker.identity import Identity
 from training_worker.run import read_run
-from training_worker.run_folder import IDENTITY_FILE, RunFolder, runs_dir
+from training_worker.run_folder import IDENTITY_FILE, RunFolder, attempt_path, runs_dir
 
 GIB = 2**30
 DAY = 24 * 3600.0
@@ -101,7 +101,7 @@ class Cleaning:
             output = Path(job.output_path)
             if self._runs_again(job.job_id) or not any(root in output.parents for root in self._roots):
                 continue
-            for path in (output.parent / f".{output.name}.{job.job_id}.{n}" for n in range(1, job.attempt + 1)):
+            for path in (attempt_path(output, job.job_id, n) for n in range(1, job.attempt + 1)):
                 if path.is_dir() and not path.is_symlink() and self._is_old(path):
                     yield path
 

@@ -70,6 +70,11 @@ class Bookmark:
             self._folder.write(CURSOR_FILE, cursor)
 
 
+def attempt_path(output: Path, job_id: str, attempt: int) -> Path:
+    """Where an attempt writes: beside the output, so that a rename promotes it."""
+    return output.parent / f".{output.name}.{job_id}.{attempt}"
+
+
 class RunFolder:
     """One attempt's folder below the state directory, named ``<job>.<attempt>``."""
 
