@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tests.engines.conftest import Train, WriteRun, read_records
 
+from training_presets import memory
 from training_schemas.jobs import TrainingType
 from training_schemas.progress import (
     CheckpointRecord,
@@ -28,6 +29,7 @@ from training_schemas.progress import (
     StoppedRecord,
 )
 from training_schemas.spec import WeightDtype
+from training_worker.engines.diffusers import process_group
 from training_worker.engines.diffusers.checkpoints import TENSORS_FILE
 from training_worker.engines.diffusers.helpers import failure_of_helper, progress_file
 from training_worker.engines.diffusers.progress import ProgressWriter
@@ -230,3 +232,8 @@ def test_a_helper_says_what_it_failed_of(tmp_path: Path) -> None:
     failure = failure_of_helper(tmp_path, 3, 1)
 
     assert (failure.reason, str(failure)) == (FailureReason.OUT_OF_MEMORY, "card 4: out of memory")
+
+
+def test_the_planner_counts_the_piece_that_gradients_travel_in() -> None:
+    """Engines do not import presets: each has the figure, and here they meet."""
+    assert memory.PIECE == process_group.PIECE
