@@ -1,7 +1,7 @@
 """Alerts and dashboard are well-formed, ask for what there is, and fire when they should."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +10,7 @@ from tests.support.fleet import ROOT
 from tests.support.prometheus import (
     ALERTS,
     alert_rules,
+    as_grafana_has_it,
     dashboard,
     installed,
     metrics_of,
@@ -176,6 +177,27 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
     for panel in panels:
         for source in [panel, *panel.get("targets", [])] if panel["type"] != "row" else []:
             assert source["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    """Its own types keep all that is in it: a name with a slip, which Grafana would silently drop, is found."""
+    board = dashboard()
+
+    assert list(dropped(board, as_grafana_has_it(board))) == []
+
+
+def dropped(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """Where they lack something of ours, or have something else."""
+    match ours, theirs:
+        case dict(), dict():
+            for key, value in ours.items():
+                yield from dropped(value, theirs.get(key), f"{path}/{key}")
+        case list(), list() if len(ours) == len(theirs):
+            for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+                yield from dropped(one, other, f"{path}/{index}")
+        case _:
+            if ours != theirs:
+                yield path
 
 
 def test_promtool_finds_no_fault_in_the_rules(rules: Path) -> None:

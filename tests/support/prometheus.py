@@ -11,6 +11,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.cog.runtime import Runtime
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.support.fleet import ROOT
 from tests.support.scrape import free_port, get
 
@@ -31,6 +35,16 @@ def dashboard() -> dict[str, Any]:
     """The dashboard as Grafana imports it."""
     loaded: dict[str, Any] = json.loads(DASHBOARD.read_text())
     return loaded
+
+
+def as_grafana_has_it(board: dict[str, Any]) -> dict[str, Any]:
+    """The dashboard through Grafana's published types, without what they do not know. Raises for what they refuse."""
+    register_default_plugins()
+    known = Runtime().panelcfg_variants
+    for panel in board["panels"]:
+        assert panel["type"] in {*known, "row"}, f"Grafana has no panel {panel['type']}"
+    read: dict[str, Any] = json.loads(json.dumps(Dashboard.from_json(board), cls=JSONEncoder))
+    return read
 
 
 def panel_expressions() -> list[str]:
