@@ -111,7 +111,7 @@ class Worker:
         self._presence = Presence(self._speaker, settings, cards, self._families, self._jobs)
         self._gates = {uuid: self._gate.inner() for uuid in self._slots}
         watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
-        self._monitor = Monitor(watched, settings, self._presence.quarantined)
+        self._monitor = Monitor(watched, settings, self._presence.quarantined, observe)
 
     def _jobs(self) -> dict[str, str]:
         return {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}

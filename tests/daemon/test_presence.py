@@ -11,6 +11,7 @@ from training_worker import presence as presence_module
 from training_worker.cards import Card
 from training_worker.gate import Gate
 from training_worker.monitor import Monitor
+from training_worker.observations import unobserved
 from training_worker.presence import Presence
 from training_worker.settings import Settings
 
@@ -25,7 +26,7 @@ def a_presence(link: RecordingLink, state_dir: Path, *, heartbeat: float = 0.05)
     settings = Settings(state_dir=state_dir, heartbeat=heartbeat)
     jobs = {"SIMULATED-0,SIMULATED-1": "portrait"}
     presence = Presence(speaker(link), settings, CARDS, [ModelFamily.FLUX], lambda: jobs)
-    return presence, Monitor([(card, Gate()) for card in CARDS], settings, presence.quarantined)
+    return presence, Monitor([(card, Gate()) for card in CARDS], settings, presence.quarantined, unobserved)
 
 
 def said(link: RecordingLink) -> list[Event]:
