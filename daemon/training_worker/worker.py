@@ -68,7 +68,7 @@ class Stage(IntEnum):
 
 
 def served_families(settings: Settings) -> list[ModelFamily]:
-    """The families that have a model here, and an engine for every training type: a queue holds jobs of all of them."""
+    """The families that have a model here, and of which all types are served: a queue holds jobs of all of them."""
     types, models = served_types(settings), model_families(settings)
     return [
         family

@@ -35,13 +35,13 @@ def _types(settings: Settings) -> Finding:
     missing = [kind for kind in TrainingType if kind not in served_types(settings)]
     families = sorted({kind.family for kind in missing})
     if not missing:
-        return Finding(group=GROUP, name="types", state=State.OK, found="every training type has an engine")
+        return Finding(group=GROUP, name="types", state=State.OK, found="every training type is served")
     return Finding(
         group=GROUP,
         name="types",
         state=State.WARNING,
-        found=f"no engine for {', '.join(missing)}: no job of {' or '.join(families)} is taken",
-        mend="training_types of an engine in the settings: add them, or leave the setting out",
+        found=f"the built-in trainer is not to train {', '.join(missing)}: no job of {' or '.join(families)} is taken",
+        mend=f"training_types of engines.{EngineName.DIFFUSERS} in the settings: add them, or leave the setting out",
     )
 
 
