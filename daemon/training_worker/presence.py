@@ -21,10 +21,12 @@ from training_schemas.events import (
     WorkerQuarantined,
 )
 from training_schemas.jobs import MemoryTier, ModelFamily
+from training_schemas.plans import MeasuredRate
 from training_worker import nvml
 from training_worker.cards import Card
 from training_worker.monitor import Monitor
 from training_worker.nvml import MIB, SEPARATOR, DriverError, Reading, Versions
+from training_worker.rates import Rates
 from training_worker.reporter import Speaker, Statement
 from training_worker.settings import Settings
 from training_worker.version import __version__
@@ -43,18 +45,27 @@ log = structlog.get_logger()
 class Presence:
     """Says that the worker is here, how it does, and that it leaves."""
 
-    def __init__(
-        self, speaker: Speaker, settings: Settings, cards: Sequence[Card], families: list[ModelFamily], jobs: Jobs
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to say, each by its name
+        self,
+        speaker: Speaker,
+        settings: Settings,
+        cards: Sequence[Card],
+        families: list[ModelFamily],
+        jobs: Jobs,
+        rates: Rates,
     ) -> None:
         self._speaker = speaker
         self._settings = settings
         self._cards = cards
         self._families = families
         self._jobs = jobs
+        self._rates = rates
+        self._told_rates: list[MeasuredRate] = []
         self._waiting: asyncio.Queue[Statement] = asyncio.Queue()
 
     async def appear(self) -> None:
         """The worker is connected."""
+        rates = self._rates.newest(self._cards)
         gpus = [card.describe() for card in self._cards]
         await self._say(
             WorkerOnline,
@@ -65,7 +76,9 @@ class Presence:
             tiers=[tier for tier in MemoryTier if tier in {gpu.tier for gpu in gpus}],
             engines=sorted(self._settings.engines),
             versions=await self._versions(),
+            rates=rates,
         )
+        self._told_rates = rates
 
     async def beat(self, monitor: Monitor) -> None:
         """Say how the worker does, every so often; for ever."""
@@ -75,6 +88,7 @@ class Presence:
             # One that waited for the broker says nothing of now: the next one does.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
+                    rates = self._rates.newest(self._cards)
                     await self._say(
                         WorkerHeartbeat,
                         version=__version__,
@@ -82,7 +96,9 @@ class Presence:
                         cards=self._card_states(monitor),
                         disk_free_mib=await asyncio.to_thread(self._disk_free_mib),
                         engines=sorted(self._settings.engines),
+                        rates=[rate for rate in rates if rate not in self._told_rates],
                     )
+                    self._told_rates = rates
 
     def leave(self, why: str) -> None:
         """Say that the worker takes nothing new from now on."""

@@ -108,7 +108,7 @@ class Worker:
         self._intake = Intake(self._link, self._ledger, self._speaker, settings)
         self._rates = Rates(settings.state_dir)
         self._slots = self._make_slots()
-        self._presence = Presence(self._speaker, settings, cards, self._families, self._jobs)
+        self._presence = Presence(self._speaker, settings, cards, self._families, self._jobs, self._rates)
         self._gates = {uuid: self._gate.inner() for uuid in self._slots}
         watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
         self._monitor = Monitor(watched, settings, self._presence.quarantined, observe)
