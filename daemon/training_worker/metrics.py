@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from training_schemas.events import Taking
 from training_schemas.progress import FailureReason
 from training_worker.observations import (
     AttemptEnded,
@@ -26,7 +27,6 @@ from training_worker.observations import (
     PredictionChecked,
     ProgressMade,
     StepTaken,
-    Taking,
     TakingChanged,
 )
 from training_worker.version import __version__

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from training_schemas.events import Gpu
+from training_schemas.events import Gpu, Taking
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
@@ -110,14 +110,6 @@ class BrokerChanged(msgspec.Struct, frozen=True, kw_only=True):
     """The connection to the broker was made, or lost."""
 
     connected: bool
-
-
-class Taking(StrEnum):
-    """Whether a worker takes jobs."""
-
-    OPEN = "open"
-    PAUSED = "paused"
-    DRAINING = "draining"
 
 
 class TakingChanged(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from training_schemas.commands import DrainWorker, PauseWorker, ResumeWorker, decode_worker_command
+from training_schemas.events import Taking
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_schemas.validation import UNREADABLE
 from training_worker.attempt import model_families, served_types
@@ -25,10 +26,10 @@ from training_worker.gate import Gate
 from training_worker.intake import Intake
 from training_worker.monitor import Monitor
 from training_worker.notify import Condition, Notifier, keep_telling
-from training_worker.observations import CardFound, LoopTurned, Observer, Taking, TakingChanged
+from training_worker.observations import CardFound, LoopTurned, Observer, TakingChanged
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
-from training_worker.presence import Presence
+from training_worker.presence import Doing, Presence
 from training_worker.rates import Rates
 from training_worker.reporter import Speaker
 from training_worker.run import Run, find_runs
@@ -108,13 +109,14 @@ class Worker:
         self._intake = Intake(self._link, self._ledger, self._speaker, settings)
         self._rates = Rates(settings.state_dir)
         self._slots = self._make_slots()
-        self._presence = Presence(self._speaker, settings, cards, self._families, self._jobs)
+        self._presence = Presence(self._speaker, settings, cards, self._families, self._doing)
         self._gates = {uuid: self._gate.inner() for uuid in self._slots}
         watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
         self._monitor = Monitor(watched, settings, self._presence.quarantined)
 
-    def _jobs(self) -> dict[str, str]:
-        return {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
+    def _doing(self) -> Doing:
+        jobs = {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
+        return Doing(jobs, self._taking())
 
     def _make_slots(self) -> dict[str, Slot]:
         self._owner = owner = Owner(
@@ -309,8 +311,11 @@ class Worker:
                 self._tell_taking()
 
     def _tell_taking(self) -> None:
+        self._observe(TakingChanged(taking=self._taking()))
+
+    def _taking(self) -> Taking:
         closed = Taking.DRAINING if self._gate.drained else Taking.PAUSED
-        self._observe(TakingChanged(taking=closed if self._gate.closed else Taking.OPEN))
+        return closed if self._gate.closed else Taking.OPEN
 
     def _on_signal(self, number: signal.Signals) -> None:
         """SIGTERM releases and SIGINT drains; the next one, but for SIGTERM after a drain, aborts. SIGHUP replaces."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.support.scrape import free_port, get
 
-from training_schemas.events import Gpu
+from training_schemas.events import Gpu, Taking
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
@@ -28,7 +28,6 @@ from training_worker.observations import (
     PredictionChecked,
     ProgressMade,
     StepTaken,
-    Taking,
     TakingChanged,
 )
 from training_worker.version import __version__
