@@ -119,19 +119,21 @@ class Reservations:
         with self._taking:
             reservation.portions = []
             portions = self.portions(need, output, run, attempt)
-            shortages = self._shortages(portions)
+            # A second copy of a job is claimed in vain: it needs no room beside the first.
+            others = [each for each in list(self._all) if each.job_id != reservation.job_id]
+            shortages = self._shortages(portions, [portion for each in others for portion in each.portions])
             if not shortages:
                 reservation.portions = portions
                 return None
         text = "; ".join(shortage.text for shortage in shortages)
         return Shortage(text=text, passes=all(shortage.passes for shortage in shortages))
 
-    def _shortages(self, portions: list[Portion]) -> list[Shortage]:
-        """What is missing on each disk beside what others still fill, after making room."""
+    def _shortages(self, portions: list[Portion], taken: list[Portion]) -> list[Shortage]:
+        """What is missing on each disk beside what is taken by others, after making room."""
         found = []
         for device in {portion.device: None for portion in portions}:
             own = [portion for portion in portions if portion.device == device]
-            others = [portion for each in list(self._all) for portion in each.portions if portion.device == device]
+            others = [portion for portion in taken if portion.device == device]
             needed, set_aside = sum(portion.left for portion in own), sum(portion.left for portion in others)
             self._cleaning.make_room(own[0].path, needed + set_aside)
             free = free_bytes(own[0].path)

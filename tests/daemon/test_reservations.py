@@ -149,6 +149,16 @@ def test_a_job_takes_anew_what_it_had(disk: Disk) -> None:
     assert disk.take(second, 64) is None
 
 
+def test_a_second_copy_of_a_job_needs_no_room_beside_it(disk: Disk) -> None:
+    """It finds the job claimed, and is handed to the owner."""
+    first, copy, other = (disk.reservations.make(name) for name in "aab")
+
+    assert disk.take(first, 40) is None
+    assert disk.take(copy, 40) is None
+    disk.reservations.drop(copy)
+    assert disk.take(other, 40) is not None
+
+
 def test_jobs_that_come_at_once_are_not_given_the_same_room(disk: Disk) -> None:
     """From threads of their own, at the same moment."""
     jobs = [disk.reservations.make(f"job-{number}") for number in range(8)]
