@@ -18,6 +18,7 @@ from training_worker.observations import (
     AttemptStarted,
     BrokerChanged,
     CardFound,
+    DiskMeasured,
     JobWaited,
     LeaseChanged,
     LeaseEvent,
@@ -60,6 +61,12 @@ class Metrics:
         self._cards = _Cards(self.registry)
         self._pace = _Pace(self.registry)
         self._fleet = _Fleet(self.registry)
+        self._use = Gauge(
+            f"{PREFIX}_disk_bytes",
+            "What the worker keeps on its disks, by what it is.",
+            ["kind"],
+            registry=self.registry,
+        )
 
     def observe(self, record: Observation) -> None:
         """Take in what happened."""
@@ -77,6 +84,9 @@ class Metrics:
                 self._pace.observe(record)
             case LeaseChanged() | BrokerChanged() | TakingChanged():
                 self._fleet.observe(record)
+            case DiskMeasured():
+                for kind, size in record.use.items():
+                    self._use.labels(kind).set(size)
             case LoopTurned():
                 pass
 

@@ -118,6 +118,24 @@ class TakingChanged(msgspec.Struct, frozen=True, kw_only=True):
     taking: Taking
 
 
+class DiskUse(StrEnum):
+    """What a worker keeps on its disks."""
+
+    RUNS = "runs"
+    CACHES = "caches"
+    STANDBY = "standby"
+    ENDED = "ended"
+    """Attempts of jobs that failed or were cancelled here, beside their outputs."""
+    OTHER = "other"
+    """What else is in the state directory."""
+
+
+class DiskMeasured(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker keeps on its disks, in bytes by kind."""
+
+    use: dict[DiskUse, int]
+
+
 class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
     """The event loop is alive. Told every second."""
 
@@ -134,6 +152,7 @@ Observation = (
     | LeaseChanged
     | BrokerChanged
     | TakingChanged
+    | DiskMeasured
     | LoopTurned
 )
 Observer = Callable[[Observation], None]

@@ -19,6 +19,8 @@ from training_worker.observations import (
     AttemptStarted,
     BrokerChanged,
     CardFound,
+    DiskMeasured,
+    DiskUse,
     JobWaited,
     LeaseChanged,
     LeaseEvent,
@@ -104,6 +106,8 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([TakingChanged(taking=Taking.PAUSED)], "paused", {}, 1),
         ([TakingChanged(taking=Taking.PAUSED), TakingChanged(taking=Taking.OPEN)], "paused", {}, 0),
         ([TakingChanged(taking=Taking.DRAINING)], "draining", {}, 1),
+        ([DiskMeasured(use={DiskUse.CACHES: 7})], "disk_bytes", {"kind": "caches"}, 7),
+        ([DiskMeasured(use={DiskUse.CACHES: n}) for n in (7, 5)], "disk_bytes", {"kind": "caches"}, 5),
     ],
 )
 def test_each_record_shows(
