@@ -9,6 +9,7 @@ from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.jobs import flux_lora_job, sdxl_lora_job
 from training_worker.letters import DeadLetter
 from training_worker.version import __version__
+from training_worker.workers import WorkerCondition, WorkerState
 
 __all__ = [
     "AsyncTrainingWorkerAPI",
@@ -17,6 +18,8 @@ __all__ = [
     "DeadLetter",
     "Receipt",
     "TrainingWorkerAPI",
+    "WorkerCondition",
+    "WorkerState",
     "__version__",
     "flux_lora_job",
     "sdxl_lora_job",

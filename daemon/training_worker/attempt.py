@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
-from training_presets.disk import disk_need
+from training_presets.disk import DiskNeed, disk_need
 from training_presets.engines import shortcomings
 from training_presets.invoke_config import invoke_config
 from training_presets.planner import DoesNotFitError, Plan, fit
@@ -21,14 +22,17 @@ from training_schemas.progress import DoneRecord, FailureReason
 from training_schemas.spec import PARAMETERS, FluxLoraParameters, RunSpec, SdxlParameters
 from training_schemas.usage import Usage
 from training_worker.cards import Room
-from training_worker.disk import lacking
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.paths import path_faults
 from training_worker.queued_job import QueuedJob
-from training_worker.run_folder import attempt_path, caches_dir, fsync_folder
+from training_worker.reservations import Reservation, Shortage
+from training_worker.run import Run
+from training_worker.run_folder import attempt_path, caches_dir, fsync_folder, run_path
 from training_worker.settings import Settings
 from training_worker.version import __version__
+
+log = structlog.get_logger()
 
 MANIFEST_FILE = "manifest.json"
 MODEL_INDEX_FILE = "model_index.json"
@@ -131,8 +135,10 @@ def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if planned[name] != value}
 
 
-def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room, settings: Settings) -> RunSpec:
-    """Settle everything that a trainer must know, on a card with so much room.
+def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
+    queued: QueuedJob, attempt: int, before: JobHistory, room: Room, settings: Settings, reservation: Reservation
+) -> RunSpec:
+    """Settle everything that a trainer must know, on a card with so much room; what it will write is reserved.
 
     Raises `AttemptError`, naming what is missing and where.
     """
@@ -144,7 +150,7 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
         raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
     parameters = fitted(queued.plan, before, room.free_mib)
     engine = choose_engine(job, parameters, settings)
-    _check_disk(queued, parameters, room, settings)
+    _reserve(queued, attempt, parameters, room, settings, reservation)
     return RunSpec(
         job_id=job.job_id,
         attempt=attempt,
@@ -163,21 +169,54 @@ def resolve_spec(queued: QueuedJob, attempt: int, before: JobHistory, room: Room
     )
 
 
-def _check_disk(
-    queued: QueuedJob, parameters: FluxLoraParameters | SdxlParameters, room: Room, settings: Settings
+def _reserve(  # noqa: PLR0913, PLR0917 - all that decides it
+    queued: QueuedJob,
+    attempt: int,
+    parameters: FluxLoraParameters | SdxlParameters,
+    room: Room,
+    settings: Settings,
+    reservation: Reservation,
 ) -> None:
     """Raises `AttemptError` if the run has no room on this host's disks."""
     if room.card.simulated:
         # So are the models that it trains: tiny ones, of which the model of disk knows nothing.
         return
-    work = workload_of(queued.plan.training_type, parameters, gpu_count=queued.plan.gpu_count)
-    need = disk_need(work, keep_checkpoints=parameters.keep_checkpoints, sample_every=parameters.sample_every)
+    job = queued.job
+    need = need_of(workload_of(queued.plan.training_type, parameters, gpu_count=job.gpu_count), parameters)
+    run, folder = run_path(settings.state_dir, job.job_id, attempt), attempt_folder(job, attempt)
     try:
-        missing = lacking(need, output_folder(queued.job), settings.state_dir)
+        shortage = reservation.take(need, output_folder(job), run, folder)
     except OSError as error:
-        missing = f"the free space is not known: {error}"
-    if missing is not None:
-        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train: no room on the disk: {missing}")
+        shortage = Shortage(text=f"the free space is not known: {error}", passes=False)
+    if shortage is not None:
+        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train: no room on the disk: {shortage.text}")
+
+
+def need_of(work: Workload, parameters: FluxLoraParameters | SdxlParameters) -> DiskNeed:
+    """What a run with these settings writes."""
+    return disk_need(work, keep_checkpoints=parameters.keep_checkpoints, sample_every=parameters.sample_every)
+
+
+def reserve_as_planned(queued: QueuedJob, reservation: Reservation, settings: Settings) -> Shortage | None:
+    """Reserve what a job needs by its plan, before it is claimed. None if it has the room, or its claim will tell."""
+    plan = queued.plan
+    if path_faults(queued.job, settings):
+        return None
+    need = need_of(workload_of(plan.training_type, plan.parameters, gpu_count=plan.gpu_count), plan.parameters)
+    try:
+        return reservation.take(need, output_folder(queued.job))
+    except OSError:
+        return None
+
+
+def keep_reserved(run: Run, reservation: Reservation) -> None:
+    """Reserve what a run that is there still needs. Never fails: at worst nothing is reserved."""
+    spec = run.spec
+    try:
+        need = need_of(workload_of_spec(spec), parameters_of_spec(spec))
+        reservation.keep(need, output_folder(run.record.job), run.folder.path, Path(spec.attempt_path))
+    except (OSError, ValueError) as error:
+        log.warning("room_not_reserved", job=spec.job_id, error=str(error))
 
 
 def engine_config(engine: EngineName, plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> dict[str, Any]:
@@ -190,10 +229,14 @@ def workload_of_spec(spec: RunSpec) -> Workload:
 
     A daemon of an earlier version may have written it: settings that are newer have their defaults.
     """
+    return workload_of(spec.training_type, parameters_of_spec(spec), gpu_count=spec.gpu_count)
+
+
+def parameters_of_spec(spec: RunSpec) -> FluxLoraParameters | SdxlParameters:
+    """The settings of a spec, as `workload_of_spec` reads them."""
     family = spec.training_type.family
     defaults = default_preset(family, MINIMUM_TIERS[spec.training_type], CostOptimization.BALANCED).parameters
-    parameters = msgspec.convert(defaults | spec.parameters, PARAMETERS[family])
-    return workload_of(spec.training_type, parameters, gpu_count=spec.gpu_count)
+    return msgspec.convert(defaults | spec.parameters, PARAMETERS[family])
 
 
 def _model_folder(job: TrainingJob, settings: Settings) -> Path:

@@ -10,6 +10,7 @@ from training_worker.advisor import Advisor
 from training_worker.answers import CancelAnswer, Receipt
 from training_worker.client import AsyncTrainingWorkerAPI
 from training_worker.letters import DeadLetter
+from training_worker.workers import WorkerState
 
 T = TypeVar("T")
 
@@ -53,6 +54,10 @@ class TrainingWorkerAPI(Advisor):
     def pause(self, worker_id: str) -> bool:
         """Have a worker, or ``all``, take nothing new. False if none is there. Raises `BrokerError`."""
         return self._call(self._api.pause(worker_id))
+
+    def workers(self) -> list[WorkerState]:
+        """The workers that were heard within the last minutes, by name. Raises `BrokerError`."""
+        return self._call(self._api.workers())
 
     def resume(self, worker_id: str) -> bool:
         """Have a worker, or ``all``, take jobs again. False if none is there. Raises `BrokerError`."""

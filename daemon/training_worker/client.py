@@ -34,7 +34,9 @@ from training_schemas.validation import UNREADABLE, decode_strictly
 from training_worker.advisor import Advisor
 from training_worker.answers import CancelAnswer, Receipt, cancel_answer
 from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names, job_key, worker_key
+from training_worker.errors import BrokerError
 from training_worker.letters import DeadLetter
+from training_worker.workers import Workers, WorkerState
 
 if TYPE_CHECKING:
     from training_worker.broker.session import Session
@@ -44,6 +46,13 @@ if TYPE_CHECKING:
 
 # How far back a job's events are looked for when nobody says when it was submitted, seconds.
 DEFAULT_HISTORY = 24 * 3600.0
+
+# How far back workers are listened to, seconds: some heartbeats of the usual interval.
+WORKERS_HISTORY = 300.0
+# The log is at its end where nothing more has come for so long, seconds.
+QUIET = 2.0
+# What has been written in a few minutes is read within this time, or the broker is in trouble, seconds.
+READING_LIMIT = 60.0
 
 
 class AsyncTrainingWorkerAPI(Advisor):
@@ -153,6 +162,42 @@ class AsyncTrainingWorkerAPI(Advisor):
                     return event
         raise AssertionError  # the events of a job end with such a one or not at all
 
+    async def workers(self, *, history: float = WORKERS_HISTORY) -> list[WorkerState]:
+        """The workers that were heard within the last ``history`` seconds, by name, each by its last words.
+
+        One that has just died is there until it has missed three heartbeats, and then ``silent``. Raises `BrokerError`.
+        """
+        import asyncio  # noqa: PLC0415
+
+        workers, since = Workers(), time.time() - history
+        try:
+            async with asyncio.timeout(READING_LIMIT), self._session() as session:
+                async for event, said_at in self._said_until_now(session, since):
+                    workers.take_in(event, said_at)
+        except TimeoutError:
+            raise BrokerError(f"cannot read {self._names.events_log}: not done after {READING_LIMIT:.0f} s") from None
+        return workers.states(time.time())
+
+    async def _said_until_now(self, session: "Session", since: float) -> AsyncIterator[tuple[Event, float]]:
+        """What was said since a time and before this call, each with when it was said."""
+        import asyncio  # noqa: PLC0415
+
+        from training_worker.broker.log import read_log  # noqa: PLC0415
+
+        now = time.time()
+        bodies = read_log(session, self._names.events_log, since)
+        while True:
+            try:
+                # What is live has no end: it is at its end for us with the first word of now, or with a silence.
+                body = await asyncio.wait_for(anext(bodies), QUIET)
+            except TimeoutError:
+                return
+            said_at, event = _read_timed(body)
+            if event is not None and said_at >= since:
+                yield event, said_at
+            if said_at > now:
+                return
+
     async def dead_letters(self, job_id: str | None = None) -> list[DeadLetter]:
         """What lies in the dead queue, of this job or of all, oldest first. Raises `BrokerError`."""
         async with self._dead_queue() as queue:
@@ -196,6 +241,14 @@ def _start(since: float | None) -> float:
 def _is_last(event: JobEvent, digest: str | None) -> bool:
     refused = isinstance(event, JobRefused) and event.digest == digest
     return refused or isinstance(event, (*TERMINAL_EVENTS, JobDuplicate))
+
+
+def _read_timed(body: bytes) -> tuple[float, Event | None]:
+    try:
+        envelope = decode_event(body)
+        return envelope.time.timestamp(), envelope.read()
+    except (UnknownEventError, *UNREADABLE):
+        return 0.0, None
 
 
 def _read_event(body: bytes) -> tuple[str, Event | None]:

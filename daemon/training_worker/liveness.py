@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from training_worker.observations import BrokerChanged, LoopTurned, Observation, Taking, TakingChanged
+from training_schemas.events import Taking
+from training_worker.observations import BrokerChanged, LoopTurned, Observation, TakingChanged
 
 # The loop tells each second that it turns. A machine under load may be late; one that hangs stays away.
 LONGEST_SILENCE = 15.0

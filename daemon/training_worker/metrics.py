@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from training_schemas.events import Taking
 from training_schemas.progress import FailureReason
 from training_worker.card_metrics import CardMetrics
 from training_worker.observations import (
@@ -19,6 +20,7 @@ from training_worker.observations import (
     BrokerChanged,
     CardFound,
     CardRead,
+    DiskMeasured,
     JobWaited,
     LeaseChanged,
     LeaseEvent,
@@ -29,7 +31,6 @@ from training_worker.observations import (
     ProgressMade,
     ServingChanged,
     StepTaken,
-    Taking,
     TakingChanged,
 )
 from training_worker.version import __version__
@@ -62,9 +63,14 @@ class Metrics:
         )
         self._jobs = _Jobs(self.registry)
         self._cards = _Cards(self.registry)
-        self._readings = CardMetrics(self.registry)
         self._pace = _Pace(self.registry)
         self._fleet = _Fleet(self.registry)
+        self._use = Gauge(
+            f"{PREFIX}_disk_bytes",
+            "What the worker keeps on its disks, by what it is.",
+            ["kind"],
+            registry=self.registry,
+        )
 
     def observe(self, record: Observation) -> None:
         """Take in what happened."""
@@ -75,10 +81,8 @@ class Metrics:
             case AttemptEnded():
                 self._jobs.ended(record)
                 self._cards.ended(record)
-            case CardRead():
-                self._readings.observe(record)
-            case ServingChanged():
-                self._cards.serves(record)
+            case CardRead() | ServingChanged():
+                self._cards.hear(record)
             case CardFound() | ProgressMade() | StepTaken():
                 self._cards.observe(record)
                 self._pace.observe(record)
@@ -86,6 +90,9 @@ class Metrics:
                 self._pace.observe(record)
             case LeaseChanged() | BrokerChanged() | TakingChanged():
                 self._fleet.observe(record)
+            case DiskMeasured():
+                for kind, size in record.use.items():
+                    self._use.labels(kind).set(size)
             case LoopTurned():
                 pass
 
@@ -155,6 +162,7 @@ class _Cards:
         self._progress = gauge(
             "card_last_progress_timestamp_seconds", "When a trainer on the card last recorded something new, or began."
         )
+        self._readings = CardMetrics(registry)
         self._loss = gauge("last_loss", "Loss of the last optimizer step.", "training_type")
 
     def started(self, record: AttemptStarted) -> None:
@@ -164,8 +172,13 @@ class _Cards:
     def ended(self, record: AttemptEnded) -> None:
         self._busy.labels(record.gpu).set(0)
 
-    def serves(self, record: ServingChanged) -> None:
-        self._up.labels(record.gpu).set(record.serves)
+    def hear(self, record: CardRead | ServingChanged) -> None:
+        """What the driver says of a card, and what that means for its slot."""
+        match record:
+            case CardRead():
+                self._readings.observe(record)
+            case ServingChanged():
+                self._up.labels(record.gpu).set(record.serves)
 
     def observe(self, record: CardFound | ProgressMade | StepTaken) -> None:
         match record:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from training_schemas.events import Gpu
+from training_schemas.events import Gpu, Taking
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
@@ -127,18 +127,28 @@ class BrokerChanged(msgspec.Struct, frozen=True, kw_only=True):
     connected: bool
 
 
-class Taking(StrEnum):
-    """Whether a worker takes jobs."""
-
-    OPEN = "open"
-    PAUSED = "paused"
-    DRAINING = "draining"
-
-
 class TakingChanged(msgspec.Struct, frozen=True, kw_only=True):
     """From now on the worker takes jobs, or does not."""
 
     taking: Taking
+
+
+class DiskUse(StrEnum):
+    """What a worker keeps on its disks."""
+
+    RUNS = "runs"
+    CACHES = "caches"
+    STANDBY = "standby"
+    ENDED = "ended"
+    """Attempts of jobs that failed or were cancelled here, beside their outputs."""
+    OTHER = "other"
+    """What else is in the state directory."""
+
+
+class DiskMeasured(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker keeps on its disks, in bytes by kind."""
+
+    use: dict[DiskUse, int]
 
 
 class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +169,7 @@ Observation = (
     | LeaseChanged
     | BrokerChanged
     | TakingChanged
+    | DiskMeasured
     | LoopTurned
 )
 Observer = Callable[[Observation], None]

@@ -23,7 +23,7 @@ from training_worker.attempt import (
     workload_of_spec,
 )
 from training_worker.cards import Card, Room, energy_wh_since, room_on
-from training_worker.disk import EndedJob, note_ended
+from training_worker.ended_jobs import EndedJob, note_ended
 from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.measures import Measures
@@ -38,6 +38,7 @@ from training_worker.process import Child
 from training_worker.queued_job import QueuedJob
 from training_worker.rates import Rates
 from training_worker.reporter import Reporter, Speaker
+from training_worker.reservations import Reservation, Reservations
 from training_worker.run import Run, RunRecord, trainer_environment
 from training_worker.run_folder import CLOSING_FILE, Bookmark, RunFolder
 from training_worker.runner import Limits, Runner
@@ -71,24 +72,30 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     observe: Observer
     rates: Rates
     standby: Standby
+    reservations: Reservations
     find_fault: FindFault
 
 
 class OwnedJob:
-    """One job that is ours, on one slot. ``found`` is the run that an earlier daemon left, if one did."""
+    """One job that is ours, on one slot; ``reservation`` is its room on the host's disks.
 
-    def __init__(
+    ``found`` is the run that an earlier daemon left, if one did.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a job has of its own
         self,
         queued: QueuedJob,
         ownership: Ownership,
         wishes: Wishes,
         context: SlotContext,
+        reservation: Reservation,
         found: Run | None = None,
     ) -> None:
         self._queued = queued
         self._ownership = ownership
         self._wishes = wishes
         self._context = context
+        self._reservation = reservation
         self._card = context.card
         self._settings = context.settings
         self._found = found
@@ -194,7 +201,7 @@ class OwnedJob:
     def _make_run(self, room: Room) -> Run:
         ownership, job = self._ownership, self._queued.job
         before = ownership.before
-        spec = resolve_spec(self._queued, ownership.attempt, before, room, self._settings)
+        spec = resolve_spec(self._queued, ownership.attempt, before, room, self._settings, self._reservation)
         saved = resume_point(before) if spec.resume_from is not None else None
         record = RunRecord(
             job=job,

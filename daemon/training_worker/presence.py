@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
 from training_schemas.events import (
     CardState,
     Event,
+    Taking,
     WorkerDraining,
     WorkerHeartbeat,
     WorkerOffline,
@@ -36,10 +38,15 @@ GOODBYE_TIMEOUT = 2.0
 # What is said of the versions waits no longer for the driver.
 VERSIONS_TIMEOUT = 3.0
 
-# The job that each slot has now, by the slot's card or cards.
-Jobs = Callable[[], dict[str, str]]
 
 log = structlog.get_logger()
+
+
+class Doing(msgspec.Struct, frozen=True):
+    """What a worker does: the job that each slot has, by the slot's card or cards, and whether it takes more."""
+
+    jobs: dict[str, str]
+    taking: Taking
 
 
 class Presence:
@@ -51,14 +58,14 @@ class Presence:
         settings: Settings,
         cards: Sequence[Card],
         families: list[ModelFamily],
-        jobs: Jobs,
+        look: Callable[[], Doing],
         rates: Rates,
     ) -> None:
         self._speaker = speaker
         self._settings = settings
         self._cards = cards
         self._families = families
-        self._jobs = jobs
+        self._look = look
         self._rates = rates
         self._told_rates: list[MeasuredRate] = []
         self._waiting: asyncio.Queue[Statement] = asyncio.Queue()
@@ -85,6 +92,7 @@ class Presence:
         seconds = self._settings.heartbeat
         while True:
             await asyncio.sleep(seconds)
+            doing = self._look()
             # One that waited for the broker says nothing of now: the next one does.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -93,16 +101,18 @@ class Presence:
                         WorkerHeartbeat,
                         version=__version__,
                         interval_seconds=seconds,
-                        cards=self._card_states(monitor),
+                        cards=self._card_states(monitor, doing.jobs),
                         disk_free_mib=await asyncio.to_thread(self._disk_free_mib),
                         engines=sorted(self._settings.engines),
+                        host=socket.gethostname(),
+                        taking=doing.taking,
                         rates=[rate for rate in rates if rate not in self._told_rates],
                     )
                     self._told_rates = rates
 
     def leave(self, why: str) -> None:
         """Say that the worker takes nothing new from now on."""
-        self._tell(WorkerDraining, why=why, jobs=sorted(self._jobs().values()))
+        self._tell(WorkerDraining, why=why, jobs=sorted(self._look().jobs.values()))
 
     def quarantined(self, gpu: str, reason: str, *, recovered: bool) -> None:
         """Say that a card is given no jobs any more, or is again."""
@@ -126,10 +136,9 @@ class Presence:
                 await self._waiting.join()
                 await self._say(WorkerOffline, why=why)
 
-    def _card_states(self, monitor: Monitor) -> list[CardState]:
-        jobs = self._jobs()
+    def _card_states(self, monitor: Monitor, jobs: dict[str, str]) -> list[CardState]:
         return [
-            _card_state(uuid, jobs.get(card.uuid), monitor.readings.get(uuid), monitor.quarantined(uuid))
+            _card_state(uuid, card, jobs.get(card.uuid), monitor.readings.get(uuid), monitor.quarantined(uuid))
             for card in self._cards
             for uuid in card.uuid.split(SEPARATOR)
         ]
@@ -153,10 +162,12 @@ class Presence:
         await self._speaker.publish(self._speaker.state(kind, str(uuid.uuid4()), **fields))
 
 
-def _card_state(gpu: str, job: str | None, reading: Reading | None, quarantined: str | None) -> CardState:
+def _card_state(gpu: str, card: Card, job: str | None, reading: Reading | None, quarantined: str | None) -> CardState:
     known = reading or Reading(uuid=gpu)
     return CardState(
         gpu=gpu,
+        name=card.name,
+        memory_mib=card.memory_mib,
         job=job,
         quarantined=quarantined,
         free_mib=known.free_mib,

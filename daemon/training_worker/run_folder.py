@@ -84,7 +84,7 @@ class RunFolder:
     @classmethod
     def create(cls, state_dir: Path, spec: RunSpec, lease: RunLease, record: msgspec.Struct) -> "RunFolder":
         """Make the folder with its spec, its lease, its record and an empty progress file. Raises `OSError`."""
-        folder = cls(runs_dir(state_dir) / f"{spec.job_id}.{spec.attempt}")
+        folder = cls(run_path(state_dir, spec.job_id, spec.attempt))
         # Left by an attempt of the same number that the ledger has forgotten: nobody will ask for it.
         identity = Identity.read(folder.identity)
         if identity is not None and identity.is_alive:
@@ -185,6 +185,11 @@ def _aside(file: Path) -> Path:
 def runs_dir(state_dir: Path) -> Path:
     """Where the run folders are."""
     return state_dir / "runs"
+
+
+def run_path(state_dir: Path, job_id: str, attempt: int) -> Path:
+    """The run folder of an attempt."""
+    return runs_dir(state_dir) / f"{job_id}.{attempt}"
 
 
 def caches_dir(state_dir: Path) -> Path:

@@ -80,10 +80,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer that
     says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the
     encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB. What nobody will ask for any
-    more is removed after ``keep_days``. Without ``metrics_port`` no metrics are served. Cards are read every
-    ``card_check_interval``, for at most ``driver_timeout``; one that is hotter than ``hottest_card`` degrees Celsius,
-    or sick otherwise, gets no jobs until ``healthy_probes`` readings in a row are good. A heartbeat is published every
-    ``heartbeat``.
+    more is removed after ``keep_days``, and what ended jobs left beyond ``keep_limit`` GiB, the oldest first. Without
+    ``metrics_port`` no metrics are served. Cards are read every ``card_check_interval``, for at most
+    ``driver_timeout``; one that is hotter than ``hottest_card`` degrees Celsius, or sick otherwise, gets no jobs until
+    ``healthy_probes`` readings in a row are good. A heartbeat is published every ``heartbeat``.
     """
 
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
@@ -119,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     healthy_probes: Annotated[int, Meta(ge=1)] = 3
     heartbeat: Seconds = 30
     keep_days: Annotated[float, Meta(ge=1)] = 14
+    keep_limit: Annotated[float, Meta(ge=0)] = 100
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 

@@ -9,6 +9,7 @@ from structlog.contextvars import bound_contextvars
 
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_schemas.validation import InvalidMessageError
+from training_worker.attempt import keep_reserved, reserve_as_planned
 from training_worker.broker.names import delayed_key
 from training_worker.broker.session import Session, broker_errors
 from training_worker.claim import Claim, NotOurs
@@ -18,6 +19,7 @@ from training_worker.owned_job import OwnedJob, SlotContext
 from training_worker.ownership import Ownership
 from training_worker.queued_job import QueuedJob
 from training_worker.refusals import reject
+from training_worker.reservations import Reservation
 from training_worker.run import Run
 from training_worker.take import Source
 from training_worker.wishes import Wishes
@@ -33,6 +35,7 @@ class Slot:
         self._owner = context.owner
         self._tier = tier
         self._wishes = Wishes()
+        self._found: list[tuple[Run, Reservation]] = []
         self.job_id: str | None = None
         """The job that is in hand now."""
 
@@ -49,20 +52,30 @@ class Slot:
         """Leave the running job's trainer to the daemon that comes next."""
         self._wishes.detach.set()
 
-    async def take_up(self, runs: list[Run]) -> None:
-        """See to the runs that an earlier daemon left on this card."""
-        for run in runs:
+    def expect(self, run: Run) -> None:
+        """Have a run that an earlier daemon left here taken up.
+
+        To be said of all runs before any slot takes a job: the room that they still need is nobody else's.
+        """
+        reservation = self._context.reservations.make(run.spec.job_id)
+        if not run.record.card.simulated:
+            keep_reserved(run, reservation)
+        self._found.append((run, reservation))
+
+    async def take_up(self) -> None:
+        """See to the runs that are expected here."""
+        for run, reservation in self._found:
             if self._wishes.detach.is_set():
                 return
-            with bound_contextvars(job=run.record.job.job_id, gpu=run.record.card.uuid):
-                await self._take_up(run)
+            with bound_contextvars(job=run.record.job.job_id, gpu=run.record.card.uuid), reservation:
+                await self._take_up(run, reservation)
 
-    async def _take_up(self, run: Run) -> None:
+    async def _take_up(self, run: Run, reservation: Reservation) -> None:
         queued, wishes = run.queued, self._new_wishes()
         ownership = Ownership(self._owner, queued, run.record.standing, wishes.receive)
         # The card as it was: its settings may have changed, what the run costs has not.
         context = msgspec.structs.replace(self._context, card=run.record.card)
-        await self._see_to(OwnedJob(queued, ownership, wishes, context, found=run), queued.job_id)
+        await self._see_to(OwnedJob(queued, ownership, wishes, context, reservation, found=run), queued.job_id)
 
     async def _see_to(self, owned: OwnedJob, job_id: str) -> None:
         self.job_id = job_id
@@ -118,21 +131,47 @@ class Slot:
             return
         with bound_contextvars(job=queued.job_id, gpu=self._context.card.uuid):
             if queued.should_avoid(self._owner.worker):
-                await self._pass_on(queued, delivery, session)
+                # It failed here: others may do better.
+                await self._put_off(queued.passed_on(), delivery, session)
+                log.info("passed_on", times=queued.passed + 1)
                 await source.quiet()
                 return
-            await self._own(queued, delivery, session, source)
+            with self._context.reservations.make(queued.job_id) as reservation:
+                await self._own_if_there_is_room(queued, delivery, session, source, reservation)
 
-    async def _pass_on(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
-        """Leave a job that failed here to another worker, for a while."""
+    async def _put_off(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
+        """Leave a job that nobody has claimed to whoever takes it after a while."""
         names, delay = self._owner.link.names, self._context.settings.retry_delays[0]
-        await session.publish(names.retry, delayed_key(delay, queued.tier_key), queued.passed_on().message())
+        await session.publish(names.retry, delayed_key(delay, queued.tier_key), queued.message())
         with broker_errors():
             await delivery.ack()
-        log.info("passed_on", times=queued.passed + 1)
+
+    async def _own_if_there_is_room(
+        self,
+        queued: QueuedJob,
+        delivery: AbstractIncomingMessage,
+        session: Session,
+        source: Source,
+        reservation: Reservation,
+    ) -> None:
+        context = self._context
+        if not context.card.simulated:
+            shortage = await asyncio.to_thread(reserve_as_planned, queued, reservation, context.settings)
+            if shortage is not None and shortage.passes:
+                # No fault of the job's: it is not claimed, so no attempt is counted.
+                await self._put_off(queued, delivery, session)
+                log.info("no_room_for_now", why=shortage.text)
+                await source.quiet()
+                return
+        await self._own(queued, delivery, session, source, reservation)
 
     async def _own(
-        self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session, source: Source
+        self,
+        queued: QueuedJob,
+        delivery: AbstractIncomingMessage,
+        session: Session,
+        source: Source,
+        reservation: Reservation,
     ) -> None:
         wishes = self._new_wishes()
         result = await Claim(self._owner, queued, delivery, session, wishes.receive).make()
@@ -142,7 +181,7 @@ class Slot:
             log.info("not_ours", why=result.name)
         else:
             log.info("claimed", attempt=result.attempt)
-            await self._see_to(OwnedJob(queued, result, wishes, self._context), queued.job_id)
+            await self._see_to(OwnedJob(queued, result, wishes, self._context, reservation), queued.job_id)
         await quieting
 
 

@@ -11,6 +11,7 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from training_schemas.commands import DrainWorker, PauseWorker, ResumeWorker, decode_worker_command
+from training_schemas.events import Taking
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_schemas.validation import UNREADABLE
 from training_worker.attempt import model_families, served_types
@@ -19,18 +20,19 @@ from training_worker.broker.link import Link
 from training_worker.broker.names import ALL_WORKERS, Names, worker_key
 from training_worker.broker.session import Session, broker_errors
 from training_worker.cards import Card
-from training_worker.disk import DAY, Cleaning
+from training_worker.disk import DAY
 from training_worker.errors import SettingsError
 from training_worker.gate import Gate
 from training_worker.intake import Intake
 from training_worker.monitor import Monitor
 from training_worker.notify import Condition, Notifier, keep_telling
-from training_worker.observations import CardFound, LoopTurned, Observer, Taking, TakingChanged
+from training_worker.observations import CardFound, DiskMeasured, LoopTurned, Observer, TakingChanged
 from training_worker.owned_job import SlotContext
 from training_worker.ownership import Owner
-from training_worker.presence import Presence
+from training_worker.presence import Doing, Presence
 from training_worker.rates import Rates
 from training_worker.reporter import Speaker
+from training_worker.reservations import Reservations
 from training_worker.run import Run, find_runs
 from training_worker.settings import Settings
 from training_worker.slot import Slot
@@ -40,6 +42,9 @@ from training_worker.state_lock import only_daemon
 # What may follow a trainer's grace when a worker is told to stop: saying so, giving the job back.
 SETTLE_TIMEOUT = 20.0
 ABORT_TIMEOUT = 5.0
+
+# How often it is looked what holds the disk: folders are walked for that (seconds).
+DISK_INTERVAL = 600.0
 
 # How often it is told that the loop turns (seconds).
 PULSE = 1.0
@@ -107,14 +112,16 @@ class Worker:
         self._speaker = Speaker(self._link, settings.worker_id, simulated=simulated, clock=time.time)
         self._intake = Intake(self._link, self._ledger, self._speaker, settings)
         self._rates = Rates(settings.state_dir)
+        self._reservations = Reservations(settings)
         self._slots = self._make_slots()
-        self._presence = Presence(self._speaker, settings, cards, self._families, self._jobs, self._rates)
+        self._presence = Presence(self._speaker, settings, cards, self._families, self._doing, self._rates)
         self._gates = {uuid: self._gate.inner() for uuid in self._slots}
         watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
         self._monitor = Monitor(watched, settings, self._presence.quarantined, observe)
 
-    def _jobs(self) -> dict[str, str]:
-        return {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
+    def _doing(self) -> Doing:
+        jobs = {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
+        return Doing(jobs, self._taking())
 
     def _make_slots(self) -> dict[str, Slot]:
         self._owner = owner = Owner(
@@ -144,6 +151,7 @@ class Worker:
             observe=self._observe,
             rates=self._rates,
             standby=Standby(card, self._settings),
+            reservations=self._reservations,
             find_fault=self._find_fault,
         )
 
@@ -232,38 +240,43 @@ class Worker:
             await asyncio.sleep(PULSE)
 
     async def _keep_clean(self) -> None:
-        """At the start, and daily."""
-        settings = self._settings
+        """Clean at the start and daily, and tell in between what the disk holds."""
+        cleaning = self._reservations.cleaning
         while True:
-            before = time.time() - settings.keep_days * DAY
-            await asyncio.to_thread(Cleaning(settings.state_dir, settings.output_roots, before).clean)
-            await asyncio.sleep(DAY)
+            try:
+                await asyncio.to_thread(cleaning.clean)
+            except OSError as error:
+                log.warning("not_cleaned", error=str(error))
+            for _ in range(round(DAY / DISK_INTERVAL)):
+                self._observe(DiskMeasured(use=await asyncio.to_thread(cleaning.use)))
+                await asyncio.sleep(DISK_INTERVAL)
 
     async def _run_slots(self) -> None:
         runs = await asyncio.to_thread(find_runs, self._settings.state_dir)
+        for slot, run in [(self._slot_for(run), run) for run in runs]:
+            await asyncio.to_thread(slot.expect, run)
         try:
             async with self._limit, asyncio.TaskGroup() as group:
                 for uuid in self._gates:
-                    own = [run for run in runs if run.record.card.uuid == uuid]
-                    self._tasks.append(group.create_task(self._run_slot(uuid, own), name=f"slot-{uuid}"))
-                for slot, run in self._strays(runs):
-                    group.create_task(slot.take_up([run]), name=f"stray-{run.record.job.job_id}")
+                    self._tasks.append(group.create_task(self._run_slot(uuid), name=f"slot-{uuid}"))
+                for name in self._slots.keys() - self._gates.keys():
+                    group.create_task(self._slots[name].take_up(), name=name)
         except TimeoutError:
             log.warning("leaving_timed_out")
 
-    async def _run_slot(self, uuid: str, runs: list[Run]) -> None:
+    async def _run_slot(self, uuid: str) -> None:
         slot = self._slots[uuid]
-        await slot.take_up(runs)
+        await slot.take_up()
         await slot.run(self._gates[uuid], self._families)
 
-    def _strays(self, runs: list[Run]) -> Iterator[tuple[Slot, Run]]:
-        """Runs on cards that this worker has no slot for any more: they are seen to the end all the same."""
-        known = set(self._slots)
-        for run in runs:
-            if run.record.card.uuid not in known:
-                slot = Slot(self._context(run.record.card, self._owner), MemoryTier.GB8)
-                self._slots[f"stray-{run.folder.path.name}"] = slot
-                yield slot, run
+    def _slot_for(self, run: Run) -> Slot:
+        """The slot of the run's card; one of its own if the worker has none for it any more."""
+        uuid = run.record.card.uuid
+        if uuid in self._gates:
+            return self._slots[uuid]
+        slot = Slot(self._context(run.record.card, self._owner), MemoryTier.GB8)
+        self._slots[f"stray-{run.folder.path.name}"] = slot
+        return slot
 
     def _condition(self) -> Condition:
         """Healthy: the link's task and each slot's are alive. A slot's ends when the worker leaves, not before."""
@@ -309,8 +322,11 @@ class Worker:
                 self._tell_taking()
 
     def _tell_taking(self) -> None:
+        self._observe(TakingChanged(taking=self._taking()))
+
+    def _taking(self) -> Taking:
         closed = Taking.DRAINING if self._gate.drained else Taking.PAUSED
-        self._observe(TakingChanged(taking=closed if self._gate.closed else Taking.OPEN))
+        return closed if self._gate.closed else Taking.OPEN
 
     def _on_signal(self, number: signal.Signals) -> None:
         """SIGTERM releases and SIGINT drains; the next one, but for SIGTERM after a drain, aborts. SIGHUP replaces."""

@@ -5,6 +5,7 @@ An event's type names its schema and version, ``training.job.progress.v1``. Its 
 """
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -276,13 +277,24 @@ class WorkerOnline(Event, frozen=True, kw_only=True):
     rates: list[MeasuredRate] = []
 
 
+class Taking(StrEnum):
+    """Whether a worker takes jobs."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
 class CardState(Wire, frozen=True, kw_only=True):
     """How one card does: memory in MiB, ``utilisation`` in per cent; what it does not tell is left out.
 
-    ``job`` is what is trained on it now, and ``quarantined`` why it is given no jobs.
+    ``name`` and ``memory_mib`` are as in `Gpu`. ``job`` is what is trained on it now, and ``quarantined`` why it is
+    given no jobs.
     """
 
     gpu: str
+    name: str | None = None
+    memory_mib: int | None = None
     job: str | None = None
     quarantined: str | None = None
     free_mib: int | None = None
@@ -294,7 +306,8 @@ class CardState(Wire, frozen=True, kw_only=True):
 class WorkerHeartbeat(Event, frozen=True, kw_only=True):
     """A worker lives; the next one follows after ``interval_seconds``. The disk is that of its state.
 
-    ``rates`` are those that were measured since it said them last.
+    It says all that is needed to show the worker, so that whoever begins to listen need not have heard it come. But
+    ``rates`` are those alone that were measured since it said them last.
     """
 
     TYPE = "training.worker.heartbeat.v1"
@@ -304,6 +317,8 @@ class WorkerHeartbeat(Event, frozen=True, kw_only=True):
     cards: list[CardState]
     disk_free_mib: int | None = None
     engines: list[str] = []
+    host: str | None = None
+    taking: Taking = Taking.OPEN
     rates: list[MeasuredRate] = []
 
 

@@ -35,6 +35,7 @@ from training_worker.errors import AttemptError
 from training_worker.history import JobHistory
 from training_worker.jobs import make_job
 from training_worker.queued_job import QueuedJob
+from training_worker.reservations import Reservations
 from training_worker.settings import EngineSettings, Settings
 from training_worker.version import __version__
 from training_worker.worker import served_families
@@ -66,6 +67,7 @@ class Host:
             output_roots=[self.outputs],
             models={"black-forest-labs/FLUX.1-dev": folder / "base", "gone": folder / "gone"},
         )
+        self.reservations = Reservations(self.settings)
 
     def queued(self, training_type: str = "FLUX_LORA", **fields: Any) -> QueuedJob:
         """A job of this host, as it comes from a queue."""
@@ -83,7 +85,10 @@ class Host:
     ) -> RunSpec:
         """The spec of an attempt at such a job."""
         room = Room(card=card, free_mib=free_mib or card.memory_mib)
-        return resolve_spec(self.queued(**fields), attempt, before or JobHistory(), room, self.settings)
+        with self.reservations.make("a") as reservation:
+            return resolve_spec(
+                self.queued(**fields), attempt, before or JobHistory(), room, self.settings, reservation
+            )
 
     def refusal(self, **fields: Any) -> tuple[str, str]:
         """The reason and the message with which an attempt at such a job fails."""

@@ -1,7 +1,8 @@
 """Whether the daemon lives, and whether it is ready."""
 
+from training_schemas.events import Taking
 from training_worker.liveness import LONGEST_SILENCE, Liveness
-from training_worker.observations import BrokerChanged, LoopTurned, Observation, Taking, TakingChanged
+from training_worker.observations import BrokerChanged, LoopTurned, Observation, TakingChanged
 
 CONNECTED = BrokerChanged(connected=True)
 LOST = BrokerChanged(connected=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.support.scrape import free_port, get
 
-from training_schemas.events import Gpu
+from training_schemas.events import Gpu, Taking
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
@@ -21,6 +21,8 @@ from training_worker.observations import (
     BrokerChanged,
     CardFound,
     CardRead,
+    DiskMeasured,
+    DiskUse,
     JobWaited,
     LeaseChanged,
     LeaseEvent,
@@ -31,7 +33,6 @@ from training_worker.observations import (
     ProgressMade,
     ServingChanged,
     StepTaken,
-    Taking,
     TakingChanged,
 )
 from training_worker.version import __version__
@@ -151,6 +152,8 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([TakingChanged(taking=Taking.PAUSED)], "paused", {}, 1),
         ([TakingChanged(taking=Taking.PAUSED), TakingChanged(taking=Taking.OPEN)], "paused", {}, 0),
         ([TakingChanged(taking=Taking.DRAINING)], "draining", {}, 1),
+        ([DiskMeasured(use={DiskUse.CACHES: 7})], "disk_bytes", {"kind": "caches"}, 7),
+        ([DiskMeasured(use={DiskUse.CACHES: n}) for n in (7, 5)], "disk_bytes", {"kind": "caches"}, 5),
     ],
 )
 def test_each_record_shows(

@@ -11,6 +11,7 @@ from training_schemas.events import JobEvent
 from training_worker.outcome import Broken, Stopped
 from training_worker.owned_job import OwnedJob, SlotContext
 from training_worker.rates import Rates
+from training_worker.reservations import Reservations
 from training_worker.run import Run
 from training_worker.settings import Settings
 from training_worker.settlement import Closing, Settlement
@@ -33,6 +34,7 @@ class Life:
         self.link = RecordingLink()
         self.ownership = own(self.link)
         self.reporter = a_reporter(self.link, run.folder)
+        reservations = Reservations(Settings(state_dir=run.folder.path.parent))
         context = SlotContext(
             card=runs.CARD,
             settings=Settings(),
@@ -41,9 +43,11 @@ class Life:
             observe=lambda _: None,
             rates=Rates(run.folder.path.parent),
             standby=Standby(runs.CARD, Settings()),
+            reservations=reservations,
             find_fault=no_fault,
         )
-        self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, found=run)
+        reservation = reservations.make(run.spec.job_id)
+        self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, reservation, found=run)
 
     async def decide(self) -> Closing:
         """See the run to its end, and write down what it comes to."""

@@ -7,14 +7,14 @@ from msgspec.structs import replace
 from tests.presets.workloads import workload
 from tests.support.owning import PATIENCE, RecordingLink, speaker
 
-from training_schemas.events import Event, Gpu, WorkerHeartbeat, WorkerOffline, WorkerOnline, decode_event
+from training_schemas.events import Event, Gpu, Taking, WorkerHeartbeat, WorkerOffline, WorkerOnline, decode_event
 from training_schemas.jobs import ModelFamily
 from training_worker import presence as presence_module
 from training_worker.cards import Card
 from training_worker.gate import Gate
 from training_worker.monitor import Monitor
 from training_worker.observations import unobserved
-from training_worker.presence import Presence
+from training_worker.presence import Doing, Presence
 from training_worker.rates import Rates
 from training_worker.settings import Settings
 
@@ -28,7 +28,8 @@ def a_presence(link: RecordingLink, state_dir: Path, *, heartbeat: float = 0.05)
     """Of a worker that trains one job on its first two cards."""
     settings = Settings(state_dir=state_dir, heartbeat=heartbeat)
     jobs = {"SIMULATED-0,SIMULATED-1": "portrait"}
-    presence = Presence(speaker(link), settings, CARDS, [ModelFamily.FLUX], lambda: jobs, Rates(state_dir))
+    doing = Doing(jobs, Taking.PAUSED)
+    presence = Presence(speaker(link), settings, CARDS, [ModelFamily.FLUX], lambda: doing, Rates(state_dir))
     return presence, Monitor([(card, Gate()) for card in CARDS], settings, presence.quarantined, unobserved)
 
 
@@ -73,7 +74,8 @@ async def test_each_card_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -
         ("SIMULATED-1", "portrait"),
         ("SIMULATED-2", None),
     ]
-    assert (beat.interval_seconds, beat.disk_free_mib) == (0.05, None)
+    assert (beat.interval_seconds, beat.disk_free_mib, beat.taking) == (0.05, None, "paused")
+    assert [(card.name, card.memory_mib) for card in beat.cards] == [("A", 8192), ("A", 8192), ("B", 24564)]
     assert "utilisation" not in link.published[0][2].body.decode()
 
 

@@ -15,6 +15,7 @@ from tests.engines.test_held_folders import make_older
 from tests.engines.test_program import start
 
 from training_schemas.progress import FailureReason
+from training_worker.caches import Caches
 from training_worker.engines.diffusers.failures import TrainingFailure, failure_of
 from training_worker.engines.diffusers.tensor_cache import TensorCache, Tensors, evict
 
@@ -268,6 +269,34 @@ def test_a_run_leaves_no_folder(folder: Path) -> None:
 
     assert [] == list((folder / "runs").iterdir())
     assert {0} == entries(folder)
+
+
+def test_the_daemon_knows_what_a_run_has_in_use(folder: Path) -> None:
+    """Written or read by it; nothing once it is closed."""
+    with TensorCache(folder, PLENTY) as cache:
+        for number in (0, 1):
+            cache.put(key(number), value(number))
+    unused = Caches(folder).unused
+    with TensorCache(folder, PLENTY) as cache:
+        cache.get(key(0))
+        cache.put(key(2), value(2))
+
+        assert [entry_path(folder, 1)] == [entry.path for entry in unused()]
+        assert same(value(0), cache.get(key(0)))
+    assert {entry_path(folder, number) for number in range(3)} == {entry.path for entry in unused()}
+
+
+def test_the_daemon_lets_go_of_what_a_dead_run_had_in_use(folder: Path) -> None:
+    """Until then the entries' room would stay taken, whoever removed them."""
+    with program("hold", folder, PLENTY) as holder:
+        assert holder.stdout is not None
+        assert "held\n" == holder.stdout.readline()
+        assert [] == Caches(folder).unused()
+        holder.kill()
+        holder.communicate(timeout=60)
+
+    assert [entry_path(folder, 0)] == [entry.path for entry in Caches(folder).unused()]
+    assert [] == list((folder / "runs").iterdir())
 
 
 def test_what_was_never_written_to_its_end_goes_after_an_hour(folder: Path) -> None:

@@ -104,8 +104,10 @@ async def test_a_dashboard_reads_the_log(fleet: Fleet, node: PrivateBroker) -> N
     await fleet.submit("seen")
 
     events = [event async for event in api(node, "dashboard").events("seen")]
+    workers = await api(node, "dashboard").workers()
 
     assert isinstance(events[-1], JobCompleted)
+    assert [one.worker for one in workers] == ["w1"]
 
 
 Deed = Callable[[AbstractChannel], Awaitable[object]]

@@ -1,13 +1,17 @@
 """What is asked of jobs and workers, and what whoever asks is answered."""
 
 import asyncio
+import signal
+import time
 
+import msgspec
 import pytest
 from tests.support.command_line import run
 from tests.support.fleet import CARD_8, PATIENCE, Fleet
 
 from training_schemas.events import JobCancelled, JobClaimed, JobProgress, WorkerOnline
 from training_worker.answers import CancelAnswer, CancelState
+from training_worker.workers import WorkerState
 
 pytestmark = pytest.mark.broker
 
@@ -97,6 +101,45 @@ async def test_a_paused_worker_takes_nothing_until_it_is_resumed(fleet: Fleet) -
 
     assert (paused.stdout, resumed.stdout) == ("w1: told to pause\n", "w1: told to resume\n")
     assert isinstance(await fleet.until("portrait", JobClaimed), JobClaimed)
+
+
+async def test_the_fleet_is_shown_with_what_each_worker_does(fleet: Fleet) -> None:
+    """One that trains, one that is paused, one that has left; whoever asks has heard none of them come."""
+    gone = await fleet.start("w3", gpus=[CARD_8])
+    await fleet.all_events(1, WorkerOnline)
+    gone.signal(signal.SIGTERM)
+    await gone.ended()
+    await fleet.start("w1", mode="slow", heartbeat=0.3)
+    await fleet.submit("portrait", max_train_steps=600)
+    await fleet.until("portrait", JobProgress)
+    await fleet.start("w2", gpus=[CARD_8], heartbeat=0.3)
+    await fleet.all_events(3, WorkerOnline)
+    await fleet.api.pause("w2")
+    await asyncio.sleep(1)
+
+    as_json = await run(fleet, "workers", "--json")
+    table = await run(fleet, "workers")
+
+    states = msgspec.json.decode(as_json.stdout, type=list[WorkerState])
+    assert [(one.worker, one.condition, one.simulated) for one in states] == [
+        ("w1", "open", True),
+        ("w2", "paused", True),
+        ("w3", "offline", True),
+    ]
+    assert [[card.job for card in one.cards] for one in states] == [["portrait"], [None], []]
+    assert all(time.time() - one.heard_at < PATIENCE for one in states)
+    assert (as_json.returncode, table.returncode) == (0, 0)
+    lines = table.stdout.splitlines()
+    assert [all(word in line for word in ("w1", "open", "portrait", "RTX")) for line in lines].count(True) == 1
+    assert [all(word in line for word in ("w3", "offline: SIGTERM")) for line in lines].count(True) == 1
+
+
+async def test_a_fleet_without_workers_is_said_to_have_none(fleet: Fleet) -> None:
+    """With status 1, also where no worker has ever been; in JSON it is an empty list."""
+    table, as_json = await run(fleet, "workers"), await run(fleet, "workers", "--json")
+
+    assert (table.returncode, table.stderr) == (1, "training-worker: no worker was heard within the last minutes\n")
+    assert (as_json.returncode, as_json.stdout) == (1, "[]\n")
 
 
 async def test_all_workers_are_drained_at_once(fleet: Fleet) -> None:

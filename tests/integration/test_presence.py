@@ -62,7 +62,16 @@ async def test_a_worker_says_what_it_is_how_it_does_and_that_it_leaves(fleet: Fl
     assert (online.tiers, online.engines) == (["24gb"], ["diffusers"])
     assert online.versions.items() >= {"driver": "550.54.15", "cuda": "12.4"}.items()
     assert idle.disk_free_mib
-    state = CardState(gpu="GPU-1", job="portrait", free_mib=23564, utilisation=97, temperature_c=61, power_w=300.5)
+    state = CardState(
+        gpu="GPU-1",
+        name="NVIDIA GeForce RTX 4090",
+        memory_mib=24564,
+        job="portrait",
+        free_mib=23564,
+        utilisation=97,
+        temperature_c=61,
+        power_w=300.5,
+    )
     assert busy.cards == [state]
     assert last == [
         WorkerDraining(worker="w1", simulated=False, why="SIGTERM", jobs=["portrait"]),

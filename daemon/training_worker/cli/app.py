@@ -137,6 +137,18 @@ def sample(job_id: str) -> None:
 
 
 @app.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def workers(*, as_json: bool) -> None:
+    """Show the workers that were heard within the last minutes: their cards, and what each of them does.
+
+    The exit status is 1 if there is none.
+    """
+    from training_worker.cli.worker_commands import show_workers  # noqa: PLC0415
+
+    sys.exit(show_workers(as_json=as_json))
+
+
+@app.command()
 @click.argument("worker_id", metavar="WORKER|all")
 def drain(worker_id: str) -> None:
     """Have a worker finish what it trains, take nothing new, and end."""
