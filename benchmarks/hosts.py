@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from training_worker.cards import find_cards
+from training_worker.card_choice import worker_cards
 from training_worker.logs import configure_logging
 from training_worker.settings import load_settings
 from training_worker.worker import Worker
@@ -19,7 +19,7 @@ from training_worker.worker import Worker
 def make_worker(file: Path) -> Worker:
     """What ``training-worker run`` would run."""
     settings = load_settings(file, {})
-    return Worker(settings, find_cards(settings.gpus, settings.prices, settings.cards), lambda _: None)
+    return Worker(settings, worker_cards(settings), lambda _: None)
 
 
 async def until_input_ends() -> None:

@@ -56,6 +56,8 @@ FIRING: dict[str, tuple[int, dict[str, str]]] = {
             'training_worker_card_last_progress_timestamp_seconds{gpu="GPU-1"}': "0x60",
         },
     ),
+    "TrainingCardQuarantined": (3, {'training_worker_card_up{gpu="GPU-1"}': "0x60"}),
+    "TrainingCardHot": (11, {'training_worker_card_temperature_celsius{gpu="GPU-1"}': "88x60"}),
     "TrainingSlowerThanPlanned": (
         60,
         {
@@ -102,6 +104,11 @@ WELL = {
     'training_worker_prediction_ratio_bucket{of="step_seconds",le="+Inf"}': "0+1x800",
     'training_worker_queue_wait_seconds_bucket{training_type="FLUX_LORA",le="60"}': "0+1x800",
     'training_worker_queue_wait_seconds_bucket{training_type="FLUX_LORA",le="+Inf"}': "0+1x800",
+    # An Xid that quarantines for a minute, and a short spell of heat.
+    'training_worker_card_up{gpu="GPU-1"}': "1x389 0x1 1x409",
+    'training_worker_card_temperature_celsius{gpu="GPU-1"}': "75x385 89x8 75x405",
+    'training_worker_card_throttled{gpu="GPU-1",reason="power cap"}': "1x800",
+    'training_worker_card_throttled{gpu="GPU-1",reason="hardware thermal slowdown"}': "0x385 1x8 0x405",
     "training_worker_state_disk_free_bytes": "50000000000x800",
     "training_worker_state_disk_size_bytes": "100000000000x800",
 }
@@ -216,6 +223,19 @@ def test_each_alert_fires_when_it_should(rules: Path, tmp_path: Path) -> None:
     ]
 
     run_cases(cases, tmp_path)
+
+
+def test_a_card_that_is_held_back_for_heat_is_told_once(rules: Path, tmp_path: Path) -> None:
+    """However many reasons there are for it; a card that is gone is not said to be hot."""
+    heat = {
+        'training_worker_card_temperature_celsius{gpu="GPU-1"}': "89x20 _x40",
+        'training_worker_card_throttled{gpu="GPU-1",reason="hardware thermal slowdown"}': "1x20 _x40",
+        'training_worker_card_throttled{gpu="GPU-1",reason="hardware slowdown"}': "1x20 _x40",
+        'training_worker_card_throttled{gpu="GPU-2",reason="power brake"}': "1x60",
+    }
+    asked = 'count(ALERTS{alertname="TrainingCardHot",alertstate="firing"})'
+
+    run_cases([case(heat, m, asked, [{"labels": "{}", "value": count}]) for m, count in ((15, 2), (40, 1))], tmp_path)
 
 
 def test_no_alert_fires_for_a_worker_that_is_well(rules: Path, tmp_path: Path) -> None:

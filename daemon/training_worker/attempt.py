@@ -43,7 +43,7 @@ PIPELINE_NAMES = {ModelFamily.FLUX: "Flux", ModelFamily.SDXL: "StableDiffusionXL
 # Engines that begin anew whatever there is: their checkpoints are for people.
 NEVER_RESUMING = {EngineName.INVOKE}
 
-# Which engine a job that leaves the choice gets: the first that can.
+# Which engine a job that leaves the choice gets: the first that can. The last one can train whatever is planned for it.
 PREFERENCES = {
     ModelFamily.FLUX: (EngineName.DIFFUSERS,),
     ModelFamily.SDXL: (EngineName.INVOKE, EngineName.DIFFUSERS),
@@ -71,8 +71,15 @@ def choose_engine(job: TrainingJob, parameters: FluxLoraParameters | SdxlParamet
 
 
 def served_types(settings: Settings) -> set[TrainingType]:
-    """The training types that this worker has an engine for."""
-    return {kind for engine in settings.engines.values() for kind in engine.training_types}
+    """The training types of which this worker can train each job that leaves the choice of the engine.
+
+    Other engines are for jobs that ask for them, or in their turn before the last: to have one of those alone is not
+    enough, since a queue holds jobs of all engines, and what cannot be trained here counts to the job's attempts.
+    """
+    last = {family: settings.engines.get(names[-1]) for family, names in PREFERENCES.items()}
+    return {
+        kind for kind in TrainingType if (engine := last[kind.family]) is not None and kind in engine.training_types
+    }
 
 
 class ModelIndex(msgspec.Struct, frozen=True):

@@ -1,9 +1,19 @@
-"""Which of a host's cards a daemon uses: all of them, or those that the settings name."""
+"""Which of a host's cards a daemon uses, and which of them together: all of them, or as the settings say."""
 
 from collections.abc import Sequence
 
-from training_worker.cards import Card
+from training_worker.cards import Card, find_cards, grouped
 from training_worker.errors import SettingsError
+from training_worker.settings import Settings
+
+
+def worker_cards(settings: Settings) -> list[Card]:
+    """What a worker with these settings trains on, on this host: a card for each of its slots.
+
+    Raises `NoGpuError` if there is none, and `SettingsError` if the settings do not fit what there is.
+    """
+    found = find_cards(settings.gpus, settings.prices, settings.cards)
+    return grouped(chosen(found, settings.only_gpus), settings.gpus_per_job)
 
 
 def chosen(cards: Sequence[Card], names: Sequence[str]) -> list[Card]:

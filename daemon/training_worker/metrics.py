@@ -12,12 +12,14 @@ from prometheus_client.registry import Collector
 
 from training_schemas.events import Taking
 from training_schemas.progress import FailureReason
+from training_worker.card_metrics import CardMetrics
 from training_worker.observations import (
     AttemptEnded,
     AttemptOutcome,
     AttemptStarted,
     BrokerChanged,
     CardFound,
+    CardRead,
     DiskMeasured,
     JobWaited,
     LeaseChanged,
@@ -27,6 +29,7 @@ from training_worker.observations import (
     PhaseEnded,
     PredictionChecked,
     ProgressMade,
+    ServingChanged,
     StepTaken,
     TakingChanged,
 )
@@ -34,6 +37,7 @@ from training_worker.version import __version__
 
 MIB = 1024 * 1024
 PREFIX = "training_worker"
+JOULES_PER_WH = 3600
 
 WAITS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 PHASES = (0.1, 1, 5, 15, 60, 300, 900, 3600, 10800, 36000)
@@ -77,6 +81,8 @@ class Metrics:
             case AttemptEnded():
                 self._jobs.ended(record)
                 self._cards.ended(record)
+            case CardRead() | ServingChanged():
+                self._cards.hear(record)
             case CardFound() | ProgressMade() | StepTaken():
                 self._cards.observe(record)
                 self._pace.observe(record)
@@ -112,12 +118,15 @@ class _Jobs:
             "wasted_gpu_seconds", "Those of these seconds that led to nothing that is kept.", "outcome"
         )
         self._dollars = counter("cost_usd", "What those seconds cost at the card's price, in US dollars.", "outcome")
+        self._energy = counter(
+            "energy_joules", "What the cards used meanwhile, of those that count their energy.", "outcome"
+        )
 
     def started(self, record: AttemptStarted) -> None:
         self._running.labels(record.training_type).inc()
         # A series that begins with its first event shows no increase by it: all are there before they are needed.
         for outcome in AttemptOutcome:
-            for counter in (self._ended, self._gpu_seconds, self._useful, self._wasted, self._dollars):
+            for counter in (self._ended, self._gpu_seconds, self._useful, self._wasted, self._dollars, self._energy):
                 counter.labels(record.training_type, outcome)
         for outcome in ENDS:
             self._jobs.labels(record.training_type, record.tier, outcome)
@@ -136,6 +145,7 @@ class _Jobs:
         self._useful.labels(*labels).inc(max(0.0, usage.gpu_seconds - usage.wasted_gpu_seconds))
         self._wasted.labels(*labels).inc(usage.wasted_gpu_seconds)
         self._dollars.labels(*labels).inc(usage.cost_usd or 0)
+        self._energy.labels(*labels).inc(JOULES_PER_WH * (usage.energy_wh or 0))
 
 
 class _Cards:
@@ -146,12 +156,13 @@ class _Cards:
             return Gauge(f"{PREFIX}_{name}", text, [*labels, "gpu"], registry=registry)
 
         self._info = gauge("card_info", "Always 1; what the card is.", "name", "tier", "simulated")
-        self._up = gauge("card_up", "Whether the card serves: 1 from the start of the daemon on.")
+        self._up = gauge("card_up", "Whether the card is fit for jobs: 0 while it, or one of its slot, is quarantined.")
         self._busy = gauge("card_busy", "Whether a job has the card: 1 or 0.")
         self._memory = gauge("card_memory_bytes", "Memory of the card; of several together, that of each.")
         self._progress = gauge(
             "card_last_progress_timestamp_seconds", "When a trainer on the card last recorded something new, or began."
         )
+        self._readings = CardMetrics(registry)
         self._loss = gauge("last_loss", "Loss of the last optimizer step.", "training_type")
 
     def started(self, record: AttemptStarted) -> None:
@@ -161,11 +172,20 @@ class _Cards:
     def ended(self, record: AttemptEnded) -> None:
         self._busy.labels(record.gpu).set(0)
 
+    def hear(self, record: CardRead | ServingChanged) -> None:
+        """What the driver says of a card, and what that means for its slot."""
+        match record:
+            case CardRead():
+                self._readings.observe(record)
+            case ServingChanged():
+                self._up.labels(record.gpu).set(record.serves)
+
     def observe(self, record: CardFound | ProgressMade | StepTaken) -> None:
         match record:
             case CardFound(card=card):
                 self._info.labels(card.name, card.tier or "none", str(record.simulated).lower(), card.uuid).set(1)
-                self._up.labels(card.uuid).set(1)
+                # A real one is not served before it has been read.
+                self._up.labels(card.uuid).set(record.simulated)
                 self._busy.labels(card.uuid).set(0)
                 self._memory.labels(card.uuid).set(card.memory_mib * MIB)
             case ProgressMade():

@@ -11,6 +11,7 @@ from training_worker.card_health import CardHealth
 from training_worker.cards import Card
 from training_worker.gate import Gate
 from training_worker.nvml import SEPARATOR, DriverError, Reading, XidWatch
+from training_worker.observations import CardRead, Observer, ServingChanged
 from training_worker.settings import Settings
 
 
@@ -31,11 +32,15 @@ class Monitor:
     Args:
         cards: what the slots train on, each with its gate.
         announce: is told of each change.
+        observe: is told of each reading.
     """
 
-    def __init__(self, cards: Sequence[tuple[Card, Gate]], settings: Settings, announce: Announce) -> None:
+    def __init__(
+        self, cards: Sequence[tuple[Card, Gate]], settings: Settings, announce: Announce, observe: Observer
+    ) -> None:
         self._settings = settings
         self._announce = announce
+        self._observe = observe
         self._slots = [(card.uuid.split(SEPARATOR), gate) for card, gate in cards if not card.simulated]
         self._health = {
             uuid: CardHealth(settings.hottest_card, settings.healthy_probes)
@@ -77,6 +82,7 @@ class Monitor:
         for uuid, health in self._health.items():
             was = health.quarantined
             xids = [xid for whose, xid in heard if whose == uuid]
+            self._observe(CardRead(reading=self.readings[uuid], xids=xids))
             if xids:
                 log.warning("xid", gpu=uuid, xids=xids)
             if health.take(self.readings[uuid], xids):
@@ -92,7 +98,9 @@ class Monitor:
 
     def _move_gates(self) -> None:
         for uuids, gate in self._slots:
-            gate.bar() if any(self.quarantined(uuid) for uuid in uuids) else gate.unbar()
+            sick = any(self.quarantined(uuid) for uuid in uuids)
+            gate.bar() if sick else gate.unbar()
+            self._observe(ServingChanged(gpu=SEPARATOR.join(uuids), serves=not sick))
 
     def _tell(self, uuid: str, was: str | None, now: str | None) -> None:
         if now is not None:

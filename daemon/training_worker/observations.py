@@ -12,6 +12,7 @@ from training_schemas.events import Gpu, Taking
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
+from training_worker.nvml import Reading
 
 
 class AttemptOutcome(StrEnum):
@@ -30,6 +31,20 @@ class CardFound(msgspec.Struct, frozen=True, kw_only=True):
 
     card: Gpu
     simulated: bool
+
+
+class CardRead(msgspec.Struct, frozen=True, kw_only=True):
+    """The driver was asked about one card, which may be one of a slot's; ``xids`` is what was heard of it since."""
+
+    reading: Reading
+    xids: list[int]
+
+
+class ServingChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot takes jobs from now on, as far as its cards' health goes; or it does not."""
+
+    gpu: str
+    serves: bool
 
 
 class JobWaited(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +157,8 @@ class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
 
 Observation = (
     CardFound
+    | CardRead
+    | ServingChanged
     | JobWaited
     | AttemptStarted
     | AttemptEnded

@@ -23,10 +23,12 @@ from training_schemas.events import (
     WorkerQuarantined,
 )
 from training_schemas.jobs import MemoryTier, ModelFamily
+from training_schemas.plans import MeasuredRate
 from training_worker import nvml
 from training_worker.cards import Card
 from training_worker.monitor import Monitor
 from training_worker.nvml import MIB, SEPARATOR, DriverError, Reading, Versions
+from training_worker.rates import Rates
 from training_worker.reporter import Speaker, Statement
 from training_worker.settings import Settings
 from training_worker.version import __version__
@@ -50,23 +52,27 @@ class Doing(msgspec.Struct, frozen=True):
 class Presence:
     """Says that the worker is here, how it does, and that it leaves."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to say, each by its name
         self,
         speaker: Speaker,
         settings: Settings,
         cards: Sequence[Card],
         families: list[ModelFamily],
         look: Callable[[], Doing],
+        rates: Rates,
     ) -> None:
         self._speaker = speaker
         self._settings = settings
         self._cards = cards
         self._families = families
         self._look = look
+        self._rates = rates
+        self._told_rates: list[MeasuredRate] = []
         self._waiting: asyncio.Queue[Statement] = asyncio.Queue()
 
     async def appear(self) -> None:
         """The worker is connected."""
+        rates = self._rates.newest(self._cards)
         gpus = [card.describe() for card in self._cards]
         await self._say(
             WorkerOnline,
@@ -77,7 +83,9 @@ class Presence:
             tiers=[tier for tier in MemoryTier if tier in {gpu.tier for gpu in gpus}],
             engines=sorted(self._settings.engines),
             versions=await self._versions(),
+            rates=rates,
         )
+        self._told_rates = rates
 
     async def beat(self, monitor: Monitor) -> None:
         """Say how the worker does, every so often; for ever."""
@@ -88,6 +96,7 @@ class Presence:
             # One that waited for the broker says nothing of now: the next one does.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
+                    rates = self._rates.newest(self._cards)
                     await self._say(
                         WorkerHeartbeat,
                         version=__version__,
@@ -97,7 +106,9 @@ class Presence:
                         engines=sorted(self._settings.engines),
                         host=socket.gethostname(),
                         taking=doing.taking,
+                        rates=[rate for rate in rates if rate not in self._told_rates],
                     )
+                    self._told_rates = rates
 
     def leave(self, why: str) -> None:
         """Say that the worker takes nothing new from now on."""

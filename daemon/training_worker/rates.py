@@ -1,12 +1,17 @@
 """The rates: how long steps have taken on this host, by card and settings; plans made here use them."""
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
 
 from training_presets.workload import Workload
+from training_schemas.jobs import TrainingType
+from training_schemas.plans import MeasuredRate
 from training_worker.cards import Card
 
 FILE = "rates.json"
@@ -14,11 +19,22 @@ FILE = "rates.json"
 # Enough for every setting that a host sees in a while; the oldest is forgotten first.
 MOST_RATES = 500
 
+# How many of them are told: they are said anew on each connection.
+MOST_TOLD = 50
+
 # How much the newest measurement counts against those before it.
 NEWEST = 0.5
 
 # What the length of a step does not depend on.
 IRRELEVANT = ("steps", "images", "validation_prompts", "validation_inference_steps", "checkpoints")
+
+# What the kind of a card that is none begins with.
+SIMULATED = "simulated "
+
+# What settings are where nobody says otherwise, as they are written.
+USUAL = [
+    (field.name, msgspec.to_builtins(field.default)) for field in msgspec.structs.fields(Workload) if not field.required
+]
 
 log = structlog.get_logger()
 
@@ -43,6 +59,13 @@ class Rates:
             del self._seconds[oldest]
         self._save()
 
+    def newest(self, cards: Iterable[Card]) -> list[MeasuredRate]:
+        """Those of these kinds of cards that were measured last, the newest first."""
+        kinds = {_kind(card) for card in cards}
+        known = ((*key.partition(" {"), seconds) for key, seconds in reversed(self._seconds.items()))
+        told = (_told(kind, mark + settings, seconds) for kind, mark, settings, seconds in known if kind in kinds)
+        return list(islice((rate for rate in told if rate is not None), MOST_TOLD))
+
     def _load(self) -> dict[str, float]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, float])
@@ -64,5 +87,29 @@ class Rates:
 
 def _key(card: Card, work: Workload) -> str:
     settings = {name: value for name, value in msgspec.to_builtins(work).items() if name not in IRRELEVANT}
-    kind = "simulated " if card.simulated else ""
-    return f"{kind}{card.name} {json.dumps(settings, sort_keys=True)}"
+    return f"{_kind(card)} {json.dumps(settings, sort_keys=True)}"
+
+
+def _kind(card: Card) -> str:
+    return f"{SIMULATED if card.simulated else ''}{card.name}"
+
+
+def _told(kind: str, text: str, seconds: float) -> MeasuredRate | None:
+    """A rate as events have it; None if its settings are not what this version writes."""
+    try:
+        settings = msgspec.json.decode(text, type=dict[str, Any])
+        kind_of_training = TrainingType(settings.pop("training_type"))
+    except (msgspec.MsgspecError, KeyError, ValueError):
+        return None
+    return MeasuredRate(
+        card=kind.removeprefix(SIMULATED),
+        training_type=kind_of_training,
+        seconds_per_step=seconds,
+        gpu_count=settings.pop("gpu_count", 1),
+        settings={_camel(name): value for name, value in settings.items() if (name, value) not in USUAL},
+    )
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))

@@ -96,6 +96,9 @@ class Slot:
                 session = await gate.unless_closed(self._owner.link.session())
                 if session is not None:
                     await self._serve_while_connected(session, gate, families)
+                if gate.closed:
+                    # Whoever closed it may want the card for itself: a sick one can be reset only if nobody has it.
+                    await self._context.standby.stop()
         finally:
             await self._context.standby.stop()
 

@@ -73,7 +73,7 @@ class Stage(IntEnum):
 
 
 def served_families(settings: Settings) -> list[ModelFamily]:
-    """The families that have a model here, and an engine for every training type: a queue holds jobs of all of them."""
+    """The families that have a model here, and of which all types are served: a queue holds jobs of all of them."""
     types, models = served_types(settings), model_families(settings)
     return [
         family
@@ -114,10 +114,10 @@ class Worker:
         self._rates = Rates(settings.state_dir)
         self._reservations = Reservations(settings)
         self._slots = self._make_slots()
-        self._presence = Presence(self._speaker, settings, cards, self._families, self._doing)
+        self._presence = Presence(self._speaker, settings, cards, self._families, self._doing, self._rates)
         self._gates = {uuid: self._gate.inner() for uuid in self._slots}
         watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
-        self._monitor = Monitor(watched, settings, self._presence.quarantined)
+        self._monitor = Monitor(watched, settings, self._presence.quarantined, observe)
 
     def _doing(self) -> Doing:
         jobs = {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
-from training_schemas.plans import Measured, Prediction, SettingChange
+from training_schemas.plans import Measured, MeasuredRate, Prediction, SettingChange
 from training_schemas.progress import Artifact, DatasetSummary, FailureReason, Fault, Phase
 from training_schemas.usage import AttemptSummary, Usage
 
@@ -261,7 +261,8 @@ class WorkerOnline(Event, frozen=True, kw_only=True):
     """A worker takes jobs from the queues of these families, up to its cards' tiers.
 
     ``host`` is the machine's name, ``tiers`` are those of its cards, and ``versions`` those of ``python``, of the
-    ``driver`` and of the newest ``cuda`` that it runs, as far as they are known.
+    ``driver`` and of the newest ``cuda`` that it runs, as far as they are known. ``rates`` are those that were measured
+    on its cards, the newest first.
     """
 
     TYPE = "training.worker.online.v1"
@@ -273,6 +274,7 @@ class WorkerOnline(Event, frozen=True, kw_only=True):
     tiers: list[MemoryTier] = []
     engines: list[str] = []
     versions: dict[str, str] = {}
+    rates: list[MeasuredRate] = []
 
 
 class Taking(StrEnum):
@@ -304,7 +306,8 @@ class CardState(Wire, frozen=True, kw_only=True):
 class WorkerHeartbeat(Event, frozen=True, kw_only=True):
     """A worker lives; the next one follows after ``interval_seconds``. The disk is that of its state.
 
-    It says all that is needed to show the worker, so that whoever begins to listen need not have heard it come.
+    It says all that is needed to show the worker, so that whoever begins to listen need not have heard it come. But
+    ``rates`` are those alone that were measured since it said them last.
     """
 
     TYPE = "training.worker.heartbeat.v1"
@@ -316,6 +319,7 @@ class WorkerHeartbeat(Event, frozen=True, kw_only=True):
     engines: list[str] = []
     host: str | None = None
     taking: Taking = Taking.OPEN
+    rates: list[MeasuredRate] = []
 
 
 class WorkerDraining(Event, frozen=True, kw_only=True):

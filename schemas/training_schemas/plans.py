@@ -5,6 +5,7 @@ from typing import Any
 from msgspec import field
 
 from training_schemas.base import Wire
+from training_schemas.jobs import TrainingType
 
 
 class SettingChange(Wire, frozen=True, kw_only=True):
@@ -41,3 +42,17 @@ class Measured(Wire, frozen=True, kw_only=True):
     cost_usd: float | None = field(default=None, name="costUSD")
     peak_vram_mib: int | None = None
     seconds_per_step: float | None = None
+
+
+class MeasuredRate(Wire, frozen=True, kw_only=True):
+    """How long an optimizer step has taken on a kind of card, or on ``gpu_count`` of it together.
+
+    It is a mean in which the newest job counts as much as all before it. ``settings`` are those that a step
+    depends on, without what is as usual.
+    """
+
+    card: str
+    training_type: TrainingType
+    seconds_per_step: float
+    gpu_count: int = 1
+    settings: dict[str, Any] = {}

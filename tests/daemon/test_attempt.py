@@ -8,14 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from training_presets.engines import planned_engine
 from training_presets.planner import plan_job
-from training_schemas.jobs import EngineName, TrainingType
+from training_schemas.jobs import EngineName, ModelFamily, TrainingType
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import Artifact, DoneRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec
 from training_schemas.usage import Usage
 from training_schemas.validation import convert_strictly
 from training_worker.attempt import (
+    PREFERENCES,
     Account,
     attempt_folder,
     changes,
@@ -36,6 +38,7 @@ from training_worker.queued_job import QueuedJob
 from training_worker.reservations import Reservations
 from training_worker.settings import EngineSettings, Settings
 from training_worker.version import __version__
+from training_worker.worker import served_families
 
 CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
 STAND_IN = Card(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
@@ -342,10 +345,29 @@ def test_a_job_that_no_engine_can_train_here_is_left_to_others(
     assert error.value.reason == "hostUnfit"
 
 
-def test_a_worker_serves_what_its_engines_can_train() -> None:
-    """All of them together."""
-    assert served_types(BOTH) == {TrainingType.FLUX_LORA, TrainingType.SDXL_LORA, TrainingType.SDXL_FINETUNE}
+def test_a_worker_serves_what_its_built_in_engine_can_train() -> None:
+    """What the other one can besides is for jobs that ask for it; it has not all that `auto` may need."""
+    assert served_types(BOTH) == {TrainingType.FLUX_LORA, TrainingType.SDXL_LORA}
     assert served_types(Settings()) == set(TrainingType)
+    assert served_types(engines(invoke=list(TrainingType))) == set()
+
+
+def test_a_worker_takes_no_job_that_it_would_have_to_leave_to_others(host: Host) -> None:
+    """Its invoke-training could train FLUX, but a job that leaves the choice never gets there."""
+    sdxl = [kind for kind in TrainingType if kind.family is ModelFamily.SDXL]
+    settings = engines(diffusers=sdxl, invoke=list(TrainingType))
+    settings = msgspec.structs.replace(settings, models={"of no known family": host.folder / "base"})
+    queued = host.queued("FLUX_LORA")
+
+    assert served_families(settings) == [ModelFamily.SDXL]
+    with pytest.raises(AttemptError, match="this worker has no engine auto for it"):
+        choose_engine(queued.job, queued.plan.parameters, settings)
+
+
+def test_the_last_engine_of_a_family_is_the_one_that_the_planner_plans_for() -> None:
+    """So that it can train whatever comes of a plan; that of several cards, too."""
+    for kind in TrainingType:
+        assert PREFERENCES[kind.family][-1] is planned_engine(kind, EngineName.AUTO, gpu_count=2)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 import pytest
 
-from training_worker.card_choice import chosen
+from training_worker.card_choice import chosen, worker_cards
 from training_worker.cards import Card
 from training_worker.errors import SettingsError
+from training_worker.settings import Settings
 
 CARDS = [
     Card(uuid=f"GPU-{letter}", name="Card", memory_mib=24_564, simulated=False, usd_per_hour=None) for letter in "abc"
@@ -30,3 +31,12 @@ def test_a_card_that_is_not_there_is_refused(name: str) -> None:
     """The message has what was asked for, and what there is."""
     with pytest.raises(SettingsError, match=f"only_gpus names '{name}', and this host has GPU-a, GPU-b, GPU-c"):
         chosen(CARDS, ["0", name])
+
+
+def test_cards_are_chosen_before_they_are_put_together() -> None:
+    """So that four of a host's cards can be two slots of two, and the rest another daemon's."""
+    settings = Settings(gpus=["A:8192MiB"] * 6, only_gpus=["0", "1", "2", "4"], gpus_per_job=2)
+
+    slots = worker_cards(settings)
+
+    assert [card.uuid for card in slots] == ["SIMULATED-0,SIMULATED-1", "SIMULATED-2,SIMULATED-4"]

@@ -60,9 +60,9 @@ def test_a_critical_xid_quarantines(health: CardHealth, xid: int) -> None:
     assert health.quarantined == f"Xid {xid}: {CRITICAL_XIDS[xid].meaning}"
 
 
-@pytest.mark.parametrize("xid", [13, 31, 43, 45])
-def test_an_xid_that_is_a_programs_own_fault_does_not(health: CardHealth, xid: int) -> None:
-    """A trainer that reads past its memory has not broken the card."""
+@pytest.mark.parametrize("xid", [13, 31, 43, 45, 63, 92, 109])
+def test_another_one_does_not(health: CardHealth, xid: int) -> None:
+    """A trainer that reads past its memory has not broken the card, and what is to be remapped can wait."""
     assert not health.take(reading(), [xid])
 
 

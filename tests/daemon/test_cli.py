@@ -419,8 +419,14 @@ def test_doctor_with_bad_settings_ends_with_78(program: Program, tmp_path: Path)
 def test_settings_are_checked_without_the_broker_s_address(program: Program, tmp_path: Path) -> None:
     """On a reload, where the credential that it is in cannot be read; nothing is run."""
     file = tmp_path / "worker.toml"
-    file.write_text('amqp_url_file = "/nowhere"\nlease = 60')
+    good = 'amqp_url_file = "/nowhere"\ngpus = ["Stand-in:8192MiB"]\n'
+    file.write_text(good)
     assert program.run("run", "--check", "--config", str(file)) == 0
+
+    # A daemon that ended for this would leave its trainers alone.
+    file.write_text(f"{good}gpus_per_job = 2")
+    assert program.run("run", "--check", "--config", str(file)) == 78
+    assert "gpus_per_job is 2, and 1 of Stand-in are not a multiple" in program.err
 
     file.write_text('lease = "soon"')
     assert program.run("run", "--check", "--config", str(file)) == 78

@@ -17,6 +17,7 @@ from training_worker.cards import Card
 from training_worker.doctor import engines
 from training_worker.doctor.engines import Examination, runs_on
 from training_worker.doctor.findings import Finding, State, has_error
+from training_worker.doctor.host_cards import HostCards
 from training_worker.doctor.probing import LAST_LINES, SeenCard, Wanted, probe
 from training_worker.doctor.requirements import COMMIT, DIFFUSERS, INVOKE, Requirement
 from training_worker.settings import EngineSettings, Settings, program_of
@@ -25,7 +26,6 @@ ROOT = Path(__file__).parents[2]
 VARIABLE = "INVOKE_TRAINING_PYTHON"
 # Of a fake interpreter, which answers at once.
 LIMIT = 20.0
-STAND_IN = "NVIDIA GeForce RTX 4090:24564MiB"
 MADE_UP, REAL = (
     Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
     for simulated in (True, False)
@@ -402,7 +402,7 @@ def test_training_types_without_an_engine_are_told(tmp_path: Path) -> None:
     """A queue holds jobs of all types of a family."""
     engine = EngineSettings(command=[script(tmp_path, ":")], training_types=[TrainingType.FLUX_LORA])
 
-    found = list(engines.check(Settings(gpus=[STAND_IN], engines={EngineName.DIFFUSERS: engine})))
+    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), HostCards(cards=[MADE_UP])))
 
     assert found[-1].state is State.WARNING
     assert found[-1].found.endswith("no job of sdxl is taken")

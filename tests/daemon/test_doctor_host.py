@@ -5,10 +5,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from training_worker import nvml
 from training_worker.doctor import host, weights
 from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.host_cards import look_at_cards
+from training_worker.nvml import DriverHangsError, Found, Reading
 from training_worker.settings import Settings
 
 STAND_IN = "NVIDIA GeForce RTX 4090:24564MiB"
@@ -16,7 +20,7 @@ FLUX = "black-forest-labs/FLUX.1-dev"
 
 
 def look(settings: Settings) -> dict[str, Finding]:
-    found = [*host.check(settings), *weights.check(settings)]
+    found = [*host.check(settings, look_at_cards(settings)), *weights.check(settings)]
     assert all(finding.state is State.OK or finding.mend for finding in found)
     return {finding.name: finding for finding in found}
 
@@ -63,6 +67,68 @@ def test_a_host_without_cards_is_told_how_to_see_them(settings: Settings) -> Non
     assert found["cards"].state is State.ERROR
     assert str(found["cards"].mend).startswith("nvidia-smi")
     assert found["models"].found == "no model is allowed"
+
+
+class Driver:
+    """Shows four cards, of which it says what it was told."""
+
+    def __init__(self, **told: int) -> None:
+        self.told = told
+
+    def ask(self, question: object, _: float = 0) -> object:
+        """In place of the real one."""
+        uuids = [f"GPU-{letter}" for letter in "abcd"]
+        if question is nvml.find:
+            return [Found(uuid=uuid, name="NVIDIA L4", memory_mib=23034) for uuid in uuids]
+        return {uuid: Reading(uuid=uuid, temperature_c=self.told.get(uuid[-1], 50)) for uuid in uuids}
+
+
+def test_slots_are_told_as_the_settings_make_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cards that are left to somebody else are none of this worker's, hot as they may be."""
+    monkeypatch.setattr(nvml, "ask", Driver(d=99).ask)
+    chosen = msgspec.structs.replace(settings, only_gpus=["0", "GPU-b"], gpus_per_job=2)
+
+    found = look(chosen)["cards"]
+
+    assert (found.state, found.found) == (State.OK, "2 NVIDIA L4 together, each with 23034 MiB")
+
+
+def test_a_card_that_would_get_no_jobs_is_told_with_the_reason(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the worker would say it."""
+    monkeypatch.setattr(nvml, "ask", Driver(b=93).ask)
+
+    found = look(settings)["cards"]
+
+    assert found.state is State.ERROR
+    assert found.found.endswith("; GPU-b gets no jobs: too hot: 93 C, over 92 C")
+
+
+def test_a_driver_that_hangs_when_cards_are_read_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each card that it does not answer for."""
+
+    def ask(question: object, limit: float = 0) -> object:
+        if question is nvml.find:
+            return Driver().ask(question)
+        raise DriverHangsError(f"the driver has not answered within {limit:g} s")
+
+    monkeypatch.setattr(nvml, "ask", ask)
+
+    found = look(settings)["cards"]
+
+    assert found.state is State.ERROR
+    assert found.found.count("gets no jobs: the driver has not answered within 20 s") == 4
+
+
+def test_cards_that_the_settings_ask_for_in_vain_are_told(settings: Settings) -> None:
+    """The worker would not start; all else is looked at."""
+    found = look(msgspec.structs.replace(settings, only_gpus=["7"]))
+
+    assert found["cards"].state is State.ERROR
+    assert found["cards"].found.startswith("cannot start: only_gpus names '7'")
+    assert "gpus_per_job" in str(found["cards"].mend)
+    assert "disk.state" in found
 
 
 def test_a_disk_that_is_too_small_names_what_it_is_too_small_for(

@@ -13,12 +13,14 @@ from training_schemas.usage import Usage
 from training_worker.errors import SettingsError
 from training_worker.metrics import Metrics
 from training_worker.metrics_server import served
+from training_worker.nvml import Reading
 from training_worker.observations import (
     AttemptEnded,
     AttemptOutcome,
     AttemptStarted,
     BrokerChanged,
     CardFound,
+    CardRead,
     DiskMeasured,
     DiskUse,
     JobWaited,
@@ -29,6 +31,7 @@ from training_worker.observations import (
     PhaseEnded,
     PredictionChecked,
     ProgressMade,
+    ServingChanged,
     StepTaken,
     TakingChanged,
 )
@@ -37,6 +40,7 @@ from training_worker.version import __version__
 FLUX = TrainingType.FLUX_LORA
 GPU = "GPU-1"
 CARD = CardFound(card=Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1), simulated=False)
+STAND_IN = CardFound(card=CARD.card, simulated=True)
 STARTED = AttemptStarted(training_type=FLUX, tier=MemoryTier.GB24, gpu=GPU)
 ENDED = AttemptEnded(
     training_type=FLUX,
@@ -44,10 +48,25 @@ ENDED = AttemptEnded(
     gpu=GPU,
     outcome=AttemptOutcome.RETRIED,
     reason=FailureReason.DISK_FULL,
-    usage=Usage(gpu_seconds=10.0, cost_usd=0.5, wasted_gpu_seconds=4.0),
+    usage=Usage(gpu_seconds=10.0, cost_usd=0.5, wasted_gpu_seconds=4.0, energy_wh=0.25),
 )
 JOB = {"training_type": "FLUX_LORA"}
 CARD_OF_JOB = {"gpu": GPU}
+READ = CardRead(
+    reading=Reading(
+        uuid=GPU,
+        memory_mib=1024,
+        free_mib=256,
+        utilisation=97,
+        temperature_c=71,
+        power_w=300.5,
+        throttled=["power cap"],
+        ecc_uncorrected=2,
+    ),
+    xids=[13, 13, 79],
+)
+UNREADABLE = CardRead(reading=Reading(uuid=GPU, lost=True), xids=[])
+THROTTLED = CARD_OF_JOB | {"reason": "power cap"}
 
 
 def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observation) -> float | None:
@@ -75,7 +94,34 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([STARTED, ENDED], "wasted_gpu_seconds_total", JOB | {"outcome": "retried"}, 4),
         ([STARTED, ENDED], "cost_usd_total", JOB | {"outcome": "retried"}, 0.5),
         ([CARD], "card_info", {"gpu": GPU, "name": "NVIDIA L4", "tier": "24gb", "simulated": "false"}, 1),
-        ([CARD], "card_up", CARD_OF_JOB, 1),
+        ([STARTED, ENDED], "energy_joules_total", JOB | {"outcome": "retried"}, 900),
+        ([STARTED], "energy_joules_total", JOB | {"outcome": "completed"}, 0),
+        ([CARD], "card_up", CARD_OF_JOB, 0),
+        ([STAND_IN], "card_up", CARD_OF_JOB, 1),
+        ([CARD, ServingChanged(gpu=GPU, serves=True)], "card_up", CARD_OF_JOB, 1),
+        ([CARD, *(ServingChanged(gpu=GPU, serves=well) for well in (True, False))], "card_up", CARD_OF_JOB, 0),
+        ([READ], "card_memory_free_bytes", CARD_OF_JOB, 256 * 1024**2),
+        ([READ], "card_memory_used_bytes", CARD_OF_JOB, 768 * 1024**2),
+        ([READ], "card_temperature_celsius", CARD_OF_JOB, 71),
+        ([READ], "card_power_watts", CARD_OF_JOB, 300.5),
+        ([READ], "card_utilisation_ratio", CARD_OF_JOB, 0.97),
+        ([READ], "card_ecc_uncorrected_errors_total", CARD_OF_JOB, 2),
+        ([READ], "card_throttled", THROTTLED, 1),
+        ([READ], "card_throttled", CARD_OF_JOB | {"reason": "power brake"}, 0),
+        ([READ, UNREADABLE], "card_xids_total", CARD_OF_JOB | {"xid": "13"}, 2),
+        ([READ, UNREADABLE], "card_xids_total", CARD_OF_JOB | {"xid": "79"}, 1),
+        *(
+            ([READ, UNREADABLE], f"card_{name}", labels, None)
+            for name, labels in {
+                "memory_free_bytes": CARD_OF_JOB,
+                "memory_used_bytes": CARD_OF_JOB,
+                "temperature_celsius": CARD_OF_JOB,
+                "power_watts": CARD_OF_JOB,
+                "utilisation_ratio": CARD_OF_JOB,
+                "ecc_uncorrected_errors_total": CARD_OF_JOB,
+                "throttled": THROTTLED,
+            }.items()
+        ),
         ([CARD], "card_memory_bytes", CARD_OF_JOB, 1024**3),
         ([CARD], "card_busy", CARD_OF_JOB, 0),
         ([CARD, STARTED], "card_busy", CARD_OF_JOB, 1),

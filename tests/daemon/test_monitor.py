@@ -9,6 +9,7 @@ from training_worker.cards import Card
 from training_worker.gate import Gate
 from training_worker.monitor import Monitor
 from training_worker.nvml import DriverHangsError, Reading
+from training_worker.observations import CardRead, Observation, ServingChanged
 from training_worker.settings import Settings
 
 
@@ -38,9 +39,10 @@ class Watched:
 
     def __init__(self, *cards: Card) -> None:
         self.told: list[tuple[str, str, bool]] = []
+        self.observed: list[Observation] = []
         self.gates = [Gate() for _ in cards]
         settings = Settings(healthy_probes=2, driver_timeout=7)
-        self.monitor = Monitor(list(zip(cards, self.gates, strict=True)), settings, self.tell)
+        self.monitor = Monitor(list(zip(cards, self.gates, strict=True)), settings, self.tell, self.observed.append)
 
     def tell(self, gpu: str, reason: str, *, recovered: bool) -> None:
         """Keep it."""
@@ -102,6 +104,23 @@ async def test_a_slot_of_several_cards_takes_nothing_while_one_of_them_is_sick(d
 
     assert watched.closed == [False, False]
     assert [gpu for gpu, _, recovered in watched.told if recovered] == ["B", "A"]
+
+
+async def test_each_reading_is_told_with_the_xids_and_what_it_means_for_the_slot(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each card by itself, and of what serves together as one."""
+    watched = Watched(card("A,B"))
+    driver.says = readings(A={"temperature_c": 95}, B={})
+    monkeypatch.setattr(watched.monitor._xids, "heard", lambda: [("B", 13), ("C", 79), ("B", 31)])
+
+    await watched.monitor.check()
+
+    assert watched.observed == [
+        CardRead(reading=driver.says["A"], xids=[]),
+        CardRead(reading=driver.says["B"], xids=[13, 31]),
+        ServingChanged(gpu="A,B", serves=False),
+    ]
 
 
 async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver) -> None:

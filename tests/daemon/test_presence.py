@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+from msgspec.structs import replace
+from tests.presets.workloads import workload
 from tests.support.owning import PATIENCE, RecordingLink, speaker
 
 from training_schemas.events import Event, Gpu, Taking, WorkerHeartbeat, WorkerOffline, WorkerOnline, decode_event
@@ -11,7 +13,9 @@ from training_worker import presence as presence_module
 from training_worker.cards import Card
 from training_worker.gate import Gate
 from training_worker.monitor import Monitor
+from training_worker.observations import unobserved
 from training_worker.presence import Doing, Presence
+from training_worker.rates import Rates
 from training_worker.settings import Settings
 
 CARDS = [
@@ -24,8 +28,9 @@ def a_presence(link: RecordingLink, state_dir: Path, *, heartbeat: float = 0.05)
     """Of a worker that trains one job on its first two cards."""
     settings = Settings(state_dir=state_dir, heartbeat=heartbeat)
     jobs = {"SIMULATED-0,SIMULATED-1": "portrait"}
-    presence = Presence(speaker(link), settings, CARDS, [ModelFamily.FLUX], lambda: Doing(jobs, Taking.PAUSED))
-    return presence, Monitor([(card, Gate()) for card in CARDS], settings, presence.quarantined)
+    doing = Doing(jobs, Taking.PAUSED)
+    presence = Presence(speaker(link), settings, CARDS, [ModelFamily.FLUX], lambda: doing, Rates(state_dir))
+    return presence, Monitor([(card, Gate()) for card in CARDS], settings, presence.quarantined, unobserved)
 
 
 def said(link: RecordingLink) -> list[Event]:
@@ -72,6 +77,44 @@ async def test_each_card_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -
     assert (beat.interval_seconds, beat.disk_free_mib, beat.taking) == (0.05, None, "paused")
     assert [(card.name, card.memory_mib) for card in beat.cards] == [("A", 8192), ("A", 8192), ("B", 24564)]
     assert "utilisation" not in link.published[0][2].body.decode()
+
+
+async def test_measured_rates_are_said_once_on_each_connection(tmp_path: Path) -> None:
+    """All of them at first, and what is new with the next heartbeat."""
+    link, work = RecordingLink(), workload()
+    Rates(tmp_path).note(CARDS[1], work, 2.0)
+    presence, monitor = a_presence(link, tmp_path)
+    await presence.appear()
+    beating = asyncio.create_task(presence.beat(monitor))
+    await until_said(link, 2)
+    presence._rates.note(CARDS[1], replace(work, batch_size=2), 3.0)
+    so_far = len(link.published)
+    await until_said(link, so_far + 3)
+    beating.cancel()
+    await presence.appear()
+
+    rates = [getattr(event, "rates") for event in said(link)]  # noqa: B009 - all of them have it
+    steps = [[rate.seconds_per_step for rate in told] for told in rates]
+    assert (steps[0], steps[-1]) == ([2.0], [3.0, 2.0])
+    assert sorted(steps[1:-1], reverse=True) == [[3.0], *[[]] * (len(steps) - 3)]
+
+
+async def test_rates_that_were_not_heard_are_said_again(tmp_path: Path) -> None:
+    """The broker was away for a heartbeat."""
+    link = RecordingLink()
+    presence, monitor = a_presence(link, tmp_path)
+    presence._rates.note(CARDS[1], workload(), 2.0)
+    link.back.clear()
+    beating = asyncio.create_task(presence.beat(monitor))
+    await asyncio.sleep(0.5)
+
+    link.back.set()
+    await until_said(link, 1)
+    beating.cancel()
+
+    first = said(link)[0]
+    assert isinstance(first, WorkerHeartbeat)
+    assert [rate.seconds_per_step for rate in first.rates] == [2.0]
 
 
 async def test_heartbeats_do_not_pile_up_while_the_broker_is_away(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a worker remembers of how long steps have taken."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,41 @@ def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
     known.note(CARD, WORK, 2.0)
 
     assert known.find(CARD, WORK) == 2.0
+
+
+def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
+    """Of these kinds of cards alone; what was measured anew is new."""
+    known = Rates(tmp_path)
+    for batch in (1, 2):
+        known.note(CARD, replace(WORK, batch_size=batch), float(batch))
+    known.note(CARD, replace(WORK, batch_size=1), 1.0)
+    known.note(replace(CARD, name="NVIDIA L4"), WORK, 9.0)
+    known.note(replace(CARD, simulated=True), WORK, 9.0)
+
+    first, second = Rates(tmp_path).newest([replace(CARD, uuid="GPU-2"), CARD])
+
+    assert (first.card, first.training_type, first.gpu_count) == (CARD.name, WORK.training_type, 1)
+    assert (first.seconds_per_step, second.seconds_per_step) == (1.0, 2.0)
+    assert (first.settings["batchSize"], second.settings["batchSize"]) == (1, 2)
+    assert first.settings["width"] == WORK.width
+    assert "fusedBackward" not in first.settings
+    (simulated,) = known.newest([replace(CARD, simulated=True)])
+    assert simulated.card == CARD.name
+
+
+def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event is no file."""
+    monkeypatch.setattr(rates, "MOST_TOLD", 2)
+    known = Rates(tmp_path)
+    for batch in (1, 2, 3):
+        known.note(CARD, replace(WORK, batch_size=batch), float(batch))
+
+    assert [rate.seconds_per_step for rate in known.newest([CARD])] == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("settings", ["", " {", " {}", ' {"training_type": "SD3"}'])
+def test_what_another_version_wrote_is_not_told(tmp_path: Path, settings: str) -> None:
+    """A worker that says nothing of it is better than none."""
+    (tmp_path / rates.FILE).write_text(json.dumps({CARD.name + settings: 1.0}))
+
+    assert Rates(tmp_path).newest([CARD]) == []

@@ -5,6 +5,7 @@ import contextlib
 import signal
 
 from tests.support.fleet import PATIENCE, Fleet
+from tests.support.nvml import GPU_IS_LOST, Host
 from tests.support.proxy import Proxy
 from tests.support.scrape import free_port, page, samples
 
@@ -168,6 +169,34 @@ async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
     assert "training_worker_queue_wait_seconds_count" not in after
     assert after["training_worker_rejoins_total"] == {(): 1}
     assert after["training_worker_attempts_total"][(("outcome", "completed"), FLUX)] == 1
+
+
+async def test_a_cards_readings_show_and_go_away_with_it(fleet: Fleet, host: Host) -> None:
+    """Of each card of a slot by itself; whether jobs are taken, of the slot as a whole."""
+    port = free_port()
+    said = ("temperature 61", "power 300500", "energy 5000000", "utilisation 97", "throttle 1", "ecc 0", "held 564")
+    first, second = (f"24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
+    host.says(f"card 0 {first}", *said, f"card 0 {second}", "xid 13")
+    fleet.host = host.variables
+    await fleet.start(metrics_port=port, gpus_per_job=2, card_check_interval=0.2, healthy_probes=1)
+    slot, one, two = (("gpu", gpu) for gpu in ("GPU-1,GPU-2", "GPU-1", "GPU-2"))
+    await until_sample(port, "training_worker_card_up", (slot,), 1)
+    await until_sample(port, "training_worker_card_xids_total", (two, ("xid", "13")), 1)
+
+    well = await samples(port)
+    assert well["training_worker_card_temperature_celsius"] == {(one,): 61}
+    assert well["training_worker_card_power_watts"] == {(one,): 300.5}
+    assert well["training_worker_card_utilisation_ratio"] == {(one,): 0.97}
+    assert well["training_worker_card_memory_used_bytes"] == {(one,): 564 * 2**20, (two,): 0}
+    assert well["training_worker_card_memory_free_bytes"] == {(one,): 24000 * 2**20, (two,): 24564 * 2**20}
+    assert well["training_worker_card_ecc_uncorrected_errors_total"] == {(one,): 0}
+    assert set(well["training_worker_card_throttled"].values()) == {0}
+
+    host.says(f"card {GPU_IS_LOST} {first}", f"card 0 {second}")
+    await until_sample(port, "training_worker_card_up", (slot,), 0)
+    sick = await samples(port)
+    assert "training_worker_card_temperature_celsius" not in sick
+    assert sick["training_worker_card_memory_free_bytes"] == {(two,): 24564 * 2**20}
 
 
 async def answered(port: int) -> tuple[int, str]:

@@ -7,11 +7,18 @@ from typing import NoReturn
 
 import pytest
 from tests.support.fleet import PATIENCE, Fleet
+from tests.support.nvml import Host
 from tests.support.prometheus import alert_rules, installed, panel_expressions, prometheus, promtool
 from tests.support.scrape import free_port, page
 
 # What a worker that is well has nothing of.
 EMPTY_WHEN_WELL = ("prediction_ratio", "last_progress")
+
+# A card that tells all that it can, and one Xid that is a program's fault.
+CARD = (
+    "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090",
+    *("held 1000", "temperature 61", "power 300500", "energy 1000", "utilisation 97", "throttle 4", "ecc 0", "xid 13"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +47,12 @@ async def test_the_scrape_of_a_worker_that_has_worked_has_no_fault(fleet: Fleet)
     assert await asyncio.to_thread(promtool, "check", "metrics", stdin=text) == ""
 
 
-async def test_prometheus_scrapes_a_worker_and_loads_the_rules(fleet: Fleet, tmp_path: Path) -> None:
+async def test_prometheus_scrapes_a_worker_and_loads_the_rules(fleet: Fleet, host: Host, tmp_path: Path) -> None:
     """No alert fires for a worker that is well; one that is stopped is told of; each panel's question has an answer."""
     port = free_port()
-    daemon = await fleet.start(metrics_port=port, mode="steady")
+    host.says(*CARD)
+    fleet.host = host.variables
+    daemon = await fleet.start(metrics_port=port, mode="steady", card_check_interval=0.2)
     with prometheus(tmp_path / "prometheus", port) as node:
         await until(node.ready)
         await until(lambda: bool(node.query("training_worker_card_up == 1")))

@@ -1,5 +1,6 @@
 """Trainers that wait, through the queue: who trains, what is told, and what is left when the daemon ends."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 import pytest
 from tests.support import real_training
 from tests.support.fleet import PATIENCE, Daemon, Fleet
+from tests.support.nvml import Host
 from tests.support.processes import is_gone
 
 from training_schemas.events import JobClaimed, JobCompleted, JobEvent, JobProgress
 
 pytestmark = pytest.mark.broker
+
+CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 async def ready(daemon: Daemon, count: int = 1) -> list[int]:
@@ -155,3 +159,34 @@ async def test_the_real_trainer_waits_and_trains(fleet: Fleet, materials: Path) 
     assert started(first) == [(waiting, True)]
     assert [entry["pid"] for entry in second.logged("trainer_found")] == [waiting]
     assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 61))
+
+
+async def test_no_trainer_waits_on_a_card_that_is_quarantined(fleet: Fleet, host: Host) -> None:
+    """Whoever resets it needs it free; once it is back, a new one waits."""
+    host.says(CARD, "temperature 60")
+    fleet.host = host.variables
+    daemon = await fleet.start(standby=True, card_check_interval=0.2, healthy_probes=1)
+    (waiting,) = await ready(daemon)
+
+    host.says(CARD, "temperature 99")
+    await daemon.until_logged("card_quarantined")
+    assert is_gone(waiting, PATIENCE)
+    assert len(daemon.logged("standby_ready")) == 1
+
+    host.says(CARD, "temperature 60")
+    _, new = await ready(daemon, 2)
+    await fleet.submit("portrait")
+    assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)
+    assert started(daemon) == [(new, True)]
+
+
+async def test_no_trainer_waits_in_a_worker_that_is_paused(fleet: Fleet) -> None:
+    """Its cards are somebody else's for now."""
+    daemon = await fleet.start(standby=True)
+    (waiting,) = await ready(daemon)
+
+    await fleet.api.pause("w1")
+    assert await asyncio.to_thread(is_gone, waiting, PATIENCE)
+
+    await fleet.api.resume("w1")
+    assert len(await ready(daemon, 2)) == 2

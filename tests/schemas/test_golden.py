@@ -1,6 +1,7 @@
 """The golden messages: what was once on the wire is read for ever, and written the same as long as its version lives.
 
-The files are never changed. A change of the schema that breaks one of them needs a new version, and a new file.
+The files are never changed. A change of the schema that breaks one of them needs a new version, and a new file; fields
+that come later are in a file of their own, named by them after the event's type.
 """
 
 import json
@@ -33,7 +34,8 @@ def test_an_event_is_read_and_written_as_ever(path: Path) -> None:
     envelope = events.decode_event(body)
     event = envelope.read()
 
-    assert envelope.type == event.TYPE == path.stem
+    assert envelope.type == event.TYPE
+    assert path.stem.startswith(event.TYPE)
     again = events.wrap(event, event_id=envelope.id, time=envelope.time.timestamp())
     assert events.encode_event(again) == body
 
@@ -74,7 +76,7 @@ def test_a_job_is_read_as_ever(path: Path) -> None:
 
 def test_every_kind_of_message_has_a_golden_file() -> None:
     """A new event, entry, record or command comes with its bytes."""
-    assert {path.stem for path in golden("events")} == set(events.EVENTS)
+    assert {path.stem.removesuffix(".rates") for path in golden("events")} == set(events.EVENTS)
     for folder, union in (("ledger", ledger.AnyEntry), ("progress", progress.AnyRecord)):
         tags = {kind.__struct_config__.tag for kind in union.__args__}
         assert {path.stem for path in golden(folder)} == tags

@@ -41,7 +41,9 @@ def app() -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML).")
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.option(
-    "--check", is_flag=True, help="Only read the settings, but for the broker's address, and say what is wrong."
+    "--check",
+    is_flag=True,
+    help="Only read the settings, but for the broker's address, look for the cards, and say what is wrong.",
 )
 def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     """Run the daemon on this host until it is told to stop.
@@ -49,20 +51,18 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
     the daemon anew in place, while training goes on.
     """
-    from training_worker.card_choice import chosen  # noqa: PLC0415
-    from training_worker.cards import find_cards, grouped  # noqa: PLC0415
+    from training_worker.card_choice import worker_cards  # noqa: PLC0415
     from training_worker.logs import configure_logging  # noqa: PLC0415
     from training_worker.notify import Notifier  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
     from training_worker.worker import Ending, Worker  # noqa: PLC0415
 
     if check:
-        load_settings(config, _without_address(os.environ))
+        worker_cards(load_settings(config, _without_address(os.environ)))
         return
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
-    found = find_cards(settings.gpus, settings.prices, settings.cards)
-    cards = grouped(chosen(found, settings.only_gpus), settings.gpus_per_job)
+    cards = worker_cards(settings)
     with _observed(settings) as observe:
         ending = asyncio.run(Worker(settings, cards, observe, Notifier(os.environ)).run())
     if ending is Ending.REPLACED:

@@ -4,19 +4,21 @@ from collections.abc import Callable, Iterator
 
 from training_worker.doctor import broker, engines, host, weights
 from training_worker.doctor.findings import Finding
+from training_worker.doctor.host_cards import HostCards, look_at_cards
 from training_worker.settings import Settings
 
-Check = Callable[[Settings], Iterator[Finding]]
+Check = Callable[[Settings, HostCards], Iterator[Finding]]
 
 GROUPS: dict[str, Check] = {
     host.GROUP: host.check,
     engines.GROUP: engines.check,
-    weights.GROUP: weights.check,
-    broker.GROUP: broker.check,
+    weights.GROUP: lambda settings, _: weights.check(settings),
+    broker.GROUP: lambda settings, _: broker.check(settings),
 }
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Make all checks; each finding comes as soon as it is known. Raises `SettingsError`."""
+    """Make all checks; each finding comes as soon as it is known."""
+    cards = look_at_cards(settings)
     for check in GROUPS.values():
-        yield from check(settings)
+        yield from check(settings, cards)

@@ -10,11 +10,11 @@ import msgspec
 
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker.attempt import served_types
-from training_worker.cards import Card, find_cards
+from training_worker.cards import Card
 from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.host_cards import HostCards
 from training_worker.doctor.probing import LIMIT, Probed, SeenCard, Torch, Wanted, probe
 from training_worker.doctor.requirements import COMMIT, ENVIRONMENTS, REPOSITORY, Environment, Requirement
-from training_worker.errors import NoGpuError
 from training_worker.run import bare_environment
 from training_worker.settings import EngineSettings, Settings, program_of
 
@@ -24,32 +24,24 @@ SHORT = 7
 ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
 
 
-def check(settings: Settings, limit: float = LIMIT) -> Iterator[Finding]:
-    """Look at each engine, for ``limit`` seconds at most. Raises `SettingsError` for stand-ins that are none."""
-    cards = _cards(settings)
+def check(settings: Settings, host: HostCards, limit: float = LIMIT) -> Iterator[Finding]:
+    """Look at each engine, for ``limit`` seconds at most."""
     for name, engine in settings.engines.items():
-        yield from Examination(name, engine, cards).findings(limit)
+        yield from Examination(name, engine, host.cards).findings(limit)
     yield _types(settings)
-
-
-def _cards(settings: Settings) -> list[Card]:
-    try:
-        return find_cards(settings.gpus, settings.prices, settings.cards)
-    except NoGpuError:
-        return []
 
 
 def _types(settings: Settings) -> Finding:
     missing = [kind for kind in TrainingType if kind not in served_types(settings)]
     families = sorted({kind.family for kind in missing})
     if not missing:
-        return Finding(group=GROUP, name="types", state=State.OK, found="every training type has an engine")
+        return Finding(group=GROUP, name="types", state=State.OK, found="every training type is served")
     return Finding(
         group=GROUP,
         name="types",
         state=State.WARNING,
-        found=f"no engine for {', '.join(missing)}: no job of {' or '.join(families)} is taken",
-        mend="training_types of an engine in the settings: add them, or leave the setting out",
+        found=f"the built-in trainer is not to train {', '.join(missing)}: no job of {' or '.join(families)} is taken",
+        mend=f"training_types of engines.{EngineName.DIFFUSERS} in the settings: add them, or leave the setting out",
     )
 
 
@@ -173,8 +165,9 @@ class Examination:
             these = ", ".join(f"{card.name} ({card.capability[0]}.{card.capability[1]})" for card in unfit)
             return self._error("cuda", f"{built} has no code for {these}", self._reinstall)
         names = ", ".join(card.name for card in torch.cards)
-        if len(torch.cards) < len(self._cards):
-            found = f"{built} sees {len(torch.cards)} of {len(self._cards)} cards: {names}"
+        wanted = sum(card.count for card in self._cards)
+        if len(torch.cards) < wanted:
+            found = f"{built} sees {len(torch.cards)} of {wanted} cards: {names}"
             return self._error("cuda", found, "nvidia-smi -L  # the cards that the driver sees")
         return self._ok("cuda", f"{built}: {names}")
 

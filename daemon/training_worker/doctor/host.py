@@ -11,10 +11,11 @@ from training_presets.disk import DiskNeed, disk_need
 from training_presets.planner import plan_job
 from training_schemas.jobs import TrainingType
 from training_worker.attempt import served_types
-from training_worker.cards import find_cards
+from training_worker.cards import Card
 from training_worker.disk import GIB, existing, free_bytes
 from training_worker.doctor.findings import Finding, State
-from training_worker.errors import NoGpuError
+from training_worker.doctor.host_cards import HostCards
+from training_worker.errors import SettingsError
 from training_worker.jobs import make_job
 from training_worker.settings import Settings
 
@@ -25,11 +26,13 @@ LEAST_MEMORY = 8 * GIB
 # A clock before this was never set: certificates, ledger times and the ages of files depend on it. Unix seconds, 2025.
 EARLIEST = 1_735_689_600
 LIMIT = 10.0
+SEE_CARDS = "nvidia-smi  # must list the cards; install the driver if not"
+CHOOSE_CARDS = "nvidia-smi -L  # the cards that there are, for gpus, only_gpus and gpus_per_job in the settings"
 
 
-def check(settings: Settings) -> Iterator[Finding]:
-    """Look at the host. Raises `SettingsError` for stand-ins that are none."""
-    yield from _cards(settings)
+def check(settings: Settings, host: HostCards) -> Iterator[Finding]:
+    """Look at the host, whose cards have been looked at."""
+    yield _cards(host)
     yield _memory()
     needs = {kind: _usual_need(kind) for kind in TrainingType if kind in served_types(settings)}
     yield _disk("state", settings.state_dir, {kind: need.state for kind, need in needs.items()})
@@ -38,22 +41,34 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield clock(time.time(), _synchronised())
 
 
-def _cards(settings: Settings) -> Iterator[Finding]:
-    try:
-        cards = find_cards(settings.gpus, settings.prices, settings.cards)
-    except NoGpuError as error:
-        yield _finding("cards", State.ERROR, str(error), "nvidia-smi  # must list the cards; install the driver if not")
-        return
+def _cards(host: HostCards) -> Finding:
+    cards = host.cards
+    if isinstance(host.error, SettingsError):
+        return _finding("cards", State.ERROR, str(host.error), CHOOSE_CARDS)
+    if host.error is not None:
+        return _finding("cards", State.ERROR, str(host.error), SEE_CARDS)
     if all(card.simulated for card in cards):
-        found = f"NVML shows none; {len(cards)} made up by the settings, on which tiny models are trained by the CPU"
-        yield _finding("cards", State.WARNING, found, "nvidia-smi  # must list the cards; install the driver if not")
-        return
-    names = ", ".join(f"{card.name} with {card.memory_mib} MiB" for card in cards)
-    small = [card.name for card in cards if card.tier is None]
+        found = f"NVML shows none; {_named(cards)} made up by the settings, on which tiny models are trained by the CPU"
+        return _finding("cards", State.WARNING, found, SEE_CARDS)
+    if host.sick:
+        reasons = "; ".join(f"{uuid} gets no jobs: {reason}" for uuid, reason in host.sick.items())
+        return _finding("cards", State.ERROR, f"{_named(cards)}; {reasons}", "nvidia-smi -q  # how each card does")
+    small = [card for card in cards if card.tier is None]
     if small:
-        yield _finding("cards", State.WARNING, f"{names}; too small for any job: {', '.join(small)}", "another card")
-    else:
-        yield _finding("cards", State.OK, names)
+        return _finding(
+            "cards", State.WARNING, f"{_named(cards)}; too small for any job: {_named(small)}", CHOOSE_CARDS
+        )
+    return _finding("cards", State.OK, _named(cards))
+
+
+def _named(cards: list[Card]) -> str:
+    """The slots, each with its cards."""
+    return ", ".join(
+        f"{card.name} with {card.memory_mib} MiB"
+        if card.count == 1
+        else f"{card.count} {card.name} together, each with {card.memory_mib} MiB"
+        for card in cards
+    )
 
 
 def _memory() -> Finding:
