@@ -129,6 +129,15 @@ def fitted(plan: Plan, before: JobHistory, memory_mib: int) -> FluxLoraParameter
         raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this card: the job {error}") from None
 
 
+def crowded_out(plan: Plan, room: Room) -> int | None:
+    """How many MiB a job needs at least, if the card would have them and nothing but others' use keeps it out."""
+    try:
+        fit(plan, room.free_mib)
+    except DoesNotFitError as error:
+        return error.needed_mib if error.needed_mib <= room.card.memory_mib else None
+    return None
+
+
 def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
     """What of a spec's parameters differs from the plan's, by its name on the wire."""
     planned = msgspec.to_builtins(plan.parameters)

@@ -47,6 +47,10 @@ CRITICAL_XIDS = {
 }
 
 
+# After so many readings a card whose memory others hold is given to jobs that need less of it.
+MOST_CROWDED = 40
+
+
 class CardHealth:
     """Whether one card is quarantined, reading after reading.
 
@@ -61,8 +65,17 @@ class CardHealth:
         self._ecc: int | None = None
         self._lasting: str | None = None
         self._good = 0
+        self._wanted_mib = 0
+        self._crowded = 0
         self.quarantined: str | None = None
         """Why the card is given no jobs; None if it is."""
+
+    def want(self, memory_mib: int) -> None:
+        """From the next reading on less free memory than this is a fault, for `MOST_CROWDED` readings at most.
+
+        A job needs it that the card is large enough for.
+        """
+        self._wanted_mib, self._crowded = memory_mib, MOST_CROWDED
 
     def take(self, reading: Reading, xids: Iterable[int] = ()) -> bool:
         """Take in a reading, and the Xids that came before it. True if the card was quarantined, or came back."""
@@ -76,6 +89,7 @@ class CardHealth:
             self._good += 1
             if self._good >= self._probes:
                 self.quarantined = None
+                self._wanted_mib = 0
         return (before is None) is not (self.quarantined is None)
 
     def _fault(self, reading: Reading, xids: Iterable[int]) -> str | None:
@@ -95,6 +109,9 @@ class CardHealth:
             return f"uncorrected memory errors (ECC): {errors}"
         if reading.temperature_c is not None and reading.temperature_c > self._hottest:
             return f"too hot: {reading.temperature_c} C, over {self._hottest:g} C"
+        if reading.free_mib is not None and reading.free_mib < self._wanted_mib and self._crowded > 0:
+            self._crowded -= 1
+            return f"too little free memory: {reading.free_mib} MiB, where a job needs {self._wanted_mib} at least"
         return None
 
     def _new_errors(self, count: int | None) -> int:

@@ -29,7 +29,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """What a slot trains on: one card, or ``count`` equal ones together.
 
     Memory in MiB is that of each, the price in US dollars an hour, where it is known, that of all. ``uuid`` names all
-    of them, with commas between, as CUDA_VISIBLE_DEVICES does.
+    of them, with commas between, as CUDA_VISIBLE_DEVICES does. A card that the driver could not read when the worker
+    began has no memory, so that nothing trains on it; ``fault`` says why.
     """
 
     uuid: str
@@ -38,6 +39,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     usd_per_hour: float | None
     count: int = 1
+    fault: str | None = None
 
     @property
     def tier(self) -> MemoryTier | None:
@@ -81,6 +83,8 @@ def grouped(cards: Sequence[Card], size: int) -> list[Card]:
         return list(cards)
     kinds: dict[tuple[str, int], list[Card]] = {}
     for card in cards:
+        if card.fault is not None:
+            continue
         kinds.setdefault((card.name, card.memory_mib), []).append(card)
     for (name, _), equal in kinds.items():
         if len(equal) % size:
@@ -148,16 +152,20 @@ def _nvml_cards(price: Price) -> list[Card]:
     except DriverError as error:
         # A driver that is there and broken is no reason to train on a stand-in.
         raise NoGpuError(f"cannot start: NVML: {error}") from None
+    faults = [one.fault for one in found if one.fault is not None]
+    if faults and len(faults) == len(found):
+        raise NoGpuError(f"cannot start: NVML: {faults[0]}")
     return [_nvml_card(one, price) for one in found]
 
 
 def _nvml_card(found: Found, price: Price) -> Card:
     # A MIG instance costs its share of the card's price.
-    whole = price(found.name, round(found.memory_mib / found.part))
+    whole = None if found.fault is not None else price(found.name, round(found.memory_mib / found.part))
     return Card(
         uuid=found.uuid,
         name=found.name,
         memory_mib=found.memory_mib,
         simulated=False,
         usd_per_hour=None if whole is None else whole * found.part,
+        fault=found.fault,
     )

@@ -23,6 +23,11 @@ class Announce(Protocol):
 
 log = structlog.get_logger()
 
+# The memory of a trainer that has just ended takes a moment to be free: so often a crowded card is looked at, with so
+# many seconds in between, before it is believed.
+CROWDED_LOOKS = 5
+CROWDED_PAUSE = 1.0
+
 
 class Monitor:
     """Watches a worker's cards; simulated ones are always healthy.
@@ -65,6 +70,25 @@ class Monitor:
         if watched:
             await self.check()
         return next((reason for one in watched if (reason := self.quarantined(one))), None)
+
+    async def is_crowded(self, uuid: str, needed_mib: int) -> bool:
+        """Whether others hold so much of a card, or of one of several, that a job has not the memory that it needs.
+
+        The card is quarantined then.
+        """
+        watched = [one for one in uuid.split(SEPARATOR) if one in self._health]
+        crowded: list[str] = []
+        for look in range(CROWDED_LOOKS):
+            await asyncio.sleep(CROWDED_PAUSE if look else 0)
+            await self.check()
+            free = {one: self.readings[one].free_mib for one in watched}
+            crowded = [one for one, free_mib in free.items() if free_mib is not None and free_mib < needed_mib]
+            if not crowded:
+                return False
+        for one in crowded:
+            self._health[one].want(needed_mib)
+        await self.check()
+        return True
 
     async def run(self) -> None:
         """Read the cards every so often, for ever; return at once where there is nothing to watch."""

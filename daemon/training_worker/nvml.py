@@ -28,6 +28,9 @@ XID_PAUSE = 5.0
 # What the UUIDs of MIG instances begin with.
 MIG = "MIG-"
 
+# The instance of an event that is the whole card's (nvmlEventData_t).
+WHOLE_CARD = 0xFFFFFFFF
+
 # Between the UUIDs of cards that train together.
 SEPARATOR = ","
 
@@ -54,12 +57,16 @@ class DriverHangsError(DriverError):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """A card, or a MIG instance, that the driver shows; ``part`` is its share of the card's memory."""
+    """A card, or a MIG instance, that the driver shows; ``part`` is its share of the card's memory.
+
+    Of a card that the driver cannot read for a ``fault`` nothing else is known but its place among the others.
+    """
 
     uuid: str
     name: str
     memory_mib: int
     part: float = 1.0
+    fault: str | None = None
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +179,15 @@ def _answer(question: Question[T]) -> T:
 
 def find(nvml: Any) -> list[Found]:
     """The cards in the driver's order; of a card that is divided by MIG, its instances."""
-    return [found for index in range(nvml.nvmlDeviceGetCount()) for found in _find(nvml, index)]
+    return [found for index in range(nvml.nvmlDeviceGetCount()) for found in _find_readable(nvml, index)]
+
+
+def _find_readable(nvml: Any, index: int) -> list[Found]:
+    try:
+        return _find(nvml, index)
+    except nvml.NVMLError as error:
+        # Of this card alone. It keeps its place: the settings may name the others by theirs.
+        return [Found(uuid=f"unreadable-{index}", name="unreadable", memory_mib=0, fault=str(error))]
 
 
 def _find(nvml: Any, index: int) -> list[Found]:
@@ -323,6 +338,8 @@ class XidWatch:
 
     def __init__(self, uuids: list[str]) -> None:
         self._uuids = uuids
+        # By the card that tells, those of ours that it tells of, each with its instance on the card.
+        self._members: dict[str, dict[str, int]] = {}
         self._heard: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -348,6 +365,7 @@ class XidWatch:
 
     def _listen(self, nvml: Any) -> None:
         events = nvml.nvmlEventSetCreate()
+        self._members = {}
         try:
             for uuid in self._uuids:
                 self._register(nvml, uuid, events)
@@ -359,12 +377,23 @@ class XidWatch:
     def _register(self, nvml: Any, uuid: str, events: Any) -> None:
         # A card without events is watched by its readings alone.
         handle = _told(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)
-        if handle is not None:
+        if handle is None:
+            return
+        instance = WHOLE_CARD
+        if uuid.startswith(MIG):
+            # Events are the card's; each says which instance it is of, where it is of one.
+            instance = _told(nvml, nvml.nvmlDeviceGetGpuInstanceId, handle)
+            handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        card = nvml.nvmlDeviceGetUUID(handle)
+        if card not in self._members:
             _told(nvml, nvml.nvmlDeviceRegisterEvents, handle, nvml.nvmlEventTypeXidCriticalError, events)
+        self._members.setdefault(card, {})[uuid] = instance
 
     def _wait(self, nvml: Any, events: Any) -> None:
         try:
             event = nvml.nvmlEventSetWait_v2(events, XID_WAIT_MS)
         except nvml.NVMLError_Timeout:
             return
-        self._heard.put((nvml.nvmlDeviceGetUUID(event.device), int(event.eventData)))
+        for uuid, instance in self._members.get(nvml.nvmlDeviceGetUUID(event.device), {}).items():
+            if event.gpuInstanceId in {instance, WHOLE_CARD}:
+                self._heard.put((uuid, int(event.eventData)))

@@ -59,6 +59,9 @@ SUSPICIOUS = (
 # Looks at the cards of these UUIDs (with commas between) and says what is wrong with one, if anything is.
 FindFault = Callable[[str], Awaitable[str | None]]
 
+# Whether others hold so much of the cards of these UUIDs that a job which needs so many MiB has no room.
+IsCrowded = Callable[[str, int], Awaitable[bool]]
+
 log = structlog.get_logger()
 
 
@@ -74,6 +77,7 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     standby: Standby
     reservations: Reservations
     find_fault: FindFault
+    is_crowded: IsCrowded
 
 
 class OwnedJob:

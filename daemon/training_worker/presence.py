@@ -138,7 +138,9 @@ class Presence:
 
     def _card_states(self, monitor: Monitor, jobs: dict[str, str]) -> list[CardState]:
         return [
-            _card_state(uuid, card, jobs.get(card.uuid), monitor.readings.get(uuid), monitor.quarantined(uuid))
+            _card_state(
+                uuid, card, jobs.get(card.uuid), monitor.readings.get(uuid), monitor.quarantined(uuid) or card.fault
+            )
             for card in self._cards
             for uuid in card.uuid.split(SEPARATOR)
         ]

@@ -9,12 +9,14 @@ from structlog.contextvars import bound_contextvars
 
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_schemas.validation import InvalidMessageError
-from training_worker.attempt import keep_reserved, reserve_as_planned
+from training_worker.attempt import crowded_out, keep_reserved, reserve_as_planned
 from training_worker.broker.names import delayed_key
 from training_worker.broker.session import Session, broker_errors
+from training_worker.cards import room_on
 from training_worker.claim import Claim, NotOurs
 from training_worker.errors import BrokerError
 from training_worker.gate import Gate
+from training_worker.nvml import DriverHangsError
 from training_worker.owned_job import OwnedJob, SlotContext
 from training_worker.ownership import Ownership
 from training_worker.queued_job import QueuedJob
@@ -154,16 +156,28 @@ class Slot:
         source: Source,
         reservation: Reservation,
     ) -> None:
-        context = self._context
-        if not context.card.simulated:
-            shortage = await asyncio.to_thread(reserve_as_planned, queued, reservation, context.settings)
-            if shortage is not None and shortage.passes:
-                # No fault of the job's: it is not claimed, so no attempt is counted.
-                await self._put_off(queued, delivery, session)
-                log.info("no_room_for_now", why=shortage.text)
-                await source.quiet()
-                return
+        why = None if self._context.card.simulated else await self._lacks_room(queued, reservation)
+        if why is not None:
+            # No fault of the job's: it is not claimed, so no attempt is counted.
+            await self._put_off(queued, delivery, session)
+            log.info("no_room_for_now", why=why)
+            await source.quiet()
+            return
         await self._own(queued, delivery, session, source, reservation)
+
+    async def _lacks_room(self, queued: QueuedJob, reservation: Reservation) -> str | None:
+        """Why a job cannot be trained here now, though it might be later; None if it can, or its claim will tell."""
+        context = self._context
+        shortage = await asyncio.to_thread(reserve_as_planned, queued, reservation, context.settings)
+        if shortage is not None and shortage.passes:
+            return shortage.text
+        try:
+            needed = crowded_out(queued.plan, await asyncio.to_thread(room_on, context.card))
+        except DriverHangsError:
+            return None
+        if needed is not None and await context.is_crowded(context.card.uuid, needed):
+            return f"others hold the card's memory, of which {needed} MiB are needed"
+        return None
 
     async def _own(
         self,

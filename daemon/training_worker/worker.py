@@ -124,6 +124,9 @@ class Worker:
         return Doing(jobs, self._taking())
 
     def _make_slots(self) -> dict[str, Slot]:
+        for card in self._cards:
+            if card.fault is not None:
+                log.error("card_unreadable", gpu=card.uuid, error=card.fault)
         self._owner = owner = Owner(
             link=self._link,
             ledger=self._ledger,
@@ -153,10 +156,14 @@ class Worker:
             standby=Standby(card, self._settings),
             reservations=self._reservations,
             find_fault=self._find_fault,
+            is_crowded=self._is_crowded,
         )
 
     async def _find_fault(self, uuid: str) -> str | None:
         return await self._monitor.find_fault(uuid)
+
+    async def _is_crowded(self, uuid: str, needed_mib: int) -> bool:
+        return await self._monitor.is_crowded(uuid, needed_mib)
 
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""

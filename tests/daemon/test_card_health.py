@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from training_worker.card_health import CRITICAL_XIDS, CardHealth
+from training_worker.card_health import CRITICAL_XIDS, MOST_CROWDED, CardHealth
 from training_worker.nvml import Reading
 
 HOTTEST = 92.0
@@ -50,6 +50,26 @@ def test_a_sick_reading_quarantines_at_once(health: CardHealth, told: dict[str, 
 def test_a_card_without_a_complaint_is_healthy(health: CardHealth, told: dict[str, Any]) -> None:
     """What a card does not tell is no complaint."""
     assert not health.take(reading(**told))
+    assert health.quarantined is None
+
+
+def test_a_card_whose_memory_others_hold_is_sick_until_a_job_has_what_it_needs(health: CardHealth) -> None:
+    """It comes back like any other; what was wanted once is forgotten then."""
+    assert not health.take(reading(free_mib=3000))
+    health.want(14000)
+
+    assert health.take(reading(free_mib=3000))
+    assert health.quarantined == "too little free memory: 3000 MiB, where a job needs 14000 at least"
+    assert [health.take(reading(free_mib=free)) for free in (14000, 14000)] == [False, True]
+    assert not health.take(reading(free_mib=3000))
+
+
+def test_a_crowded_card_is_given_to_smaller_jobs_after_a_while(health: CardHealth) -> None:
+    """What others hold may be theirs for days."""
+    health.want(14000)
+    looks = [health.take(reading(free_mib=3000)) for _ in range(MOST_CROWDED + 2)]
+
+    assert [number for number, changed in enumerate(looks) if changed] == [0, MOST_CROWDED + 1]
     assert health.quarantined is None
 
 

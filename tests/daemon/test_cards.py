@@ -64,6 +64,7 @@ def test_a_card_is_described_as_nvml_gives_it(host: Host) -> None:
             "simulated": False,
             "usd_per_hour": 0.6,
             "count": 1,
+            "fault": None,
         }
     ]
 
@@ -109,6 +110,7 @@ def test_without_a_card_or_a_driver_the_stand_ins_count(host: Host, statement: s
             "simulated": True,
             "usd_per_hour": 2.0,
             "count": 1,
+            "fault": None,
         },
         {
             "uuid": "SIMULATED-1",
@@ -117,6 +119,7 @@ def test_without_a_card_or_a_driver_the_stand_ins_count(host: Host, statement: s
             "simulated": True,
             "usd_per_hour": None,
             "count": 1,
+            "fault": None,
         },
     ]
 
@@ -150,15 +153,28 @@ def test_a_broken_driver_is_an_error_and_not_a_host_without_cards(host: Host) ->
     assert (name, message) == ("NoGpuError", "cannot start: NVML: Unknown Error")
 
 
-@pytest.mark.parametrize("statement", [f"count {UNKNOWN}", f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"])
-def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, statement: str) -> None:
-    """A card that fell off the bus is named as NVML's word for it, with a status for the operator, not a traceback."""
-    host.says(RTX_4090, statement)
+LOST = f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"
+
+
+@pytest.mark.parametrize("statements", [[f"count {UNKNOWN}", RTX_4090], [LOST]])
+def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, statements: list[str]) -> None:
+    """With a status for the operator, not a traceback; also where the only card has fallen off the bus."""
+    host.says(*statements)
 
     name, message = find(host.environment, [STAND_IN])
 
     assert name == "NoGpuError"
     assert message.startswith("cannot start: NVML: ")
+
+
+def test_a_card_that_fell_off_the_bus_does_not_keep_the_others_from_work(host: Host) -> None:
+    """It keeps its place, is worth nothing, and no job can be given to it."""
+    host.says(LOST, RTX_4090)
+
+    lost, other = find(host.environment, [STAND_IN])
+
+    assert (lost["fault"], lost["memory_mib"], lost["usd_per_hour"]) == ("GPU is lost", 0, None)
+    assert (other["uuid"], other["fault"]) == ("GPU-4090", None)
 
 
 @pytest.mark.parametrize("text", ["RTX 4090:24564", ":24564MiB", "RTX 4090:0MiB", "a:b:1MiB"])

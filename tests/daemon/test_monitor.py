@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from training_worker import monitor as monitor_module
 from training_worker import nvml
 from training_worker.cards import Card
 from training_worker.gate import Gate
@@ -121,6 +122,46 @@ async def test_each_reading_is_told_with_the_xids_and_what_it_means_for_the_slot
         CardRead(reading=driver.says["B"], xids=[13, 31]),
         ServingChanged(gpu="A,B", serves=False),
     ]
+
+
+async def test_a_card_whose_memory_others_hold_is_quarantined_where_a_job_needs_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slot of several, the one that lacks it; a slot of other cards goes on."""
+    monkeypatch.setattr(monitor_module, "CROWDED_PAUSE", 0)
+    watched = Watched(card("A,B"), card("C"))
+    driver.says = readings(A={"free_mib": 24000}, B={"free_mib": 3000}, C={"free_mib": 3000})
+
+    assert await watched.monitor.is_crowded("A,B", 14000)
+
+    assert watched.told == [("B", "too little free memory: 3000 MiB, where a job needs 14000 at least", False)]
+    assert watched.closed == [True, False]
+
+
+async def test_memory_that_a_trainer_has_just_let_go_of_is_waited_for(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is free a moment after the trainer's end: no card is sick for that."""
+    monkeypatch.setattr(monitor_module, "CROWDED_PAUSE", 0)
+    watched = Watched(card("A"))
+    frees = iter([3000, 3000, 24000])
+
+    async def ask(_: object, __: float) -> dict[str, Reading]:
+        return readings(A={"free_mib": next(frees)})
+
+    monkeypatch.setattr(nvml, "ask_async", ask)
+
+    assert not await watched.monitor.is_crowded("A", 14000)
+    assert watched.told == []
+
+
+async def test_what_a_card_does_not_tell_of_its_memory_crowds_it_not(driver: Driver) -> None:
+    """Nor one that is not watched."""
+    watched = Watched(card("A"))
+    driver.says = readings(A={})
+
+    assert not await watched.monitor.is_crowded("A", 14000)
+    assert not await watched.monitor.is_crowded("SIMULATED-0", 14000)
 
 
 async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver) -> None:

@@ -58,11 +58,11 @@ second = told(lambda: nvml.ask(nvml.versions, 0.2))
 answer = [first, second, asyncio.run(beside()) > 3, time.monotonic() - began < 5]
 """
 XIDS = """
-import time, msgspec
+import sys, time, msgspec
 from training_worker import nvml
-watch = nvml.XidWatch(["GPU-1", "GPU-2", "GPU-gone"])
+watch = nvml.XidWatch(sys.argv[1:])
 watch.start()
-answer, ends = [], time.monotonic() + 20
+answer, ends = [], time.monotonic() + float(5 if "MIG-1" in sys.argv else 20)
 while not answer and time.monotonic() < ends:
     time.sleep(0.05)
     answer += watch.heard()
@@ -151,10 +151,26 @@ def test_of_a_card_that_mig_divides_the_instances_are_found(host: Host) -> None:
     host.says(A100, "mig 10240 MIG-1", "mig 20480 MIG-2", RTX_4090)
 
     assert told(host, FIND) == [
-        {"uuid": "MIG-1", "name": "NVIDIA A100", "memory_mib": 10240, "part": 0.25},
-        {"uuid": "MIG-2", "name": "NVIDIA A100", "memory_mib": 20480, "part": 0.5},
-        {"uuid": "GPU-2", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "part": 1.0},
+        {"uuid": "MIG-1", "name": "NVIDIA A100", "memory_mib": 10240, "part": 0.25, "fault": None},
+        {"uuid": "MIG-2", "name": "NVIDIA A100", "memory_mib": 20480, "part": 0.5, "fault": None},
+        {"uuid": "GPU-2", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "part": 1.0, "fault": None},
     ]
+
+
+def test_a_card_that_cannot_be_read_keeps_its_place(host: Host) -> None:
+    """Whoever names the others by their places means the same ones as before."""
+    host.says(f"card {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100", RTX_4090)
+
+    unreadable, other = told(host, FIND)
+
+    assert unreadable == {
+        "uuid": "unreadable-0",
+        "name": "unreadable",
+        "memory_mib": 0,
+        "part": 1.0,
+        "fault": "GPU is lost",
+    }
+    assert other["uuid"] == "GPU-2"
 
 
 def test_an_instance_is_as_hot_as_its_card_and_has_its_own_memory(host: Host) -> None:
@@ -199,4 +215,17 @@ def test_an_xid_is_heard_once_and_of_its_card(host: Host) -> None:
     """Also if another card that is watched is not there."""
     host.says(A100, RTX_4090, "xid 79")
 
-    assert told(host, XIDS) == [["GPU-2", 79]]
+    assert told(host, XIDS, "GPU-1", "GPU-2", "GPU-gone") == [["GPU-2", 79]]
+
+
+@pytest.mark.parametrize(
+    ("xid", "heard"),
+    [("xid 79", [["MIG-1", 79], ["MIG-2", 79]]), ("xid 94 2", [["MIG-2", 94]]), ("xid 94 3", [])],
+)
+def test_an_xid_of_a_card_is_one_of_its_instances_unless_it_names_one(
+    host: Host, xid: str, heard: list[list[Any]]
+) -> None:
+    """The driver tells of the card; the third instance is nobody's that we watch."""
+    host.says(A100, "mig 10240 MIG-1", "mig 10240 MIG-2", "mig 10240 MIG-3", xid)
+
+    assert told(host, XIDS, "MIG-1", "MIG-2") == heard

@@ -26,6 +26,11 @@ async def no_fault(_: str) -> None:
     """The card is healthy."""
 
 
+async def never_crowded(_: str, __: int) -> bool:
+    """All of its memory is free, too."""
+    return False
+
+
 class Life:
     """One daemon that finds the run."""
 
@@ -45,6 +50,7 @@ class Life:
             standby=Standby(runs.CARD, Settings()),
             reservations=reservations,
             find_fault=no_fault,
+            is_crowded=never_crowded,
         )
         reservation = reservations.make(run.spec.job_id)
         self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, reservation, found=run)

@@ -121,6 +121,41 @@ async def test_what_a_sick_card_breaks_is_not_held_against_the_job(fleet: Fleet,
     assert await changes(fleet, 1) == [("GPU-1", "too hot: 99 C, over 92 C", False)]
 
 
+async def test_a_job_waits_for_memory_that_others_hold(fleet: Fleet, host: Host) -> None:
+    """It is not claimed meanwhile, so that nothing counts against it; the card takes no job in vain."""
+    host.says(CARD, "held 20000", "process 71 20000")
+    fleet.host = host.variables
+    await fleet.start(**FAST)
+    await beat_with(fleet, job=None)
+
+    await fleet.submit("portrait", max_attempts=1)
+    ((gpu, reason, recovered),) = await changes(fleet, 1)
+    host.says(CARD)
+    completed = await fleet.until("portrait", JobCompleted)
+
+    assert (gpu, recovered) == ("GPU-1", False)
+    assert reason.startswith("too little free memory: 4564 MiB, where a job needs ")
+    assert (await changes(fleet, 2))[1] == ("GPU-1", reason, True)
+    assert isinstance(completed, JobCompleted)
+    assert completed.attempt == 1
+    assert [one.outcome for one in completed.attempts] == ["completed"]
+
+
+async def test_a_card_that_is_lost_at_the_start_does_not_keep_the_others_from_work(fleet: Fleet, host: Host) -> None:
+    """It is shown, and why it has no jobs."""
+    host.says(f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090", OTHER)
+    fleet.host = host.variables
+    await fleet.start(**FAST)
+    beat = await beat_with(fleet, job=None)
+
+    await fleet.submit("portrait")
+    claimed = await fleet.until("portrait", JobClaimed)
+
+    assert [(card.gpu, card.quarantined) for card in beat.cards] == [("unreadable-0", "GPU is lost"), ("GPU-2", None)]
+    assert isinstance(claimed, JobClaimed)
+    assert claimed.gpu.uuid == "GPU-2"
+
+
 async def test_an_xid_takes_a_card_out(fleet: Fleet, host: Host) -> None:
     """Though its readings are good."""
     host.says(CARD)

@@ -14,7 +14,7 @@
  *     held MIB                        so much of its memory is in somebody's use
  *     process PID MIB                 by this process
  *     temperature C, power MW, energy MJ, utilisation PERCENT, clocks SM MEMORY, throttle BITS, ecc COUNT
- *     xid NUMBER                      the first event on it
+ *     xid NUMBER [INSTANCE]           the first event on it; of that instance alone
  *     mig MIB UUID                    MIG is on, and this is an instance
  */
 #include <stdio.h>
@@ -25,6 +25,7 @@
 #define CARDS 16
 #define PARTS 8
 #define TEXT 96
+#define WHOLE_CARD 0xffffffffu
 
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
@@ -37,7 +38,7 @@ typedef struct card {
     int code;
     u64 mib, held, energy, ecc, throttle;
     char uuid[TEXT], name[TEXT];
-    unsigned temperature, power, utilisation, sm, memory, xid;
+    unsigned temperature, power, utilisation, sm, memory, xid, xid_instance, instance;
     int has_temperature, has_power, has_energy, has_utilisation, has_clocks, has_throttle, has_ecc;
     unsigned processes, pids[PARTS], parts;
     u64 process_mib[PARTS];
@@ -59,14 +60,16 @@ static void read_card_line(const char *line, card_t *card, card_t *parts)
     card_t *part = &parts[card->parts];
     unsigned *n = &card->processes;
 
-    if (sscanf(line, "held %llu", &card->held) == 1 || sscanf(line, "xid %u", &card->xid) == 1)
+    if (sscanf(line, "held %llu", &card->held) == 1)
         return;
+    if (sscanf(line, "xid %u %u", &card->xid, &card->xid_instance) == 1)
+        card->xid_instance = WHOLE_CARD;
     if (*n < PARTS && sscanf(line, "process %u %llu", &card->pids[*n], &card->process_mib[*n]) == 2)
         ++*n;
     if (card->parts < PARTS && sscanf(line, "mig %llu %95s", &part->mib, part->uuid) == 2) {
         snprintf(part->name, sizeof part->name, "%.80s MIG", card->name);
         part->whole = card;
-        card->parts++;
+        part->instance = ++card->parts;
     }
     card->has_temperature |= sscanf(line, "temperature %u", &card->temperature) == 1;
     card->has_power |= sscanf(line, "power %u", &card->power) == 1;
@@ -208,6 +211,7 @@ TELLS(nvmlDeviceGetPowerUsage, unsigned, card->has_power, card->power)
 TELLS(nvmlDeviceGetTotalEnergyConsumption, u64, card->has_energy, card->energy)
 TELLS(nvmlDeviceGetCurrentClocksThrottleReasons, u64, card->has_throttle, card->throttle)
 TELLS(nvmlDeviceGetMaxMigDeviceCount, unsigned, 1, PARTS)
+TELLS(nvmlDeviceGetGpuInstanceId, unsigned, card->whole, card->instance)
 TELLS(nvmlDeviceGetDeviceHandleFromMigDeviceHandle, card_t *, card->whole, card->whole)
 
 int nvmlDeviceGetTemperature(card_t *card, int sensor, unsigned *value)
@@ -298,6 +302,8 @@ int nvmlEventSetFree(unsigned *set)
 int nvmlDeviceRegisterEvents(card_t *card, u64 types, unsigned *set)
 {
     (void)types;
+    if (card->whole)
+        return NOT_SUPPORTED;
     *set |= 1u << (card - state.cards);
     return SUCCESS;
 }
@@ -314,7 +320,8 @@ int nvmlEventSetWait_v2(unsigned *set, event_t *event, unsigned milliseconds)
         for (unsigned index = 0; index < state.count; index++)
             if (state.cards[index].xid && *set & ~told & 1u << index) {
                 told |= 1u << index;
-                *event = (event_t){&state.cards[index], 8, state.cards[index].xid, 0, 0};
+                *event = (event_t){&state.cards[index], 8, state.cards[index].xid,
+                                   state.cards[index].xid_instance, WHOLE_CARD};
                 return SUCCESS;
             }
         usleep(10000);

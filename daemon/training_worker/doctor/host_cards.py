@@ -28,8 +28,10 @@ def look_at_cards(settings: Settings) -> HostCards:
         cards = worker_cards(settings)
     except (NoGpuError, SettingsError) as error:
         return HostCards(error=error)
-    uuids = [uuid for card in cards if not card.simulated for uuid in card.uuid.split(SEPARATOR)]
-    return HostCards(cards=cards, sick=_sick(uuids, settings) if uuids else {})
+    unreadable = {card.uuid: card.fault for card in cards if card.fault is not None}
+    readable = [card for card in cards if not card.simulated and card.fault is None]
+    uuids = [uuid for card in readable for uuid in card.uuid.split(SEPARATOR)]
+    return HostCards(cards=cards, sick=unreadable | (_sick(uuids, settings) if uuids else {}))
 
 
 def _sick(uuids: list[str], settings: Settings) -> dict[str, str]:
