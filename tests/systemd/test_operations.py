@@ -11,13 +11,19 @@ from training_schemas.events import JobProgress
 
 pytestmark = [pytest.mark.broker, pytest.mark.systemd, pytest.mark.timeout(900)]
 
+DROP_IN = "/etc/systemd/system/training-worker.service.d/override.conf"
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+def block_below(heading: str, language: str) -> str:
+    """The first block of a language below a heading."""
+    text = PAGE.read_text().partition(f"\n### {heading}\n")[2]
+    return text.partition(f"```{language}\n")[2].partition("```")[0]
 
 
 def lines_below(heading: str) -> list[str]:
     """The commands of the first block below a heading, without those that fetch packages."""
-    text = PAGE.read_text().partition(f"\n### {heading}\n")[2]
-    lines = text.partition("```sh\n")[2].partition("```")[0].splitlines()
+    lines = block_below(heading, "sh").splitlines()
     return [line for line in lines if not re.search(r"pip install|-m venv", line)]
 
 
@@ -64,3 +70,26 @@ async def test_from_install_to_undo(host: Host) -> None:
     host.start()
     await host.fleet.until("second", JobProgress, count=5)
     await host.fleet.api.cancel("second")
+
+
+async def test_a_key_for_tls_is_a_credential(host: Host) -> None:
+    """By the drop-in of the page; and the unit can be reloaded, whose check does not see credentials."""
+    machine = host.machine
+    host.configure(amqp_ca_file="/etc/training-worker/ca.pem", amqp_cert_file="/etc/training-worker/worker.pem")
+    machine.write("/etc/training-worker/amqp-url", "amqps://worker:password@127.0.0.1:9/\n", 0o600)
+    for name, mode in (("ca.pem", 0o644), ("worker.pem", 0o644), ("worker.key", 0o600)):
+        machine.write(f"/etc/training-worker/{name}", "", mode)
+    machine.write(DROP_IN, block_below("TLS", "ini"))
+    machine.run("systemctl", "daemon-reload")
+    try:
+        host.start()
+        daemon = host.shown("MainPID")
+        machine.run("systemctl", "reload", UNIT)
+
+        assert (host.shown("ActiveState"), host.shown("MainPID")) == ("active", daemon)
+        assert host.shown("StatusText") == "not connected to the broker; no job on 1 card(s)"
+        key = "/run/credentials/training-worker.service/worker.key"
+        assert machine.run("stat", "--format=%U %a", key).split() == ["training-worker", "400"]
+    finally:
+        machine.run("rm", DROP_IN)
+        machine.run("systemctl", "daemon-reload")
