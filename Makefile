@@ -24,7 +24,8 @@ demo: ## Train a tiny LoRA on this machine, from the queue to the finished adapt
 test: lint types ## Check everything: style, types, imports, and all tests on a real broker
 	$(BIN)/pytest
 
-test-systemd: setup ## Play the units under real systemd in a container: root, debootstrap, systemd-nspawn
+test-systemd: ## Play the units under real systemd in a container; needs root
+	@scripts/setup systemd
 	$(BIN)/pytest -m systemd tests/systemd
 
 lint: setup ## Check style and which package may import which

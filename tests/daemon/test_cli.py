@@ -431,3 +431,19 @@ def test_settings_are_checked_without_the_broker_s_address(program: Program, tmp
     file.write_text('lease = "soon"')
     assert program.run("run", "--check", "--config", str(file)) == 78
     assert "`$.lease`" in program.err
+
+
+def test_settings_for_tls_are_checked_without_the_key(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is a credential, too: a reload does not fail for it. What is named in the settings is looked at."""
+    monkeypatch.setenv("TRAINING_AMQP_URL_FILE", "/nowhere")
+    monkeypatch.setenv("TRAINING_AMQP_KEY_FILE", "/nowhere")
+    file, certificate = tmp_path / "worker.toml", tmp_path / "worker.pem"
+    file.write_text(f'amqp_ca_file = "{certificate}"\namqp_cert_file = "{certificate}"')
+    certificate.touch()
+    assert program.run("run", "--check", "--config", str(file)) == 0
+
+    certificate.unlink()
+    assert program.run("run", "--check", "--config", str(file)) == 78
+    assert "cannot read amqp_ca_file" in program.err

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EX_DATAERR = 65
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
+CREDENTIALS = {"TRAINING_AMQP_URL_FILE", "TRAINING_AMQP_KEY_FILE"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,7 +59,7 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     from training_worker.worker import Ending, Worker  # noqa: PLC0415
 
     if check:
-        worker_cards(load_settings(config, _without_address(os.environ)))
+        worker_cards(load_settings(config, _without_credentials(os.environ)))
         return
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
@@ -70,12 +71,11 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     sys.exit(1 if ending is Ending.ABORTED else 0)
 
 
-def _without_address(environ: Mapping[str, str]) -> dict[str, str]:
+def _without_credentials(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a check: what systemd runs on a reload cannot see the credentials of the daemon."""
-    from training_worker.settings import DEFAULT_AMQP_URL  # noqa: PLC0415
-
-    rest = {name: value for name, value in environ.items() if name != "TRAINING_AMQP_URL_FILE"}
-    return rest | {"TRAINING_AMQP_URL": DEFAULT_AMQP_URL}
+    rest = {name: value for name, value in environ.items() if name not in CREDENTIALS}
+    # Any address with which all settings for TLS make sense.
+    return rest | {"TRAINING_AMQP_URL": "amqps://localhost/"}
 
 
 @contextmanager
