@@ -440,7 +440,7 @@ def test_settings_for_tls_are_checked_without_the_key(
     monkeypatch.setenv("TRAINING_AMQP_URL_FILE", "/nowhere")
     monkeypatch.setenv("TRAINING_AMQP_KEY_FILE", "/nowhere")
     file, certificate = tmp_path / "worker.toml", tmp_path / "worker.pem"
-    file.write_text(f'amqp_ca_file = "{certificate}"\namqp_cert_file = "{certificate}"')
+    file.write_text(f'amqp_ca_file = "{certificate}"\namqp_cert_file = "{certificate}"\ngpus = ["A:8192MiB"]')
     certificate.touch()
     assert program.run("run", "--check", "--config", str(file)) == 0
 
