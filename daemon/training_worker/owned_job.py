@@ -216,7 +216,9 @@ class OwnedJob:
             changes=changes(self._queued.plan, spec.parameters),
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
-            predicted=predict_here(workload_of_spec(spec), self._card, self._settings.cards, self._context.rates),
+            predicted=predict_here(
+                workload_of_spec(spec), spec.engine, self._card, self._settings.cards, self._context.rates
+            ),
             energy_j=room.energy_j,
         )
         try:
@@ -343,7 +345,7 @@ class OwnedJob:
         step_seconds, peak_memory = ratios(run.record.predicted, done, self._card)
         self._context.observe(PredictionChecked(step_seconds=step_seconds, peak_memory=peak_memory))
         if done.seconds_per_step is not None:
-            self._context.rates.note(self._card, workload_of_spec(run.spec), done.seconds_per_step)
+            self._context.rates.note(self._card, run.spec.engine, workload_of_spec(run.spec), done.seconds_per_step)
         return msgspec.structs.replace(done, record=record)
 
     async def _settle(self, outcome: Outcome, reporter: Reporter) -> Settled:

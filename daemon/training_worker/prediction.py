@@ -6,6 +6,7 @@ from training_presets.estimates import RANGE, CostEstimate
 from training_presets.memory import CONTEXT, estimate_memory
 from training_presets.planner import Plan
 from training_presets.workload import Workload
+from training_schemas.jobs import EngineName
 from training_schemas.plans import Measured, Prediction
 from training_schemas.usage import AttemptSummary
 from training_worker.cards import Card
@@ -17,10 +18,12 @@ from training_worker.rates import Rates
 SLOWER = 2.5
 
 
-def predict_here(work: Workload, card: Card, extra: list[CardSpec], rates: Rates) -> Prediction | None:
+def predict_here(
+    work: Workload, engine: EngineName, card: Card, extra: list[CardSpec], rates: Rates
+) -> Prediction | None:
     """What a run takes on a card of this host, at the rate it had here before; None if nobody knows the card."""
     spec = find_card(card.name, card.memory_mib, extra)
-    measured = rates.find(card, work)
+    measured = rates.find(card, engine, work)
     if spec is None:
         return None
     time = estimate_time(work, spec, measured=measured)

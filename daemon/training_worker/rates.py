@@ -1,4 +1,4 @@
-"""The rates: how long steps have taken on this host, by card and settings; plans made here use them."""
+"""The rates: how long steps have taken on this host, by card, engine and settings; plans made here use them."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from training_presets.workload import Workload
-from training_schemas.jobs import TrainingType
+from training_schemas.jobs import EngineName, TrainingType
 from training_schemas.plans import MeasuredRate
 from training_worker.cards import Card
 
@@ -46,13 +46,13 @@ class Rates:
         self._path = state_dir / FILE
         self._seconds: dict[str, float] = self._load()
 
-    def find(self, card: Card, work: Workload) -> float | None:
-        """Seconds a step of such a workload on such a card; None if there has been none."""
-        return self._seconds.get(_key(card, work))
+    def find(self, card: Card, engine: EngineName, work: Workload) -> float | None:
+        """Seconds a step of such a workload by an engine on such a card; None if there has been none."""
+        return self._seconds.get(_key(card, engine, work))
 
-    def note(self, card: Card, work: Workload, seconds: float) -> None:
+    def note(self, card: Card, engine: EngineName, work: Workload, seconds: float) -> None:
         """A step of such a workload took so long on average."""
-        key = _key(card, work)
+        key = _key(card, engine, work)
         before = self._seconds.pop(key, None)
         self._seconds[key] = seconds if before is None else NEWEST * seconds + (1 - NEWEST) * before
         for oldest in list(self._seconds)[:-MOST_RATES]:
@@ -85,8 +85,9 @@ class Rates:
             log.warning("rates_not_saved", path=str(self._path), error=str(error))
 
 
-def _key(card: Card, work: Workload) -> str:
+def _key(card: Card, engine: EngineName, work: Workload) -> str:
     settings = {name: value for name, value in msgspec.to_builtins(work).items() if name not in IRRELEVANT}
+    settings["engine"] = engine
     return f"{_kind(card)} {json.dumps(settings, sort_keys=True)}"
 
 
@@ -98,12 +99,13 @@ def _told(kind: str, text: str, seconds: float) -> MeasuredRate | None:
     """A rate as events have it; None if its settings are not what this version writes."""
     try:
         settings = msgspec.json.decode(text, type=dict[str, Any])
-        kind_of_training = TrainingType(settings.pop("training_type"))
+        kind_of_training, engine = TrainingType(settings.pop("training_type")), EngineName(settings.pop("engine"))
     except (msgspec.MsgspecError, KeyError, ValueError):
         return None
     return MeasuredRate(
         card=kind.removeprefix(SIMULATED),
         training_type=kind_of_training,
+        engine=engine,
         seconds_per_step=seconds,
         gpu_count=settings.pop("gpu_count", 1),
         settings={_camel(name): value for name, value in settings.items() if (name, value) not in USUAL},

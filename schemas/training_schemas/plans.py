@@ -5,7 +5,7 @@ from typing import Any
 from msgspec import field
 
 from training_schemas.base import Wire
-from training_schemas.jobs import TrainingType
+from training_schemas.jobs import EngineName, TrainingType
 
 
 class SettingChange(Wire, frozen=True, kw_only=True):
@@ -53,6 +53,7 @@ class MeasuredRate(Wire, frozen=True, kw_only=True):
 
     card: str
     training_type: TrainingType
+    engine: EngineName
     seconds_per_step: float
     gpu_count: int = 1
     settings: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from tests.presets.workloads import workload
 from tests.support.owning import PATIENCE, RecordingLink, speaker
 
 from training_schemas.events import Event, Gpu, Taking, WorkerHeartbeat, WorkerOffline, WorkerOnline, decode_event
-from training_schemas.jobs import ModelFamily
+from training_schemas.jobs import EngineName, ModelFamily
 from training_worker import presence as presence_module
 from training_worker.cards import Card
 from training_worker.gate import Gate
@@ -82,12 +82,12 @@ async def test_each_card_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -
 async def test_measured_rates_are_said_once_on_each_connection(tmp_path: Path) -> None:
     """All of them at first, and what is new with the next heartbeat."""
     link, work = RecordingLink(), workload()
-    Rates(tmp_path).note(CARDS[1], work, 2.0)
+    Rates(tmp_path).note(CARDS[1], EngineName.DIFFUSERS, work, 2.0)
     presence, monitor = a_presence(link, tmp_path)
     await presence.appear()
     beating = asyncio.create_task(presence.beat(monitor))
     await until_said(link, 2)
-    presence._rates.note(CARDS[1], replace(work, batch_size=2), 3.0)
+    presence._rates.note(CARDS[1], EngineName.DIFFUSERS, replace(work, batch_size=2), 3.0)
     so_far = len(link.published)
     await until_said(link, so_far + 3)
     beating.cancel()
@@ -103,7 +103,7 @@ async def test_rates_that_were_not_heard_are_said_again(tmp_path: Path) -> None:
     """The broker was away for a heartbeat."""
     link = RecordingLink()
     presence, monitor = a_presence(link, tmp_path)
-    presence._rates.note(CARDS[1], workload(), 2.0)
+    presence._rates.note(CARDS[1], EngineName.DIFFUSERS, workload(), 2.0)
     link.back.clear()
     beating = asyncio.create_task(presence.beat(monitor))
     await asyncio.sleep(0.5)

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 from tests.presets.workloads import workload
 
+from training_schemas.jobs import EngineName
 from training_worker import rates
 from training_worker.cards import Card
 from training_worker.rates import Rates
@@ -17,36 +18,42 @@ WORK = workload()
 
 def test_what_was_measured_is_found_again_after_a_restart(tmp_path: Path) -> None:
     """By the card's name and the settings."""
-    Rates(tmp_path).note(CARD, WORK, 2.0)
+    Rates(tmp_path).note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
-    assert Rates(tmp_path).find(CARD, WORK) == 2.0
+    assert Rates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) == 2.0
 
 
 def test_what_does_not_change_a_step_does_not_matter(tmp_path: Path) -> None:
     """Nor on which of two equal cards it was."""
     known = Rates(tmp_path)
-    known.note(CARD, WORK, 2.0)
+    known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
-    assert known.find(replace(CARD, uuid="GPU-2"), replace(WORK, steps=7, images=99, validation_prompts=3)) == 2.0
+    assert (
+        known.find(
+            replace(CARD, uuid="GPU-2"), EngineName.DIFFUSERS, replace(WORK, steps=7, images=99, validation_prompts=3)
+        )
+        == 2.0
+    )
 
 
-def test_another_setting_another_card_or_a_simulated_one_is_not_known(tmp_path: Path) -> None:
+def test_another_setting_card_or_engine_or_a_simulated_one_is_not_known(tmp_path: Path) -> None:
     """A guess from something else is the model's business."""
     known = Rates(tmp_path)
-    known.note(CARD, WORK, 2.0)
+    known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
-    assert known.find(CARD, replace(WORK, batch_size=2)) is None
-    assert known.find(replace(CARD, name="NVIDIA L4"), WORK) is None
-    assert known.find(replace(CARD, simulated=True), WORK) is None
+    assert known.find(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=2)) is None
+    assert known.find(replace(CARD, name="NVIDIA L4"), EngineName.DIFFUSERS, WORK) is None
+    assert known.find(replace(CARD, simulated=True), EngineName.DIFFUSERS, WORK) is None
+    assert known.find(CARD, EngineName.INVOKE, WORK) is None
 
 
 def test_a_newer_measurement_counts_as_much_as_all_before_it(tmp_path: Path) -> None:
     """A host changes, and one odd run is not the truth."""
     known = Rates(tmp_path)
     for seconds in (2.0, 4.0, 5.0):
-        known.note(CARD, WORK, seconds)
+        known.note(CARD, EngineName.DIFFUSERS, WORK, seconds)
 
-    assert known.find(CARD, WORK) == 4.0
+    assert known.find(CARD, EngineName.DIFFUSERS, WORK) == 4.0
 
 
 def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,38 +61,42 @@ def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rates, "MOST_RATES", 2)
     known = Rates(tmp_path)
     for batch in (1, 2, 3):
-        known.note(CARD, replace(WORK, batch_size=batch), float(batch))
+        known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
 
-    assert [known.find(CARD, replace(WORK, batch_size=batch)) for batch in (1, 2, 3)] == [None, 2.0, 3.0]
+    assert [known.find(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch)) for batch in (1, 2, 3)] == [
+        None,
+        2.0,
+        3.0,
+    ]
 
 
 def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
     """They are measured anew."""
     (tmp_path / rates.FILE).write_text("{")
 
-    assert Rates(tmp_path).find(CARD, WORK) is None
+    assert Rates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) is None
 
 
 def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
     """What was measured is known until the daemon ends."""
     known = Rates(tmp_path / "gone")
-    known.note(CARD, WORK, 2.0)
+    known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
-    assert known.find(CARD, WORK) == 2.0
+    assert known.find(CARD, EngineName.DIFFUSERS, WORK) == 2.0
 
 
 def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
     """Of these kinds of cards alone; what was measured anew is new."""
     known = Rates(tmp_path)
     for batch in (1, 2):
-        known.note(CARD, replace(WORK, batch_size=batch), float(batch))
-    known.note(CARD, replace(WORK, batch_size=1), 1.0)
-    known.note(replace(CARD, name="NVIDIA L4"), WORK, 9.0)
-    known.note(replace(CARD, simulated=True), WORK, 9.0)
+        known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
+    known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=1), 1.0)
+    known.note(replace(CARD, name="NVIDIA L4"), EngineName.DIFFUSERS, WORK, 9.0)
+    known.note(replace(CARD, simulated=True), EngineName.DIFFUSERS, WORK, 9.0)
 
     first, second = Rates(tmp_path).newest([replace(CARD, uuid="GPU-2"), CARD])
 
-    assert (first.card, first.training_type, first.gpu_count) == (CARD.name, WORK.training_type, 1)
+    assert (first.card, first.training_type, first.engine) == (CARD.name, WORK.training_type, "diffusers")
     assert (first.seconds_per_step, second.seconds_per_step) == (1.0, 2.0)
     assert (first.settings["batchSize"], second.settings["batchSize"]) == (1, 2)
     assert first.settings["width"] == WORK.width
@@ -99,7 +110,7 @@ def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rates, "MOST_TOLD", 2)
     known = Rates(tmp_path)
     for batch in (1, 2, 3):
-        known.note(CARD, replace(WORK, batch_size=batch), float(batch))
+        known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
 
     assert [rate.seconds_per_step for rate in known.newest([CARD])] == [3.0, 2.0]
 
