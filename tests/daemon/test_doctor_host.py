@@ -266,7 +266,7 @@ def test_a_token_is_found_where_the_hubs_library_finds_it(
 def test_the_hubs_library_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads the variables as it is imported: each place is tried in a process of its own."""
     path = written(tmp_path / "x" / "token")
-    ask = "import huggingface_hub as h; print(h.constants.HF_TOKEN_PATH, h.get_token() is not None)"
+    ask = "from huggingface_hub import constants, get_token; print(constants.HF_TOKEN_PATH, get_token() is not None)"
     for variables in ({"HF_HOME": "$HOME/../x"}, {"HF_TOKEN_PATH": path}, {"HF_TOKEN": " "}, {"XDG_CACHE_HOME": "/y"}):
         with monkeypatch.context() as context:
             for name, value in variables.items():

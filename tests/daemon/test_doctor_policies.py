@@ -22,8 +22,10 @@ def told(definition: dict[str, Any], *governed: str, operator: bool = False, **c
     """A broker whose one policy governs these queues and exchanges, and no others."""
     policies = {"p": Policy(name="p", definition=definition)}
     every = [thing.name for thing in things_of(NAMES, DELAYS)] + [LEASE]
-    name = {"operator_policy": "p"} if operator else {"policy": "p"}
-    entries = {one: Governed(name=one, **({"policy": None} | (name if one in governed else {}))) for one in every}
+    entries = {one: Governed(name=one, policy=None) for one in every}
+    for one in governed:
+        policy, operator_policy = (None, "p") if operator else ("p", None)
+        entries[one] = Governed(name=one, policy=policy, operator_policy=operator_policy)
     plain = Told(
         overview=Overview(),
         policies={} if operator else policies,

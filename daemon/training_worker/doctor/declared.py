@@ -87,7 +87,8 @@ async def _queue(connection: AbstractConnection, spec: QueueSpec, names: Names, 
     except ChannelAccessRefused as error:
         return Seen(name=spec.name, wrong=_refused("queues", spec.name, names, error))
     except ChannelPreconditionFailed as error:
-        found = f"{spec.name} holds {messages} messages: {difference(str(error))}"
+        held = "" if _is_stream(spec) else f" holds {messages} messages"
+        found = f"{spec.name}{held}: {difference(str(error))}"
         mend = _replacing(spec, messages, vhost)
         return Seen(name=spec.name, wrong=_wrong("queues", spec.name, names, found, mend))
     await channel.close()
@@ -110,14 +111,19 @@ def difference(refusal: str) -> str:
 
 def _value(told: str) -> str:
     found = VALUE.fullmatch(told)
-    return found["value"] if found else told
+    return (found["value"] or "''") if found else told
+
+
+def _is_stream(spec: QueueSpec) -> bool:
+    # Of a stream AMQP always tells that it holds nothing.
+    return spec.arguments["x-queue-type"] == STREAM
 
 
 def _replacing(spec: QueueSpec, messages: int, vhost: str) -> str:
     """The commands that make room for a queue as it must be. Arguments cannot be changed."""
     host, name = shlex.quote(vhost), shlex.quote(spec.name)
     delete = f"rabbitmqctl delete_queue -p {host} {name}"
-    if spec.arguments["x-queue-type"] == STREAM and messages:
+    if _is_stream(spec):
         return f"{delete}  # loses its history: once no job waits or runs. Then start a worker, which declares it anew"
     if not messages:
         return f"{delete}  # then start a worker, which declares it anew"

@@ -16,8 +16,8 @@ from training_worker.doctor.management import UNAUTHORIZED, Management, Manageme
 from training_worker.settings import Settings
 
 GROUP = "broker"
-# The broker counts queues every 5 s, and says then which policies govern them.
-GOVERNED_LIMIT = 9.0
+# A queue is counted every 5 s, and what was counted is collected every 5 s: only then it is known what governs it.
+GOVERNED_LIMIT = 15.0
 POLL = 0.5
 TIMEOUT_KEY = "consumer-timeout"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import ssl
 from http.client import HTTPException, HTTPResponse
@@ -172,7 +173,10 @@ class Management:
             writer.write(f"GET {target} HTTP/1.0\r\nHost: {url.host}\r\nAuthorization: Basic {secret}\r\n\r\n".encode())
             return await _all_of(reader)
         finally:
-            writer.close()
+            # Nothing is left to be said: a farewell by TLS would only take time.
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def _all_of(reader: asyncio.StreamReader) -> bytes:
