@@ -26,6 +26,7 @@ DEFAULT_FILE = Path("/etc/training-worker/worker.toml")
 INVOKE_TRAINER = Path(__file__).parent / "engines" / "invoke" / "invoke_trainer.py"
 DEFAULT_AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
 AMQP_URL = "^amqps?://"
+MANAGEMENT_URL = "^https?://"
 ENVIRONMENT_PREFIX = "TRAINING_"
 
 
@@ -73,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``amqp_key_file`` who we are. ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``.
     ``only_gpus`` are the cards to use, by UUID or by index; without it, all. With ``gpus_per_job`` above 1, so many
     equal cards serve together the jobs that ask for as many, and no others.
+    ``management_url`` is the broker's management API, which doctor alone asks, and only if it is given.
     ``models`` is the allow-list: the name that a job uses, and the pipeline folder on this host. ``prices`` are US
     dollars an hour by words of a card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows
     otherwise. ``lease`` is how long a job stays with a worker that is gone, and ``grace`` how much longer it waits for
@@ -94,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     amqp_ca_file: Path | None = None
     amqp_cert_file: Path | None = None
     amqp_key_file: Path | None = None
+    management_url: Annotated[str, Meta(pattern=MANAGEMENT_URL)] | None = None
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")] = "training"
     state_dir: Path = Path("/var/lib/training-worker")
     dataset_roots: list[Path] = field(default_factory=lambda: [Path("/datasets")])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 from collections.abc import Callable
@@ -30,6 +31,7 @@ MADE_UP, REAL = (
     Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
     for simulated in (True, False)
 )
+CARDS = HostCards(cards=[MADE_UP])
 
 
 @pytest.fixture(autouse=True)
@@ -398,11 +400,58 @@ def test_a_module_may_do_anything_when_it_is_imported(tmp_path: Path, monkeypatc
     assert probed.fault is None
 
 
+def both(tmp_path: Path, folder: str) -> Settings:
+    """A worker whose two engines have interpreters that say that their packages are in this folder."""
+    (tmp_path / "invoke").mkdir()
+    (tmp_path / "diffusers").mkdir()
+    engines_ = {
+        EngineName.DIFFUSERS: answering(tmp_path / "diffusers", {"python": "3.11.2", "folder": folder}),
+        EngineName.INVOKE: answering(tmp_path / "invoke", {"folder": folder} | invoke_answers()),
+    }
+    return Settings(
+        engines={name: EngineSettings(command=program_of(name, python)) for name, python in engines_.items()}
+    )
+
+
+def test_an_engine_in_the_daemons_own_environment_is_told_to_move(tmp_path: Path) -> None:
+    """It is told no package to install: that would take the built-in trainer's away."""
+    found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), CARDS, LIMIT)}
+
+    assert [name for name in found if name.startswith("invoke.")] == ["invoke.interpreter"]
+    moved = found["invoke.interpreter"]
+    assert moved.state is State.ERROR
+    assert "is the environment of another engine" in moved.found
+    assert str(moved.mend).startswith("python3 -m venv /opt/invoke-training && /opt/invoke-training/bin/python -m pip ")
+    assert "peft==0.11.1" in str(moved.mend)
+    assert any(name.startswith("diffusers.") for name in found)
+
+
+def test_the_built_in_trainer_in_invoke_trainings_environment_is_told_to_move(tmp_path: Path) -> None:
+    """And the other is looked at as ever."""
+    found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), CARDS, LIMIT)}
+
+    assert [name for name in found if name.startswith("diffusers.")] == ["diffusers.interpreter"]
+    assert "leave it out" in str(found["diffusers.interpreter"].mend)
+    assert found["invoke.peft"].state is State.OK
+
+
+def test_engines_in_environments_of_their_own_are_both_looked_at(tmp_path: Path) -> None:
+    """As are a real interpreter and one that says nothing of where it is."""
+    settings = both(tmp_path, "/opt/invoke/site-packages")
+    answering(tmp_path / "diffusers", {"python": "3.11.2", "folder": "/another"})
+
+    found = {one.name: one for one in engines.check(settings, CARDS, LIMIT)}
+
+    assert found["diffusers.interpreter"].state is State.OK
+    assert found["invoke.interpreter"].state is State.OK
+    assert probe(sys.executable, Wanted(), LIMIT).answers.folder == sysconfig.get_path("purelib")
+
+
 def test_training_types_without_an_engine_are_told(tmp_path: Path) -> None:
     """A queue holds jobs of all types of a family."""
     engine = EngineSettings(command=[script(tmp_path, ":")], training_types=[TrainingType.FLUX_LORA])
 
-    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), HostCards(cards=[MADE_UP])))
+    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), CARDS))
 
     assert found[-1].state is State.WARNING
     assert found[-1].found.endswith("no job of sdxl is taken")

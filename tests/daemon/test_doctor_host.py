@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from training_worker import nvml
 from training_worker.doctor import host, weights
 from training_worker.doctor.findings import Finding, State
 from training_worker.doctor.host_cards import look_at_cards
+from training_worker.doctor.hub_token import find_token, token_path
 from training_worker.nvml import DriverHangsError, Found, Reading
 from training_worker.settings import Settings
 
@@ -34,6 +37,15 @@ def pipeline(folder: Path, *, ending: str = "safetensors") -> Path:
         (folder / part).mkdir()
         (folder / part / f"model.{ending}").write_bytes(b"x" * 100)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user who has no token of Hugging Face, and where it would be."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -211,7 +223,7 @@ def test_weights_that_are_broken_are_told_with_what_brings_them(
 
     assert found.state is State.ERROR
     assert reason in found.found
-    assert str(found.mend).startswith(f"hf download {FLUX} --local-dir ")
+    assert f"hf download {FLUX} --local-dir {settings.models[FLUX]}" in str(found.mend)
 
 
 def test_weights_of_another_user_are_told_with_chmod(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,3 +236,117 @@ def test_weights_of_another_user_are_told_with_chmod(settings: Settings, monkeyp
 
     assert found.found == f"{closed} cannot be read by this user"
     assert str(found.mend).startswith("chmod -R a+rX ")
+
+
+TERMS = f"https://huggingface.co/{FLUX}"
+SECRET = "hf_abcdefghijk"
+
+
+def written(path: Path, text: str = f"{SECRET}\n") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_gated_model_takes_a_token_first(settings: Settings, home: Path) -> None:
+    """The commands stand in order, with where the terms are."""
+    _gone(settings.models[FLUX])
+
+    found = look(settings)[FLUX]
+
+    assert f"this user has no token, in HF_TOKEN or {home}/.cache/huggingface/token" in found.found
+    commands, _, remark = str(found.mend).partition("  # ")
+    assert commands == f"hf auth login && hf download {FLUX} --local-dir {settings.models[FLUX]}"
+    assert remark.endswith(TERMS)
+
+
+def test_a_gated_model_with_a_token_takes_an_account_that_agreed(settings: Settings, home: Path) -> None:
+    """Nobody here can know whether it did; the token is not told."""
+    _gone(settings.models[FLUX])
+    path = written(home / ".cache" / "huggingface" / "token")
+
+    found = look(settings)[FLUX]
+
+    assert found.found.endswith(f"the model is gated, and a token is in {path}")
+    assert str(found.mend).startswith("hf download ")
+    assert "has not agreed to the terms" in str(found.mend)
+    assert TERMS in str(found.mend)
+    assert SECRET not in f"{found}"
+
+
+def test_a_model_that_is_not_gated_takes_no_token(settings: Settings) -> None:
+    """SDXL is one."""
+    name = "stabilityai/stable-diffusion-xl-base-1.0"
+
+    found = look(msgspec.structs.replace(settings, models={name: Path("/no/such")}))[name]
+
+    assert found.mend == f"hf download {name} --local-dir /no/such"
+    assert "token" not in found.found
+
+
+def test_pickles_are_left_out_of_the_download(settings: Settings) -> None:
+    """Before the remark, not in it."""
+    _pickled(settings.models[FLUX])
+
+    commands, _, remark = str(look(settings)[FLUX].mend).partition("  # ")
+
+    assert commands.endswith("--exclude '*.bin' '*.ckpt' '*.pt' '*.pth'")
+    assert remark.endswith(TERMS)
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "place"),
+    [
+        ({}, None, None),
+        ({}, "home/.cache/huggingface/token", "home/.cache/huggingface/token"),
+        ({"XDG_CACHE_HOME": "{}/xdg"}, "xdg/huggingface/token", "xdg/huggingface/token"),
+        ({"XDG_CACHE_HOME": "{}/xdg"}, "home/.cache/huggingface/token", None),
+        ({"HF_HOME": "{}/hub"}, "hub/token", "hub/token"),
+        ({"HF_HOME": "~/hub"}, "home/hub/token", "home/hub/token"),
+        ({"HF_HOME": "$HOME/hub"}, "home/hub/token", "home/hub/token"),
+        ({"HF_HOME": "{}/hub", "HF_TOKEN_PATH": "{}/mine"}, "mine", "mine"),
+        ({"HF_HOME": "{}/hub", "HF_TOKEN_PATH": "{}/mine"}, "hub/token", None),
+        ({"HF_TOKEN": SECRET}, None, "HF_TOKEN"),
+        ({"HF_TOKEN": SECRET}, "home/.cache/huggingface/token", "HF_TOKEN"),
+        ({"HF_TOKEN": ""}, "home/.cache/huggingface/token", "home/.cache/huggingface/token"),
+        ({"HF_TOKEN": " ", "HUGGING_FACE_HUB_TOKEN": SECRET}, None, None),
+        ({"HUGGING_FACE_HUB_TOKEN": SECRET}, None, "HUGGING_FACE_HUB_TOKEN"),
+    ],
+)
+def test_a_token_is_found_where_the_hubs_library_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], file: str | None, place: str | None
+) -> None:
+    """In the same order."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    if file is not None:
+        written(tmp_path / file)
+
+    found = find_token()
+
+    assert found == (str(tmp_path / place) if place is not None and place == file else place)
+
+
+@pytest.mark.trainer
+def test_the_hubs_library_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the variables as it is imported: each place is tried in a process of its own."""
+    path = written(tmp_path / "x" / "token")
+    ask = "from huggingface_hub import constants, get_token; print(constants.HF_TOKEN_PATH, get_token() is not None)"
+    for variables in ({"HF_HOME": "$HOME/../x"}, {"HF_TOKEN_PATH": path}, {"HF_TOKEN": " "}, {"XDG_CACHE_HOME": "/y"}):
+        with monkeypatch.context() as context:
+            for name, value in variables.items():
+                context.setenv(name, value)
+            said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+
+            assert said.split() == [str(token_path()), str(find_token() is not None)]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_file_is_no_token(home: Path, text: str) -> None:
+    """Nor one that cannot be read."""
+    path = Path(written(home / ".cache" / "huggingface" / "token", text))
+    assert find_token() is None
+
+    path.unlink()
+    path.mkdir()
+    assert find_token() is None

@@ -1,6 +1,7 @@
 """`rabbitmqctl` against a node of the tests' own, and users on it."""
 
 import subprocess
+from pathlib import Path
 from urllib.parse import quote
 
 from training_worker.demo.broker import PrivateBroker
@@ -8,15 +9,20 @@ from training_worker.demo.broker import PrivateBroker
 RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
 
-def rabbitmqctl(node: PrivateBroker, *arguments: str) -> str:
-    """Run the command against this node alone, and return what it prints."""
+def rabbitmqctl_environment(node: PrivateBroker) -> dict[str, str]:
+    """By which the command finds this node alone."""
     environ = node._environment()
     # Those are the node's own: a second one would take its ports.
     for name in ("RABBITMQ_DIST_PORT", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"):
         environ.pop(name)
+    return environ
+
+
+def rabbitmqctl(node: PrivateBroker, *arguments: str, program: str = "rabbitmqctl") -> str:
+    """Run the command, or another of the broker's, against this node alone, and return what it prints."""
     done = subprocess.run(
-        [RABBITMQCTL, "--node", node.name, *arguments],
-        env=environ,
+        [str(Path(RABBITMQCTL).with_name(program)), "--node", node.name, *arguments],
+        env=rabbitmqctl_environment(node),
         capture_output=True,
         text=True,
         timeout=60,

@@ -11,6 +11,7 @@ import msgspec
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelPreconditionFailed
+from pamqp.common import FieldTable
 
 from training_worker.broker.session import Session, broker_errors
 from training_worker.broker.topology import DELIVERY_LIMIT, at_least_once
@@ -106,22 +107,26 @@ class Lease:
         await self._session.close_channel(self._queue.channel)
 
 
+def lease_arguments(terms: LeaseTerms) -> FieldTable:
+    """What a lease queue is declared with."""
+    ttl = int(terms.seconds * 1000)
+    return at_least_once(terms.exchange, terms.key) | {
+        "x-message-ttl": ttl,
+        "x-expires": ttl * EXPIRY_FACTOR,
+        "x-delivery-limit": DELIVERY_LIMIT,
+    }
+
+
 async def declare_lease(session: Session, terms: LeaseTerms) -> AbstractQueue:
     """Declare a job's lease queue on a channel of its own. Raises `BrokerLostError`.
 
     A queue that is there on other terms (the setting was changed, the job was submitted otherwise) is taken as it is:
     it serves as well, and it may hold a copy.
     """
-    ttl = int(terms.seconds * 1000)
-    arguments = at_least_once(terms.exchange, terms.key) | {
-        "x-message-ttl": ttl,
-        "x-expires": ttl * EXPIRY_FACTOR,
-        "x-delivery-limit": DELIVERY_LIMIT,
-    }
     channel = await session.channel(prefetch=0)
     with broker_errors():
         try:
-            return await channel.declare_queue(terms.queue, durable=True, arguments=arguments)
+            return await channel.declare_queue(terms.queue, durable=True, arguments=lease_arguments(terms))
         except ChannelPreconditionFailed:
             channel = await session.channel(prefetch=0)
             return await channel.get_queue(terms.queue)

@@ -1,8 +1,9 @@
 """What must be on the broker before anything else: exchanges, queues and streams. Declaring is idempotent."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import get_args
 
+import msgspec
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp.common import FieldTable
@@ -22,62 +23,86 @@ DELIVERY_LIMIT = 1000
 LOOKS_LIMIT = 1_000_000
 
 
-async def declare_topology(channel: AbstractChannel, names: Names, delays: Collection[int] = ()) -> None:
-    """Declare all that is shared by the fleet, and a queue for each of the delays (seconds).
+class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable queue or stream as it must be: its arguments, and by which exchange and key letters reach it."""
+
+    name: str
+    arguments: FieldTable
+    bindings: tuple[tuple[str, str], ...] = ()
+
+
+def topic_exchanges(names: Names) -> tuple[str, ...]:
+    """All exchanges of the fleet; they are durable topic exchanges."""
+    return (names.jobs, names.control, names.events, names.retry)
+
+
+def shared_queues(names: Names, delays: Collection[int] = ()) -> Iterator[QueueSpec]:
+    """All that is shared by the fleet, and a queue for each of the delays (seconds). The last is the log of events.
 
     Leases and locks are declared when a job is claimed, and tier queues for several cards when the first worker or job
     needs them.
     """
-    jobs = await channel.declare_exchange(names.jobs, ExchangeType.TOPIC, durable=True)
-    await channel.declare_exchange(names.control, ExchangeType.TOPIC, durable=True)
-    events = await channel.declare_exchange(names.events, ExchangeType.TOPIC, durable=True)
-
     # Looking at a letter counts as a delivery, and RabbitMQ 4 drops what was delivered 20 times.
     letters: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": LOOKS_LIMIT}
-    await channel.declare_queue(names.dead, durable=True, arguments=letters)
-    intake = await channel.declare_queue(names.intake, durable=True, arguments=_work_queue(names))
-    await intake.bind(jobs, SUBMIT_KEY)
+    yield QueueSpec(name=names.dead, arguments=letters)
+    yield QueueSpec(name=names.intake, arguments=_work_queue(names), bindings=((names.jobs, SUBMIT_KEY),))
     for family in ModelFamily:
         for tier in MemoryTier:
-            await declare_tier_queue(channel, names, family, tier)
-    retry = await channel.declare_exchange(names.retry, ExchangeType.TOPIC, durable=True)
+            yield tier_queue(names, family, tier)
     for seconds in sorted(set(delays)):
-        waiting = await channel.declare_queue(
-            names.delay_queue(seconds), durable=True, arguments=_delay_queue(names, seconds)
+        yield QueueSpec(
+            name=names.delay_queue(seconds),
+            arguments=_delay_queue(names, seconds),
+            bindings=((names.retry, delayed_key(seconds, "#")),),
         )
-        await waiting.bind(retry, delayed_key(seconds, "#"))
+    yield QueueSpec(name=names.ledger, arguments=_stream(LEDGER_AGE), bindings=((names.control, LEDGER_KEY),))
+    yield QueueSpec(name=names.events_log, arguments=_stream(EVENTS_AGE), bindings=((names.events, "#"),))
 
-    ledger = await channel.declare_queue(names.ledger, durable=True, arguments=_stream(LEDGER_AGE))
-    await ledger.bind(names.control, LEDGER_KEY)
-    log = await channel.declare_queue(names.events_log, durable=True, arguments=_stream(EVENTS_AGE))
-    await log.bind(events, "#")
+
+def every_tier_queue(names: Names) -> Iterator[QueueSpec]:
+    """The tier queues that may be there, those for several cards with them."""
+    for family in ModelFamily:
+        for tier in MemoryTier:
+            for count in get_args(GpuCount):
+                yield tier_queue(names, family, tier, count)
+
+
+def tier_queue(names: Names, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1) -> QueueSpec:
+    """The queue of jobs that wait for so many cards of a tier."""
+    key = tier_key(family, tier, gpu_count)
+    bindings = ((names.jobs, key), (names.jobs, f"*.{key}"))
+    return QueueSpec(name=names.tier_queue(family, tier, gpu_count), arguments=_work_queue(names), bindings=bindings)
+
+
+async def declare_topology(channel: AbstractChannel, names: Names, delays: Collection[int] = ()) -> None:
+    """Declare `topic_exchanges` and `shared_queues`."""
+    for exchange in topic_exchanges(names):
+        await channel.declare_exchange(exchange, ExchangeType.TOPIC, durable=True)
+    for queue in shared_queues(names, delays):
+        await _declare(channel, queue)
 
 
 async def declare_tier_queue(
     channel: AbstractChannel, names: Names, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1
 ) -> AbstractQueue:
-    """Declare the queue of jobs that wait for so many cards of a tier. The jobs' exchange must be there."""
-    key = tier_key(family, tier, gpu_count)
-    queue = await channel.declare_queue(
-        names.tier_queue(family, tier, gpu_count), durable=True, arguments=_work_queue(names)
-    )
-    await queue.bind(names.jobs, key)
-    await queue.bind(names.jobs, f"*.{key}")
+    """Declare a `tier_queue`. The jobs' exchange must be there."""
+    return await _declare(channel, tier_queue(names, family, tier, gpu_count))
+
+
+async def _declare(channel: AbstractChannel, spec: QueueSpec) -> AbstractQueue:
+    queue = await channel.declare_queue(spec.name, durable=True, arguments=spec.arguments)
+    for exchange, key in spec.bindings:
+        await queue.bind(exchange, key)
     return queue
 
 
 async def delete_topology(channel: AbstractChannel, names: Names, delays: Collection[int] = ()) -> None:
     """Delete all that `declare_topology` declares, with what is in it. For fleets that were only tried out."""
-    tiers = [
-        names.tier_queue(family, tier, count)
-        for family in ModelFamily
-        for tier in MemoryTier
-        for count in get_args(GpuCount)
-    ]
+    tiers = [spec.name for spec in every_tier_queue(names)]
     waiting = [names.delay_queue(seconds) for seconds in delays]
     for queue in (names.intake, names.dead, names.ledger, names.events_log, *tiers, *waiting):
         await channel.queue_delete(queue)
-    for exchange in (names.jobs, names.retry, names.control, names.events):
+    for exchange in topic_exchanges(names):
         await channel.exchange_delete(exchange)
 
 

@@ -1,52 +1,105 @@
 """The broker: whether it answers, is new enough, and lets this worker's user do what a worker does."""
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import aio_pika
-from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import ChannelNotFoundEntity
+import msgspec
+from aio_pika.abc import AbstractConnection, AbstractQueue
 from pamqp.common import FieldTable
 from yarl import URL
 
 from training_worker.broker.names import Names
 from training_worker.broker.rights import Role, command_lines
 from training_worker.broker.session import address_of, broker_errors, persistent, tls_advice
+from training_worker.doctor import declared, managed, patience
 from training_worker.doctor.findings import Finding, State
 from training_worker.errors import BrokerError
 from training_worker.settings import Settings
 
 GROUP = "broker"
 LIMIT = 15.0
+# For each thing that is tried, and for closing: a broker with an alarm answers nothing any more.
+STEP_LIMIT = 5.0
 LEAST_VERSION = (3, 10)
-# RabbitMQ's own unless it is set up otherwise, seconds.
-USUAL_CONSUMER_TIMEOUT = 1800.0
 # What is tried is gone by itself after so long, should we not get to delete it.
 TRIAL_EXPIRY_MS = 60_000
+AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Try it. A queue that nobody knows is made and deleted; nothing of the fleet is touched."""
-    yield from asyncio.run(_findings(settings))
-
-
-async def _findings(settings: Settings) -> list[Finding]:
-    found: list[Finding] = []
-    try:
-        async with asyncio.timeout(LIMIT):
-            found += [finding async for finding in _try(settings)]
-    except (BrokerError, TimeoutError) as error:
-        found.append(_unreachable(settings, error))
-    found.append(_consumer_timeout(settings))
-    return found
-
-
-def _unreachable(settings: Settings, error: Exception) -> Finding:
+    """Try it. A queue that nobody knows is made and deleted; nothing of the fleet is changed."""
     try:
         address = address_of(settings.amqp_url)
-    except BrokerError:
-        return _finding("reachable", State.ERROR, str(error), "amqp_url in the settings: amqp://USER:PASSWORD@HOST/")
+    except BrokerError as error:
+        yield _finding("reachable", State.ERROR, str(error), "amqp_url in the settings: amqp://USER:PASSWORD@HOST/")
+        return
+    told, found = asyncio.run(_look(settings, address))
+    yield from found
+    yield _patience(settings, address, told)
+
+
+async def _look(settings: Settings, address: URL) -> tuple[managed.Known, list[Finding]]:
+    try:
+        async with asyncio.timeout(LIMIT):
+            connection = await _connect(address)
+    except (BrokerError, TimeoutError) as error:
+        known = await managed.look(settings, vhost_of(address))
+        return known, [_unreachable(address, error), *known.findings]
+    try:
+        return await _look_inside(settings, address, connection)
+    finally:
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(STEP_LIMIT):
+                with broker_errors():
+                    await connection.close()
+
+
+async def _look_inside(
+    settings: Settings, address: URL, connection: AbstractConnection
+) -> tuple[managed.Known, list[Finding]]:
+    names, vhost = Names(settings.prefix), vhost_of(address)
+    # Before anything is published: where there is an alarm, nothing is answered after that.
+    shared = await _declared(connection, names, settings, vhost)
+    trial = Trial(connection, names)
+    refused = await trial.make()
+    known = await managed.look(settings, vhost, cluster=_told_by(connection, "cluster_name"), trial=trial.queue_name)
+    refused = refused or await trial.end()
+    found = [
+        _finding("reachable", State.OK, f"{address.host}:{address.port} as {address.user}"),
+        version(_told_by(connection, "version")),
+        _rights(refused, names, address, vhost),
+        *shared,
+        *known.findings,
+    ]
+    return known, found
+
+
+async def _declared(connection: AbstractConnection, names: Names, settings: Settings, vhost: str) -> list[Finding]:
+    try:
+        async with asyncio.timeout(LIMIT):
+            with broker_errors():
+                return await declared.check(connection, names, [settings.grace, *settings.retry_delays], vhost)
+    except (BrokerError, TimeoutError) as error:
+        why = str(error) or f"no answer within {LIMIT:.0f} s"
+        return [_finding("queues", State.ERROR, f"cannot be compared: {why}", "rabbitmq-diagnostics check_running")]
+
+
+async def _connect(address: URL) -> AbstractConnection:
+    with broker_errors():
+        connection = aio_pika.Connection(address, client_properties={"connection_name": "training-worker doctor"})
+        await connection.connect(LIMIT)
+    return connection
+
+
+def vhost_of(address: URL) -> str:
+    """The virtual host in a broker's address, as the AMQP library takes it."""
+    return address.path.removeprefix("/") or "/"
+
+
+def _unreachable(address: URL, error: Exception) -> Finding:
     where = f"{address.host}:{address.port}"
     why = f"{error}{tls_advice(address, str(error))}" if str(error) else f"no answer within {LIMIT:.0f} s"
     if "ACCESS_REFUSED" in why:
@@ -56,23 +109,9 @@ def _unreachable(settings: Settings, error: Exception) -> Finding:
     return _finding("reachable", State.ERROR, f"{where}: {why}", mend)
 
 
-async def _try(settings: Settings) -> AsyncIterator[Finding]:
-    address = address_of(settings.amqp_url)
-    with broker_errors():
-        connection = aio_pika.Connection(address, client_properties={"connection_name": "training-worker doctor"})
-        await connection.connect(LIMIT)
-    try:
-        yield _finding("reachable", State.OK, f"{address.host}:{address.port} as {address.user}")
-        yield version(_version_of(connection))
-        yield await _rights(connection, address, settings)
-        yield await _set_up(connection, Names(settings.prefix))
-    finally:
-        await connection.close()
-
-
-def _version_of(connection: AbstractConnection) -> str:
+def _told_by(connection: AbstractConnection, what: str) -> str:
     transport = connection.transport
-    told = None if transport is None else transport.connection.server_properties.get("version")
+    told = None if transport is None else transport.connection.server_properties.get(what)
     return told.decode() if isinstance(told, bytes) else str(told)
 
 
@@ -88,51 +127,75 @@ def version(told: str) -> Finding:
     return _finding("version", State.OK, f"RabbitMQ {told}")
 
 
-async def _rights(connection: AbstractConnection, address: URL, settings: Settings) -> Finding:
-    """Declare a quorum queue as a lease is, publish to it, consume it, and delete it."""
-    names = Names(settings.prefix)
-    queue_name = names.lease(f"doctor-{secrets.token_hex(4)}")
-    doing = "declare a quorum queue"
-    try:
-        with broker_errors():
-            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-            arguments: FieldTable = {"x-queue-type": "quorum", "x-expires": TRIAL_EXPIRY_MS}
-            queue = await channel.declare_queue(queue_name, durable=True, arguments=arguments)
-            doing = "publish to it"
-            await channel.default_exchange.publish(persistent(b"{}"), queue_name)
-            doing = "consume it"
-            message = await queue.get(timeout=LIMIT)
-            if message is not None:
-                await message.ack()
-            doing = "delete it"
-            await queue.delete(if_unused=False, if_empty=False)
-    except BrokerError as error:
-        vhost = address.path.removeprefix("/") or "/"
-        mend = " && ".join(command_lines(Role.WORKER, names, user=address.user or "guest", vhost=vhost))
-        return _finding("permissions", State.ERROR, f"cannot {doing}: {error}", mend)
-    return _finding("permissions", State.OK, "a quorum queue was declared, published to, consumed and deleted")
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """What could not be done, and why; ``silent`` if nothing was answered."""
+
+    doing: str
+    why: str
+    silent: bool
 
 
-async def _set_up(connection: AbstractConnection, names: Names) -> Finding:
-    for queue in (names.intake, names.ledger, names.dead, names.events_log):
-        channel = await connection.channel(publisher_confirms=False)
+class Trial:
+    """A quorum queue as a lease is: declared, published to, consumed, and deleted at last."""
+
+    def __init__(self, connection: AbstractConnection, names: Names) -> None:
+        self.queue_name = names.lease(f"doctor-{secrets.token_hex(4)}")
+        self._connection = connection
+        self._queue: AbstractQueue | None = None
+        self._doing = ""
+
+    async def make(self) -> Refused | None:
+        """Do all but the last; what could not be done."""
+        return await self._try(self._make)
+
+    async def end(self) -> Refused | None:
+        """Delete it."""
+        return await self._try(self._delete)
+
+    async def _try(self, steps: Callable[[], Awaitable[None]]) -> Refused | None:
         try:
-            await channel.get_queue(queue)
-        except ChannelNotFoundEntity:
-            found = f"there is no {queue} yet: the first worker that starts declares it"
-            return _finding("queues", State.OK, found)
-        await channel.close()
-    return _finding("queues", State.OK, f"intake, ledger, dead queue and log of {names.prefix} are there")
+            async with asyncio.timeout(STEP_LIMIT):
+                with broker_errors():
+                    await steps()
+        except BrokerError as error:
+            return Refused(doing=self._doing, why=str(error), silent=False)
+        except TimeoutError:
+            return Refused(doing=self._doing, why=f"no answer within {STEP_LIMIT:.0f} s", silent=True)
+        return None
+
+    async def _make(self) -> None:
+        self._doing = "declare a quorum queue"
+        channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        arguments: FieldTable = {"x-queue-type": "quorum", "x-expires": TRIAL_EXPIRY_MS}
+        self._queue = await channel.declare_queue(self.queue_name, durable=True, arguments=arguments)
+        self._doing = "publish to it"
+        await channel.default_exchange.publish(persistent(b"{}"), self.queue_name)
+        self._doing = "consume it"
+        message = await self._queue.get(timeout=LIMIT)
+        if message is not None:
+            await message.ack()
+
+    async def _delete(self) -> None:
+        self._doing = "delete it"
+        if self._queue is not None:
+            await self._queue.delete(if_unused=False, if_empty=False)
 
 
-def _consumer_timeout(settings: Settings) -> Finding:
-    """No client is told the broker's limit."""
-    held = settings.lease / 2
-    found = f"a delivery is held for {held:.0f} s at most, half the lease; the broker's own limit is not known"
-    if held >= USUAL_CONSUMER_TIMEOUT:
-        mend = f"consumer_timeout = {int(held * 2000)}  # in rabbitmq.conf; or a shorter lease in the settings"
-        return _finding("consumer_timeout", State.WARNING, f"{found}, and is 1800 s by default", mend)
-    return _finding("consumer_timeout", State.OK, found)
+def _rights(refused: Refused | None, names: Names, address: URL, vhost: str) -> Finding:
+    if refused is None:
+        return _finding("permissions", State.OK, "a quorum queue was declared, published to, consumed and deleted")
+    if refused.silent:
+        mend = "rabbitmq-diagnostics alarms  # on the broker's host: a node with an alarm takes no messages"
+    else:
+        mend = " && ".join(command_lines(Role.WORKER, names, user=address.user or "guest", vhost=vhost))
+    return _finding("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", mend)
+
+
+def _patience(settings: Settings, address: URL, known: managed.Known) -> Finding:
+    if known.consumer_timeout is not None:
+        return patience.judge(settings, known.consumer_timeout, "a policy of the lease queues")
+    limit = patience.of_node(address.host or "", address.port or AMQP_PORTS[address.scheme])
+    return patience.judge(settings, limit, "the broker on this host")
 
 
 def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:

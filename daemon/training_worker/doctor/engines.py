@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,21 +15,43 @@ from training_worker.cards import Card
 from training_worker.doctor.findings import Finding, State
 from training_worker.doctor.host_cards import HostCards
 from training_worker.doctor.probing import LIMIT, Probed, SeenCard, Torch, Wanted, probe
-from training_worker.doctor.requirements import COMMIT, ENVIRONMENTS, REPOSITORY, Environment, Requirement
+from training_worker.doctor.requirements import COMMIT, ENVIRONMENTS, INVOKE, REPOSITORY, Environment, Requirement
 from training_worker.run import bare_environment
 from training_worker.settings import EngineSettings, Settings, program_of
 
 GROUP = "engines"
 SHORT = 7
+# Seconds for an interpreter to say where it is.
+START_LIMIT = 20.0
+OWN = "/opt/invoke-training"
+MOVES = {
+    EngineName.DIFFUSERS: "[engines.diffusers] in the settings: leave it out, for the daemon's own environment",
+    EngineName.INVOKE: f"python3 -m venv {OWN} && {OWN}/bin/python -m pip install "
+    + " ".join(shlex.quote(one.specifier) for one in INVOKE.requirements)
+    + f" && {OWN}/bin/python -m pip install --no-deps 'git+{REPOSITORY}@{COMMIT}'"
+    + f'  # then [engines.invoke] python = "{OWN}/bin/python" in the settings',
+}
 # As they are in the names of architectures that torch was built for, such as sm_90 or compute_120.
 ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
 
 
 def check(settings: Settings, host: HostCards, limit: float = LIMIT) -> Iterator[Finding]:
     """Look at each engine, for ``limit`` seconds at most."""
-    for name, engine in settings.engines.items():
-        yield from Examination(name, engine, host.cards).findings(limit)
+    examinations = {name: Examination(name, engine, host.cards) for name, engine in settings.engines.items()}
+    stray = _stray(examinations)
+    for name, examination in examinations.items():
+        yield from [examination.misplaced()] if name is stray else examination.findings(limit)
     yield _types(settings)
+
+
+def _stray(examinations: dict[EngineName, "Examination"]) -> EngineName | None:
+    """The engine whose interpreter is another engine's environment, if there is one."""
+    folders = [examination.packages_folder() for examination in examinations.values()]
+    known = [folder for folder in folders if folder is not None]
+    if len(set(known)) == len(known):
+        return None
+    # The daemon's own is that of the built-in trainer.
+    return EngineName.INVOKE if sysconfig.get_path("purelib") in known else EngineName.DIFFUSERS
 
 
 def _types(settings: Settings) -> Finding:
@@ -64,6 +87,21 @@ class Examination:
             yield self._ok("interpreter", f"a program of your own, {shlex.join(self._engine.command)}: only found")
         else:
             yield from self._probed(path, self._environment, limit)
+
+    def packages_folder(self) -> str | None:
+        """Where its interpreter has its packages; None if it is no interpreter, or a program of the operator's own."""
+        path = shutil.which(self._interpreter, path=bare_environment().get("PATH"))
+        if path is None or self._environment is None:
+            return None
+        try:
+            return probe(path, Wanted(), START_LIMIT).answers.folder
+        except OSError:
+            return None
+
+    def misplaced(self) -> Finding:
+        """It shares its interpreter, where the other needs other versions: each command for it would harm that one."""
+        found = f"{self._interpreter} is the environment of another engine, which needs other versions"
+        return self._error("interpreter", found, MOVES[self._name])
 
     @property
     def _environment(self) -> Environment | None:

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ GIT_LIMIT = 10.0
 def answers(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What is asked for, a part at a time."""
     yield {"python": platform.python_version()}
+    yield {"folder": sysconfig.get_path("purelib")}
     yield {"packages": {name: installed(name) for name in wanted["packages"]}}
     if wanted["source"]:
         yield {"commit": commit_of(wanted["source"])}

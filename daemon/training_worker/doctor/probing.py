@@ -55,9 +55,13 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said; of what was not, None. ``packages`` has None for what is not installed."""
+    """What was said; of what was not, None. ``packages`` has None for what is not installed.
+
+    ``folder`` is where they are: one for each environment.
+    """
 
     python: str | None = None
+    folder: str | None = None
     packages: dict[str, str | None] | None = None
     commit: str | None = None
     torch: Torch | None = None

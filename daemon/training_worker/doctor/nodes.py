@@ -1,0 +1,76 @@
+"""The broker's nodes, by its management API: alarms, replicas, and whether the fleet's queues are bound."""
+
+from collections.abc import Collection, Iterator
+
+from training_worker.broker.topology import QueueSpec
+from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.management import Alarm, Told
+
+GROUP = "broker"
+MENDS = {
+    "disk space": "rabbitmq-diagnostics -n {node} status  # free space on its host, or lower disk_free_limit",
+    "memory": "rabbitmq-diagnostics -n {node} memory_breakdown --unit MB  # more memory, or fewer who use it",
+}
+
+
+def check(told: Told, specs: Collection[QueueSpec]) -> Iterator[Finding]:
+    """What the broker suffers from, and which of these queues."""
+    yield from _alarms(told.alarms)
+    yield from _nodes(told)
+    yield from _majorities(told, specs)
+    yield _bindings(told, specs)
+
+
+def _alarms(alarms: list[Alarm]) -> Iterator[Finding]:
+    if not alarms:
+        yield _finding("alarms", State.OK, "none: messages are taken")
+    for alarm in alarms:
+        found = f"{alarm.node} has too little {alarm.resource}: no message is taken"
+        mend = MENDS.get(alarm.resource, "rabbitmq-diagnostics -n {node} alarms").format(node=alarm.node)
+        yield _finding("alarms", State.ERROR, found, mend)
+
+
+def _nodes(told: Told) -> Iterator[Finding]:
+    down = [node.name for node in told.nodes if not node.running]
+    apart = [node.name for node in told.nodes if node.partitions]
+    if apart:
+        found = f"{', '.join(apart)} went on without the others, and know different things"
+        yield _finding(
+            "nodes", State.ERROR, found, "rabbitmqctl stop_app && rabbitmqctl start_app  # on the smaller side"
+        )
+    if down:
+        found = f"{', '.join(down)} of {len(told.nodes)} do not run"
+        yield _finding("nodes", State.WARNING, found, _start(down))
+    if not apart and not down:
+        yield _finding("nodes", State.OK, f"{len(told.nodes)}: all run")
+
+
+def _majorities(told: Told, specs: Collection[QueueSpec]) -> Iterator[Finding]:
+    there = [told.queues[spec.name] for spec in specs if spec.name in told.queues]
+    stuck = [queue for queue in there if queue.members and len(queue.online) * 2 <= len(queue.members)]
+    if not stuck:
+        yield _finding("majorities", State.OK, "each queue has most of its replicas")
+    for queue in stuck:
+        gone = sorted(set(queue.members) - set(queue.online))
+        found = f"{queue.name} has {len(queue.online)} of {len(queue.members)} replicas: nothing goes in or out"
+        yield _finding(f"majorities.{queue.name}", State.ERROR, found, _start(gone))
+
+
+def _start(nodes: list[str]) -> str:
+    hosts = ", ".join(node.partition("@")[2] for node in nodes)
+    return f"systemctl start rabbitmq-server  # on {hosts}"
+
+
+def _bindings(told: Told, specs: Collection[QueueSpec]) -> Finding:
+    needed = {(exchange, key, spec.name) for spec in specs for exchange, key in spec.bindings}
+    needed = {one for one in needed if one[2] in told.queues}
+    missing = sorted(needed - told.bindings)
+    if not missing:
+        return _finding("bindings", State.OK, f"all {len(needed)} of the queues that are there")
+    lost = "; ".join(f"{queue} is not bound to {exchange} by {key}" for exchange, key, queue in missing)
+    mend = "systemctl reload training-worker  # a worker binds its queues when it connects"
+    return _finding("bindings", State.ERROR, lost, mend)
+
+
+def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
+    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)

@@ -1,0 +1,44 @@
+"""A node of the tests' own that has RabbitMQ's management API."""
+
+from pathlib import Path
+
+from training_worker.demo.broker import PrivateBroker, free_port
+
+PLUGINS = (
+    "rabbitmq_management",
+    "rabbitmq_management_agent",
+    "rabbitmq_web_dispatch",
+    "amqp_client",
+    "cowboy",
+    "cowlib",
+    "ranch",
+)
+PLAIN = "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
+TLS = """
+management.ssl.ip = 127.0.0.1
+management.ssl.port = {port}
+management.ssl.cacertfile = {ca}
+management.ssl.certfile = {certificate}
+management.ssl.keyfile = {key}
+"""
+
+
+class ManagedBroker(PrivateBroker):
+    """The API listens on ``management_port`` of the loopback interface, set up by ``management``."""
+
+    def __init__(self, folder: Path, management: str = PLAIN, config: str = "", **files: Path) -> None:
+        self.management_port = free_port()
+        super().__init__(folder, config=management.format(port=self.management_port, **files) + config)
+
+    def _lay_out(self) -> None:
+        super()._lay_out()
+        for name in PLUGINS:
+            for plugin in self._libraries(name):
+                link = self.folder / "plugins" / plugin.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(plugin)
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+
+    def management_url(self, user: str, password: str = "secret", scheme: str = "http") -> str:
+        """Where this user asks."""
+        return f"{scheme}://{user}:{password}@127.0.0.1:{self.management_port}/"
