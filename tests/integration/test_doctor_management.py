@@ -248,7 +248,7 @@ async def server(answer: bytes, *, ends: bool = True) -> AsyncIterator[Managemen
         (b"HTTP/1.1 200 OK\r\n\r\n{}", True, "cannot be read"),
         (b"HTTP/1.1 500 Oh\r\n\r\n{}", True, "500: no reason"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", True, "302: no reason"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[]", True, "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[", True, "cannot be read"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 17 * 2**20, True, "more than"),
     ],
 )

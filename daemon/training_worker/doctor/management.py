@@ -2,10 +2,8 @@
 
 import asyncio
 import base64
-import contextlib
-import io
 import ssl
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -99,16 +97,6 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     alarms: list[Alarm]
 
 
-class _Received:
-    """What was received, as `HTTPResponse` reads it."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def makefile(self, *_: object) -> io.BytesIO:
-        return io.BytesIO(self._body)
-
-
 class Management:
     """The API at an address ``http(s)://USER:PASSWORD@HOST:PORT/``; ``ca_file`` holds who signs for it."""
 
@@ -148,13 +136,13 @@ class Management:
     async def _get(self, path: str, kind: type[T], also: int = 200) -> T:
         """Ask once. An answer with the status ``also`` is as good as one with 200."""
         try:
-            async with asyncio.timeout(self._limit):
-                received = await self._exchange(path)
+            status, body = await asyncio.to_thread(self._exchange, path)
         except TimeoutError:
             raise ManagementError(f"no answer within {self._limit:g} s") from None
+        except HTTPException as error:
+            raise ManagementError(f"not HTTP: {type(error).__name__}") from None
         except (OSError, ValueError) as error:
             raise ManagementError(f"{type(error).__name__}: {error}") from None
-        status, body = _read(received)
         if status not in (200, also):
             raise ManagementError(f"{status}: {_reason(body)}", status)
         try:
@@ -162,39 +150,28 @@ class Management:
         except msgspec.MsgspecError as error:
             raise ManagementError(f"the answer to /api/{path} cannot be read: {error}") from None
 
-    async def _exchange(self, path: str) -> bytes:
-        # Version 1.0 ends the answer with the connection; nobody is followed elsewhere with the password.
+    def _exchange(self, path: str) -> tuple[int, bytes]:
+        """Status and body. Nobody is followed elsewhere with the password."""
         url = self._url
         secret = base64.b64encode(f"{url.user or 'guest'}:{url.password or ''}".encode()).decode()
-        context = ssl.create_default_context(cafile=self._ca_file) if url.scheme == "https" else None
-        reader, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+        connection = self._connection()
         try:
             target = f"{url.raw_path.rstrip('/')}/api/{path}"
-            writer.write(f"GET {target} HTTP/1.0\r\nHost: {url.host}\r\nAuthorization: Basic {secret}\r\n\r\n".encode())
-            return await _all_of(reader)
+            connection.request("GET", target, headers={"Authorization": f"Basic {secret}"})
+            response = connection.getresponse()
+            body = response.read(MOST_BYTES + 1)
         finally:
-            # Nothing is left to be said: a farewell by TLS would only take time.
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-
-async def _all_of(reader: asyncio.StreamReader) -> bytes:
-    received = bytearray()
-    while chunk := await reader.read(65_536):
-        received += chunk
-        if len(received) > MOST_BYTES:
+            connection.close()
+        if len(body) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
-    return bytes(received)
+        return response.status, body
 
-
-def _read(received: bytes) -> tuple[int, bytes]:
-    response = HTTPResponse(_Received(received))  # type: ignore[arg-type]
-    try:
-        response.begin()
-        return response.status, response.read()
-    except HTTPException as error:
-        raise ManagementError(f"not HTTP: {type(error).__name__}") from None
+    def _connection(self) -> HTTPConnection:
+        host, port = str(self._url.host), self._url.port
+        if self._url.scheme == "https":
+            context = ssl.create_default_context(cafile=self._ca_file)
+            return HTTPSConnection(host, port, timeout=self._limit, context=context)
+        return HTTPConnection(host, port, timeout=self._limit)
 
 
 def _reason(body: bytes) -> str:
