@@ -20,6 +20,7 @@ from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told
 from training_schemas.validation import decode_strictly
 from training_worker.broker.names import Names
 from training_worker.claim import Claim
+from training_worker.doctor.policies import HARMS
 from training_worker.doctor.requirements import COMMIT, INVOKE, REPOSITORY
 from training_worker.ownership import Ownership
 from training_worker.policy import MOST_LOST, MOST_UNHEALTHY, POLICY
@@ -236,3 +237,12 @@ def test_what_the_sandbox_leaves_open_is_explained() -> None:
     _, _, reasons = (ROOT / "docs" / "systemd.md").read_text().partition("| line | |\n|---|---|\n")
     explained = re.findall(r"^\| `(.*?)` \|", reasons.partition("\n\n")[0], re.MULTILINE)
     assert [line.replace("\\|", "|") for line in explained] == left_open
+
+
+def test_the_policies_that_do_harm_are_those_that_doctor_knows() -> None:
+    """Each key has its row, and no other."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = page.partition("| key | on | what it does |")[2].partition("\n\n")[0]
+    keys = {key for row in table.splitlines()[2:] for key in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
+
+    assert keys - {"reject-publish"} == {harm.key for harm in HARMS}

@@ -170,10 +170,10 @@ def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:
             "systemctl start rabbitmq-server  # on a",
         ),
         ({"nodes": [Node(name="r@a", partitions=["r@b"])]}, "nodes", State.ERROR, "rabbitmqctl stop_app && "),
-        ({"online": 1}, "majorities.fleet.intake", State.ERROR, "systemctl start rabbitmq-server  # on b, c"),
+        ({"online": 1}, "majorities", State.ERROR, "systemctl start rabbitmq-server  # on b, c"),
         (
             {"online": 1, "members": 2},
-            "majorities.fleet.intake",
+            "majorities",
             State.ERROR,
             "systemctl start rabbitmq-server  # on b",
         ),

@@ -21,8 +21,9 @@ from training_worker.settings import Settings
 
 GROUP = "broker"
 LIMIT = 15.0
-# For each thing that is tried, and for closing: a broker with an alarm answers nothing any more.
-STEP_LIMIT = 5.0
+# A broker with an alarm answers nothing any more. One with a node down takes 5 s to delete a queue.
+TRIAL_LIMIT = 10.0
+CLOSE_LIMIT = 3.0
 LEAST_VERSION = (3, 10)
 # What is tried is gone by itself after so long, should we not get to delete it.
 TRIAL_EXPIRY_MS = 60_000
@@ -52,7 +53,7 @@ async def _look(settings: Settings, address: URL) -> tuple[managed.Known, list[F
         return await _look_inside(settings, address, connection)
     finally:
         with contextlib.suppress(BrokerError, TimeoutError):
-            async with asyncio.timeout(STEP_LIMIT):
+            async with asyncio.timeout(CLOSE_LIMIT):
                 with broker_errors():
                     await connection.close()
 
@@ -154,13 +155,13 @@ class Trial:
 
     async def _try(self, steps: Callable[[], Awaitable[None]]) -> Refused | None:
         try:
-            async with asyncio.timeout(STEP_LIMIT):
+            async with asyncio.timeout(TRIAL_LIMIT):
                 with broker_errors():
                     await steps()
         except BrokerError as error:
             return Refused(doing=self._doing, why=str(error), silent=False)
         except TimeoutError:
-            return Refused(doing=self._doing, why=f"no answer within {STEP_LIMIT:.0f} s", silent=True)
+            return Refused(doing=self._doing, why=f"no answer within {TRIAL_LIMIT:.0f} s", silent=True)
         return None
 
     async def _make(self) -> None:
@@ -185,7 +186,8 @@ def _rights(refused: Refused | None, names: Names, address: URL, vhost: str) -> 
     if refused is None:
         return _finding("permissions", State.OK, "a quorum queue was declared, published to, consumed and deleted")
     if refused.silent:
-        mend = "rabbitmq-diagnostics alarms  # on the broker's host: a node with an alarm takes no messages"
+        look = "rabbitmq-diagnostics alarms && rabbitmq-diagnostics cluster_status"
+        mend = f"{look}  # on the broker's host: an alarm, or too few nodes, keep it from answering"
     else:
         mend = " && ".join(command_lines(Role.WORKER, names, user=address.user or "guest", vhost=vhost))
     return _finding("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", mend)

@@ -17,7 +17,7 @@ def check(told: Told, specs: Collection[QueueSpec]) -> Iterator[Finding]:
     """What the broker suffers from, and which of these queues."""
     yield from _alarms(told.alarms)
     yield from _nodes(told)
-    yield from _majorities(told, specs)
+    yield _majority(told, specs)
     yield _bindings(told, specs)
 
 
@@ -45,15 +45,15 @@ def _nodes(told: Told) -> Iterator[Finding]:
         yield _finding("nodes", State.OK, f"{len(told.nodes)}: all run")
 
 
-def _majorities(told: Told, specs: Collection[QueueSpec]) -> Iterator[Finding]:
+def _majority(told: Told, specs: Collection[QueueSpec]) -> Finding:
     there = [told.queues[spec.name] for spec in specs if spec.name in told.queues]
     stuck = [queue for queue in there if queue.members and len(queue.online) * 2 <= len(queue.members)]
     if not stuck:
-        yield _finding("majorities", State.OK, "each queue has most of its replicas")
-    for queue in stuck:
-        gone = sorted(set(queue.members) - set(queue.online))
-        found = f"{queue.name} has {len(queue.online)} of {len(queue.members)} replicas: nothing goes in or out"
-        yield _finding(f"majorities.{queue.name}", State.ERROR, found, _start(gone))
+        return _finding("majorities", State.OK, "each queue has most of its replicas")
+    gone = {node for queue in stuck for node in queue.members if node not in queue.online}
+    counts = ", ".join(f"{queue.name} {len(queue.online)} of {len(queue.members)}" for queue in stuck)
+    found = f"nothing goes in or out of queues that lack replicas: {counts}"
+    return _finding("majorities", State.ERROR, found, _start(sorted(gone)))
 
 
 def _start(nodes: list[str]) -> str:
