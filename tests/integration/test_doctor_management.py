@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from tests.support.authority import Authority
 from tests.support.broker_users import rabbitmqctl, user_url
-from tests.support.managed import TLS, ManagedBroker
+from tests.support.managed import QUEUE_TICK, TLS, ManagedBroker
 from yarl import URL
 
 from training_worker.broker.names import Names
@@ -42,6 +42,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoRe
     if not node.can_start:
         missing("no rabbitmq-server is installed")
     with node:
+        rabbitmqctl(node, "eval", QUEUE_TICK)
         rabbitmqctl(node, "add_user", "worker", "secret")
         for _, *arguments in commands(Role.WORKER, NAMES, user="worker"):
             rabbitmqctl(node, *arguments)

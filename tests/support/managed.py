@@ -14,6 +14,9 @@ PLUGINS = (
     "ranch",
 )
 PLAIN = "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
+# What governs a queue is known once the queue has been counted, and that collected: every 5 s each, but here.
+COUNTING = "collect_statistics_interval = 500\n"
+QUEUE_TICK = "application:set_env(rabbit, quorum_tick_interval, 500)."
 TLS = """
 management.ssl.ip = 127.0.0.1
 management.ssl.port = {port}
@@ -28,7 +31,7 @@ class ManagedBroker(PrivateBroker):
 
     def __init__(self, folder: Path, management: str = PLAIN, config: str = "", **files: Path) -> None:
         self.management_port = free_port()
-        super().__init__(folder, config=management.format(port=self.management_port, **files) + config)
+        super().__init__(folder, config=management.format(port=self.management_port, **files) + COUNTING + config)
 
     def _lay_out(self) -> None:
         super()._lay_out()
