@@ -22,7 +22,7 @@ demo: ## Train a tiny LoRA on this machine, from the queue to the finished adapt
 	@$(BIN)/training-worker demo
 
 test: lint types ## Check everything: style, types, imports, and all tests on a real broker
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-systemd: ## Play the units under real systemd in a container; needs root
 	@scripts/setup systemd
