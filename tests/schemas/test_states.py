@@ -196,7 +196,7 @@ def test_a_worker_may_part_with_a_job_before_and_while_it_trains(state: JobState
     assert next_state(state, said(kind)) == told_state(said(kind))
 
 
-@pytest.mark.parametrize("state", [JobState.SUBMITTED, *WAITING, *TERMINAL_STATES])
+@pytest.mark.parametrize("state", [JobState.SUBMITTED, *WAITING, *sorted(TERMINAL_STATES)])
 @pytest.mark.parametrize("kind", [JobPhase, JobProgress, JobCheckpoint, JobSample])
 def test_nothing_is_trained_without_a_claim(state: JobState, kind: type[JobEvent]) -> None:
     """A phase, a step, a checkpoint or a sample follows on a claim."""
@@ -256,7 +256,7 @@ def test_a_job_may_be_cancelled_in_any_state_but_an_end() -> None:
     assert refused == {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}
 
 
-@pytest.mark.parametrize("state", set(JobState) - TERMINAL_STATES)
+@pytest.mark.parametrize("state", sorted(set(JobState) - TERMINAL_STATES))
 def test_an_end_can_be_reached_from_every_state(state: JobState) -> None:
     """No job is stuck."""
     assert NEXT_STATES[state] & TERMINAL_STATES
