@@ -31,8 +31,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and BROKER_FIXTURES & set(item.fixturenames):
             item.add_marker("broker")
-        # What has a broker waits, what has none computes: `make test` runs the two side by side.
-        item.add_marker(pytest.mark.xdist_group("broker" if item.get_closest_marker("broker") else "alone"))
         if item.get_closest_marker("invoke") and not os.environ.get(INVOKE):
             item.add_marker(pytest.mark.skip(f"{INVOKE} names no interpreter that has invoke-training"))
         if item.get_closest_marker("systemd") and not systemd:

@@ -162,7 +162,8 @@ async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
     await until_sample(port, "training_worker_card_busy", (GPU,), 0)
 
     after = await samples(port)
-    assert after["training_worker_step_duration_seconds_count"][(FLUX,)] <= 40
+    # What the first had told just before it was killed may not have been noted.
+    assert after["training_worker_step_duration_seconds_count"][(FLUX,)] < 50
     assert set(after["training_worker_phase_duration_seconds_count"]) == {
         (("phase", phase), FLUX) for phase in ("training", "sampling", "exporting")
     }
