@@ -143,7 +143,7 @@ class AsyncTrainingWorkerAPI(Advisor):
         seen: set[str] = set()
         async with self._session() as session:
             async for body in read_log(session, self._names.events_log, _start(since)):
-                event_id, event = _read_event(body)
+                event_id, _, event = _read_event(body)
                 if isinstance(event, JobEvent) and event.job_id == job_id and event_id not in seen:
                     seen.add(event_id)
                     yield event
@@ -192,7 +192,7 @@ class AsyncTrainingWorkerAPI(Advisor):
                 body = await asyncio.wait_for(anext(bodies), QUIET)
             except TimeoutError:
                 return
-            said_at, event = _read_timed(body)
+            _, said_at, event = _read_event(body)
             if event is not None and said_at >= since:
                 yield event, said_at
             if said_at > now:
@@ -243,17 +243,10 @@ def _is_last(event: JobEvent, digest: str | None) -> bool:
     return refused or isinstance(event, (*TERMINAL_EVENTS, JobDuplicate))
 
 
-def _read_timed(body: bytes) -> tuple[float, Event | None]:
+def _read_event(body: bytes) -> tuple[str, float, Event | None]:
+    """An event with its id and when it was said (unix seconds); none if this version cannot read it."""
     try:
         envelope = decode_event(body)
-        return envelope.time.timestamp(), envelope.read()
+        return envelope.id, envelope.time.timestamp(), envelope.read()
     except (UnknownEventError, *UNREADABLE):
-        return 0.0, None
-
-
-def _read_event(body: bytes) -> tuple[str, Event | None]:
-    try:
-        envelope = decode_event(body)
-        return envelope.id, envelope.read()
-    except (UnknownEventError, *UNREADABLE):
-        return "", None
+        return "", 0.0, None

@@ -139,7 +139,14 @@ class Slot:
                 await source.quiet()
                 return
             with self._context.reservations.make(queued.job_id) as reservation:
-                await self._own_if_there_is_room(queued, delivery, session, source, reservation)
+                why = await self._lacks_room(queued, reservation)
+                if why is None:
+                    await self._own(queued, delivery, session, source, reservation)
+                    return
+                # No fault of the job's: it is not claimed, so no attempt is counted.
+                await self._put_off(queued, delivery, session)
+                log.info("no_room_for_now", why=why)
+                await source.quiet()
 
     async def _put_off(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
         """Leave a job that nobody has claimed to whoever takes it after a while."""
@@ -148,26 +155,11 @@ class Slot:
         with broker_errors():
             await delivery.ack()
 
-    async def _own_if_there_is_room(
-        self,
-        queued: QueuedJob,
-        delivery: AbstractIncomingMessage,
-        session: Session,
-        source: Source,
-        reservation: Reservation,
-    ) -> None:
-        why = None if self._context.card.simulated else await self._lacks_room(queued, reservation)
-        if why is not None:
-            # No fault of the job's: it is not claimed, so no attempt is counted.
-            await self._put_off(queued, delivery, session)
-            log.info("no_room_for_now", why=why)
-            await source.quiet()
-            return
-        await self._own(queued, delivery, session, source, reservation)
-
     async def _lacks_room(self, queued: QueuedJob, reservation: Reservation) -> str | None:
         """Why a job cannot be trained here now, though it might be later; None if it can, or its claim will tell."""
         context = self._context
+        if context.card.simulated:
+            return None
         shortage = await asyncio.to_thread(reserve_as_planned, queued, reservation, context.settings)
         if shortage is not None and shortage.passes:
             return shortage.text

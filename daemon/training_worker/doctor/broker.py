@@ -15,11 +15,10 @@ from training_worker.broker.names import Names
 from training_worker.broker.rights import Role, command_lines
 from training_worker.broker.session import address_of, broker_errors, persistent, tls_advice
 from training_worker.doctor import declared, managed, patience
-from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.errors import BrokerError
 from training_worker.settings import Settings
 
-GROUP = "broker"
 LIMIT = 15.0
 # A broker with an alarm answers nothing any more. One with a node down takes 5 s to delete a queue.
 TRIAL_LIMIT = 10.0
@@ -35,7 +34,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     try:
         address = address_of(settings.amqp_url)
     except BrokerError as error:
-        yield _finding("reachable", State.ERROR, str(error), "amqp_url in the settings: amqp://USER:PASSWORD@HOST/")
+        yield of_broker("reachable", State.ERROR, str(error), "amqp_url in the settings: amqp://USER:PASSWORD@HOST/")
         return
     told, found = asyncio.run(_look(settings, address))
     yield from found
@@ -69,7 +68,7 @@ async def _look_inside(
     known = await managed.look(settings, vhost, cluster=_told_by(connection, "cluster_name"), trial=trial.queue_name)
     refused = refused or await trial.end()
     found = [
-        _finding("reachable", State.OK, f"{address.host}:{address.port} as {address.user}"),
+        of_broker("reachable", State.OK, f"{address.host}:{address.port} as {address.user}"),
         version(_told_by(connection, "version")),
         _rights(refused, names, address, vhost),
         *shared,
@@ -85,7 +84,7 @@ async def _declared(connection: AbstractConnection, names: Names, settings: Sett
                 return await declared.check(connection, names, [settings.grace, *settings.retry_delays], vhost)
     except (BrokerError, TimeoutError) as error:
         why = str(error) or f"no answer within {LIMIT:.0f} s"
-        return [_finding("queues", State.ERROR, f"cannot be compared: {why}", "rabbitmq-diagnostics check_running")]
+        return [of_broker("queues", State.ERROR, f"cannot be compared: {why}", "rabbitmq-diagnostics check_running")]
 
 
 async def _connect(address: URL) -> AbstractConnection:
@@ -107,7 +106,7 @@ def _unreachable(address: URL, error: Exception) -> Finding:
         mend = f"rabbitmqctl change_password {address.user} NEW  # or amqp_url in the settings"
     else:
         mend = f"nc -vz {address.host} {address.port}  # then: rabbitmq-diagnostics listeners, on the broker's host"
-    return _finding("reachable", State.ERROR, f"{where}: {why}", mend)
+    return of_broker("reachable", State.ERROR, f"{where}: {why}", mend)
 
 
 def _told_by(connection: AbstractConnection, what: str) -> str:
@@ -121,11 +120,11 @@ def version(told: str) -> Finding:
     try:
         numbers = tuple(map(int, told.split(".")[:2]))
     except ValueError:
-        return _finding("version", State.WARNING, f"not known: {told}", "rabbitmqctl version")
+        return of_broker("version", State.WARNING, f"not known: {told}", "rabbitmqctl version")
     if numbers < LEAST_VERSION:
         mend = "apt-get install --only-upgrade rabbitmq-server  # on the broker's host"
-        return _finding("version", State.ERROR, f"RabbitMQ {told}, where 3.10 or later is needed", mend)
-    return _finding("version", State.OK, f"RabbitMQ {told}")
+        return of_broker("version", State.ERROR, f"RabbitMQ {told}, where 3.10 or later is needed", mend)
+    return of_broker("version", State.OK, f"RabbitMQ {told}")
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,13 +183,13 @@ class Trial:
 
 def _rights(refused: Refused | None, names: Names, address: URL, vhost: str) -> Finding:
     if refused is None:
-        return _finding("permissions", State.OK, "a quorum queue was declared, published to, consumed and deleted")
+        return of_broker("permissions", State.OK, "a quorum queue was declared, published to, consumed and deleted")
     if refused.silent:
         look = "rabbitmq-diagnostics alarms && rabbitmq-diagnostics cluster_status"
         mend = f"{look}  # on the broker's host: an alarm, or too few nodes, keep it from answering"
     else:
         mend = " && ".join(command_lines(Role.WORKER, names, user=address.user or "guest", vhost=vhost))
-    return _finding("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", mend)
+    return of_broker("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", mend)
 
 
 def _patience(settings: Settings, address: URL, known: managed.Known) -> Finding:
@@ -198,7 +197,3 @@ def _patience(settings: Settings, address: URL, known: managed.Known) -> Finding
         return patience.judge(settings, known.consumer_timeout, "a policy of the lease queues")
     limit = patience.of_node(address.host or "", address.port or AMQP_PORTS[address.scheme])
     return patience.judge(settings, limit, "the broker on this host")
-
-
-def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
-    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)

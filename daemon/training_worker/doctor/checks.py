@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from training_worker.doctor import broker, engines, host, weights
-from training_worker.doctor.findings import Finding
+from training_worker.doctor.findings import BROKER, Finding
 from training_worker.doctor.host_cards import HostCards, look_at_cards
 from training_worker.settings import Settings
 
@@ -13,7 +13,7 @@ GROUPS: dict[str, Check] = {
     host.GROUP: host.check,
     engines.GROUP: engines.check,
     weights.GROUP: lambda settings, _: weights.check(settings),
-    broker.GROUP: lambda settings, _: broker.check(settings),
+    BROKER: lambda settings, _: broker.check(settings),
 }
 
 

@@ -17,9 +17,8 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from training_worker.broker.names import Names
 from training_worker.broker.topology import QueueSpec, every_tier_queue, shared_queues, topic_exchanges
-from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.findings import Finding, State, of_broker
 
-GROUP = "broker"
 DIFFERENCE = re.compile(r"inequivalent arg '(?P<what>[^']+)'.*: received (?P<ours>.+) but current is (?P<theirs>.+)")
 VALUE = re.compile(r"(?:the value )?'(?P<value>[^']*)'(?: of type '\w+')?")
 STREAM = "stream"
@@ -53,11 +52,11 @@ def _conclude(what: str, seen: list[Seen]) -> list[Finding]:
     absent = [one.name for one in seen if not one.there]
     if len(absent) == len(seen):
         found = f"there are no {what} of this fleet yet: the first worker that starts declares them"
-        return [_finding(what, State.OK, found)]
+        return [of_broker(what, State.OK, found)]
     if absent:
         mend = "systemctl reload training-worker  # a worker declares what is missing when it connects"
-        wrong.append(_finding(what, State.WARNING, f"{', '.join(absent)} not there, as others are", mend))
-    return wrong or [_finding(what, State.OK, f"{len(seen)} are there, as the workers declare them")]
+        wrong.append(of_broker(what, State.WARNING, f"{', '.join(absent)} not there, as others are", mend))
+    return wrong or [of_broker(what, State.OK, f"{len(seen)} are there, as the workers declare them")]
 
 
 async def _exchange(connection: AbstractConnection, name: str, names: Names, vhost: str) -> Seen:
@@ -142,12 +141,8 @@ def _replacing(spec: QueueSpec, messages: int, vhost: str) -> str:
 def _refused(what: str, name: str, names: Names, error: Exception) -> Finding:
     mend = "the rights that `permissions` above names"
     short = name.removeprefix(f"{names.prefix}.")
-    return _finding(f"{what}.{short}", State.WARNING, f"{name} cannot be compared: {error}", mend)
+    return of_broker(f"{what}.{short}", State.WARNING, f"{name} cannot be compared: {error}", mend)
 
 
 def _wrong(what: str, name: str, names: Names, found: str, mend: str) -> Finding:
-    return _finding(f"{what}.{name.removeprefix(f'{names.prefix}.')}", State.ERROR, found, mend)
-
-
-def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
-    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)
+    return of_broker(f"{what}.{name.removeprefix(f'{names.prefix}.')}", State.ERROR, found, mend)

@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from training_schemas.base import Wire
 
+# What several modules look at.
+BROKER = "broker"
+
 
 class State(StrEnum):
     """How bad a finding is; only an error keeps jobs from being trained."""
@@ -26,6 +29,11 @@ class Finding(Wire, frozen=True, kw_only=True):
     state: State
     found: str
     mend: str | None = None
+
+
+def of_broker(name: str, state: State, found: str, mend: str | None = None) -> Finding:
+    """A finding of the group `BROKER`."""
+    return Finding(group=BROKER, name=name, state=state, found=found, mend=mend)
 
 
 def has_error(findings: Iterable[Finding]) -> bool:

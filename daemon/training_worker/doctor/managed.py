@@ -11,11 +11,10 @@ from training_worker.broker.lease import LeaseTerms, lease_arguments
 from training_worker.broker.names import Names
 from training_worker.broker.topology import every_tier_queue, shared_queues, topic_exchanges
 from training_worker.doctor import nodes, policies
-from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.doctor.management import UNAUTHORIZED, Management, ManagementError, Told
 from training_worker.settings import Settings
 
-GROUP = "broker"
 # A queue is counted every 5 s, and what was counted is collected every 5 s: only then it is known what governs it.
 GOVERNED_LIMIT = 15.0
 POLL = 0.5
@@ -37,7 +36,7 @@ async def look(settings: Settings, vhost: str, cluster: str | None = None, trial
         url = URL(settings.management_url)
     except ValueError as error:
         mend = "management_url in the settings: https://USER:PASSWORD@HOST:15671/"
-        return Known(findings=[_finding("management", State.WARNING, f"its address cannot be read: {error}", mend)])
+        return Known(findings=[of_broker("management", State.WARNING, f"its address cannot be read: {error}", mend)])
     names = Names(settings.prefix)
     try:
         told = await _ask(Management(url, settings.amqp_ca_file), vhost, names, trial)
@@ -66,7 +65,7 @@ def _known(settings: Settings, told: Told, vhost: str, trial: str | None) -> Kno
         things.append(_lease(settings, trial))
     specs = {spec.name: spec for spec in (*shared_queues(names, delays), *every_tier_queue(names))}
     findings = [
-        _finding("management", State.OK, f"{told.overview.cluster_name} tells of itself"),
+        of_broker("management", State.OK, f"{told.overview.cluster_name} tells of itself"),
         *policies.judge(told, things, vhost),
         *nodes.check(told, list(specs.values())),
     ]
@@ -94,7 +93,7 @@ def _not_asked(vhost: str) -> Finding:
     rest = f"rabbitmqctl list_bindings -p {host} && rabbitmq-diagnostics alarms && rabbitmq-diagnostics cluster_status"
     found = "policies, alarms, nodes, replicas and bindings were not looked at: the settings have no management_url"
     mend = f"{listed} && {rest}  # on the broker's host; or management_url in the settings"
-    return _finding("management", State.WARNING, found, mend)
+    return of_broker("management", State.WARNING, found, mend)
 
 
 def _cannot_ask(url: URL, error: ManagementError, vhost: str) -> Finding:
@@ -112,13 +111,9 @@ def _cannot_ask(url: URL, error: ManagementError, vhost: str) -> Finding:
         mend = (
             f"rabbitmq-plugins enable rabbitmq_management  # on the broker's host; then: nc -vz {url.host} {url.port}"
         )
-    return _finding("management", State.WARNING, f"{url.host}:{url.port} as {user} cannot be asked: {error}", mend)
+    return of_broker("management", State.WARNING, f"{url.host}:{url.port} as {user} cannot be asked: {error}", mend)
 
 
 def _another(told: str, cluster: str) -> Finding:
     found = f"management_url is the address of {told}, and the worker's broker is {cluster}"
-    return _finding("management", State.WARNING, found, "management_url in the settings: of the same broker")
-
-
-def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
-    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)
+    return of_broker("management", State.WARNING, found, "management_url in the settings: of the same broker")

@@ -3,10 +3,9 @@
 from collections.abc import Collection, Iterator
 
 from training_worker.broker.topology import QueueSpec
-from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.doctor.management import Alarm, Told
 
-GROUP = "broker"
 MENDS = {
     "disk space": "rabbitmq-diagnostics -n {node} status  # free space on its host, or lower disk_free_limit",
     "memory": "rabbitmq-diagnostics -n {node} memory_breakdown --unit MB  # more memory, or fewer who use it",
@@ -23,11 +22,11 @@ def check(told: Told, specs: Collection[QueueSpec]) -> Iterator[Finding]:
 
 def _alarms(alarms: list[Alarm]) -> Iterator[Finding]:
     if not alarms:
-        yield _finding("alarms", State.OK, "none: messages are taken")
+        yield of_broker("alarms", State.OK, "none: messages are taken")
     for alarm in alarms:
         found = f"{alarm.node} has too little {alarm.resource}: no message is taken"
         mend = MENDS.get(alarm.resource, "rabbitmq-diagnostics -n {node} alarms").format(node=alarm.node)
-        yield _finding("alarms", State.ERROR, found, mend)
+        yield of_broker("alarms", State.ERROR, found, mend)
 
 
 def _nodes(told: Told) -> Iterator[Finding]:
@@ -35,25 +34,25 @@ def _nodes(told: Told) -> Iterator[Finding]:
     apart = [node.name for node in told.nodes if node.partitions]
     if apart:
         found = f"{', '.join(apart)} went on without the others, and know different things"
-        yield _finding(
+        yield of_broker(
             "nodes", State.ERROR, found, "rabbitmqctl stop_app && rabbitmqctl start_app  # on the smaller side"
         )
     if down:
         found = f"{', '.join(down)} of {len(told.nodes)} do not run"
-        yield _finding("nodes", State.WARNING, found, _start(down))
+        yield of_broker("nodes", State.WARNING, found, _start(down))
     if not apart and not down:
-        yield _finding("nodes", State.OK, f"{len(told.nodes)}: all run")
+        yield of_broker("nodes", State.OK, f"{len(told.nodes)}: all run")
 
 
 def _majority(told: Told, specs: Collection[QueueSpec]) -> Finding:
     there = [told.queues[spec.name] for spec in specs if spec.name in told.queues]
     stuck = [queue for queue in there if queue.members and len(queue.online) * 2 <= len(queue.members)]
     if not stuck:
-        return _finding("majorities", State.OK, "each queue has most of its replicas")
+        return of_broker("majorities", State.OK, "each queue has most of its replicas")
     gone = {node for queue in stuck for node in queue.members if node not in queue.online}
     counts = ", ".join(f"{queue.name} {len(queue.online)} of {len(queue.members)}" for queue in stuck)
     found = f"nothing goes in or out of queues that lack replicas: {counts}"
-    return _finding("majorities", State.ERROR, found, _start(sorted(gone)))
+    return of_broker("majorities", State.ERROR, found, _start(sorted(gone)))
 
 
 def _start(nodes: list[str]) -> str:
@@ -66,11 +65,7 @@ def _bindings(told: Told, specs: Collection[QueueSpec]) -> Finding:
     needed = {one for one in needed if one[2] in told.queues}
     missing = sorted(needed - told.bindings)
     if not missing:
-        return _finding("bindings", State.OK, f"all {len(needed)} of the queues that are there")
+        return of_broker("bindings", State.OK, f"all {len(needed)} of the queues that are there")
     lost = "; ".join(f"{queue} is not bound to {exchange} by {key}" for exchange, key, queue in missing)
     mend = "systemctl reload training-worker  # a worker binds its queues when it connects"
-    return _finding("bindings", State.ERROR, lost, mend)
-
-
-def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
-    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)
+    return of_broker("bindings", State.ERROR, lost, mend)

@@ -9,10 +9,9 @@ import shutil
 import socket
 import subprocess
 
-from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.settings import Settings
 
-GROUP = "broker"
 # RabbitMQ's own unless it is set up otherwise, seconds.
 USUAL = 1800.0
 LIMIT = 30.0
@@ -86,4 +85,4 @@ def _can_bind(address: str) -> bool:
 
 
 def _finding(state: State, found: str, mend: str | None = None) -> Finding:
-    return Finding(group=GROUP, name="consumer_timeout", state=state, found=found, mend=mend)
+    return of_broker("consumer_timeout", state, found, mend)

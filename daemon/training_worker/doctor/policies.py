@@ -15,10 +15,9 @@ import msgspec
 
 from training_worker.broker.names import Names
 from training_worker.broker.topology import every_tier_queue, shared_queues
-from training_worker.doctor.findings import Finding, State
+from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.doctor.management import Policy, Told
 
-GROUP = "broker"
 NAMED = 3
 AGE = re.compile(r"(\d+)([YMDhms])")
 AGE_UNITS = {"Y": 31_536_000, "M": 2_592_000, "D": 86_400, "h": 3600, "m": 60, "s": 1}
@@ -145,13 +144,13 @@ def judge(told: Told, things: Collection[Thing], vhost: str) -> Iterator[Finding
     ]
     yield from harmful
     if not harmful and not unknown:
-        yield Finding(group=GROUP, name="policies", state=State.OK, found="none changes what jobs depend on")
+        yield of_broker("policies", State.OK, "none changes what jobs depend on")
 
 
 def _untold(unknown: list[str], vhost: str) -> Finding:
     found = f"the broker does not say which policies govern {_shortened(unknown)}"
     mend = f"rabbitmqctl list_queues -p {shlex.quote(vhost)} name policy operator_policy effective_policy_definition"
-    return Finding(group=GROUP, name="policies", state=State.WARNING, found=found, mend=mend)
+    return of_broker("policies", State.WARNING, found, mend)
 
 
 def _harmful(
@@ -165,12 +164,11 @@ def _harmful(
         told = [
             f"{harm.key} = {policy.definition[harm.key]} on {_shortened(harmed)}: {harm.does}" for harm, harmed in harms
         ]
-        yield Finding(
-            group=GROUP,
-            name=f"{whose}policies.{policy.name}",
-            state=State.ERROR if any(harm.state is State.ERROR for harm, _ in harms) else State.WARNING,
-            found="; ".join(told),
-            mend=f"rabbitmqctl clear_{whose}policy -p {shlex.quote(vhost)} {shlex.quote(policy.name)}"
+        yield of_broker(
+            f"{whose}policies.{policy.name}",
+            State.ERROR if any(harm.state is State.ERROR for harm, _ in harms) else State.WARNING,
+            "; ".join(told),
+            f"rabbitmqctl clear_{whose}policy -p {shlex.quote(vhost)} {shlex.quote(policy.name)}"
             "  # or set it anew, with a pattern that leaves the fleet's names out",
         )
 
