@@ -128,8 +128,10 @@ def test_a_steps_gradients_are_those_of_the_equations(build: BuildTrainer, train
     assert gradients.keys() == leaves.keys()
     # Where an image is down to one place, attention to itself has nothing to choose from.
     assert sum(bool(leaf.grad is not None and leaf.grad.any()) for leaf in leaves.values()) > 0.8 * len(leaves)
+    # A gradient that is zero in exact arithmetic is rounding noise in both: what counts is the scale of the whole step.
+    scale = max(float(leaf.grad.abs().max()) for leaf in leaves.values() if leaf.grad is not None)
     for name, leaf in leaves.items():
         gradient, exact = gradients[name], leaf.grad
         assert gradient is not None, name
         assert exact is not None, name
-        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=1e-5 * float(exact.abs().max()))
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=1e-6 * scale)
