@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from training_worker.card_choice import worker_cards
-from training_worker.logs import configure_logging
+from training_worker.gpu.devices import worker_cards
+from training_worker.logging_config import configure_logging
 from training_worker.settings import load_settings
-from training_worker.worker import Worker
+from training_worker.worker.worker import Worker
 
 
 def make_worker(file: Path) -> Worker:

@@ -15,7 +15,7 @@ from tests.support.fleet import Daemon, Fleet
 
 from benchmarks.processes import cpu_seconds, resident_mib
 from benchmarks.report import print_row
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 RECORDS = 10
 """Records a second of a trainer in mode ``slow``."""

@@ -25,7 +25,7 @@ from benchmarks.report import percentiles, print_row
 from training_schemas.jobs import JOB_TYPE
 from training_worker.broker.names import SUBMIT_KEY
 from training_worker.broker.session import Session, persistent
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 WARM_UP = 5
 

@@ -25,7 +25,7 @@ from tests.support.proxy import Proxy
 
 from benchmarks.report import print_row, spread
 from training_schemas.events import JobCancelled
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 # A step every 0.1 s, for as long as anybody measures.
 ENDLESS = 10_000
@@ -59,7 +59,7 @@ async def report_restarts(fleet: Fleet, rounds: int) -> None:
         daemon.kill()
         # In the same minute: what starting Python takes drifts with the machine's load.
         empty.append(await asyncio.to_thread(run_python, "pass"))
-        imported.append(await asyncio.to_thread(run_python, "import training_worker.worker"))
+        imported.append(await asyncio.to_thread(run_python, "import training_worker.worker.worker"))
         began = time.time()
         daemon = await fleet.start("restarts", mode="slow", lease=120, online=False)
         rejoined.append(await seconds_until(daemon, "rejoined", began))

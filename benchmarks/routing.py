@@ -17,8 +17,8 @@ from tests.support.fleet import CARD_8, CARD_24, CARD_80, Fleet
 
 from benchmarks.report import print_row
 from training_schemas.events import Event, JobClaimed, JobCompleted, decode_event
-from training_worker.broker.log import read_log
-from training_worker.demo.broker import find_broker
+from training_worker.broker.event_log import read_log
+from training_worker.testing.local_broker import find_broker
 
 CARDS = {"8 GB card": CARD_8, "24 GB card": CARD_24, "80 GB card": CARD_80}
 MIX = [

@@ -24,7 +24,7 @@ from benchmarks.report import print_row
 from training_schemas.jobs import JOB_TYPE, MemoryTier, ModelFamily
 from training_worker.broker.names import SUBMIT_KEY
 from training_worker.broker.session import persistent
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 SETTLE = 5.0
 

@@ -19,7 +19,7 @@ from tests.support.real_training import make_materials
 from tests.support.small_disk import mounted
 
 from training_worker.broker.names import Names
-from training_worker.demo.broker import NoBrokerError, PrivateBroker, find_broker
+from training_worker.testing.local_broker import NoBrokerError, PrivateBroker, find_broker
 
 INVOKE = "INVOKE_TRAINING_PYTHON"
 BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}

@@ -18,12 +18,12 @@ from training_schemas.progress import FailureReason, Phase
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
 from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told_state
 from training_schemas.validation import decode_strictly
+from training_worker.attempts.retry_policy import MOST_LOST, MOST_UNHEALTHY, POLICY
 from training_worker.broker.names import Names
-from training_worker.claim import Claim
-from training_worker.doctor.policies import HARMS
-from training_worker.doctor.requirements import COMMIT, INVOKE, REPOSITORY
-from training_worker.ownership import Ownership
-from training_worker.policy import MOST_LOST, MOST_UNHEALTHY, POLICY
+from training_worker.doctor.broker_policies import HARMS
+from training_worker.doctor.engine_requirements import COMMIT, INVOKE, REPOSITORY
+from training_worker.ownership.claim import Claim
+from training_worker.ownership.ownership import Ownership
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "schemas" / "golden" / "events"

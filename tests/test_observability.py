@@ -18,7 +18,7 @@ from tests.support.prometheus import (
     promtool,
 )
 
-from training_worker.metrics import Metrics
+from training_worker.instrumentation.prometheus import Metrics
 
 OPERATIONS = ROOT / "docs" / "operations.md"
 FIRES = {"labels": "{}", "value": 1}

@@ -31,7 +31,7 @@ from benchmarks.pickup import WARM_UP, pick_up, report_reference
 from benchmarks.report import percentiles, print_row
 from training_worker.broker.session import Session
 from training_worker.broker.topology import delete_topology
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 OURS = "training-worker"
 FLOOR = KINDS[0].name

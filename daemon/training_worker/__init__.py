@@ -3,13 +3,13 @@
 Importing this is cheap: neither AMQP, NVML nor torch is loaded before it is needed.
 """
 
-from training_worker.answers import CancelAnswer, CancelState, Receipt
-from training_worker.blocking import TrainingWorkerAPI
-from training_worker.client import AsyncTrainingWorkerAPI
-from training_worker.jobs import flux_lora_job, sdxl_lora_job
-from training_worker.letters import DeadLetter
+from training_worker.client.async_client import AsyncTrainingWorkerAPI
+from training_worker.client.fleet import WorkerCondition, WorkerState
+from training_worker.client.job_builder import flux_lora_job, sdxl_lora_job
+from training_worker.client.results import CancelAnswer, CancelState, Receipt
+from training_worker.client.sync_client import TrainingWorkerAPI
+from training_worker.queue.dead_letter import DeadLetter
 from training_worker.version import __version__
-from training_worker.workers import WorkerCondition, WorkerState
 
 __all__ = [
     "AsyncTrainingWorkerAPI",

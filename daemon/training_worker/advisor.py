@@ -1,75 +1,13 @@
-"""The advisor: what a backend may ask before it submits a job. Nothing here needs a broker, a GPU or a data set."""
+"""The former place of `training_worker.client.planning`; gone in the release after next."""
 
-from enum import StrEnum
-from typing import TypeVar, Unpack
+import warnings
 
-import msgspec
+from training_worker.client.planning import Advisor, Choice, HardwareInfo
 
-from training_presets.advice import FLUX_TIERS, REQUIREMENTS, Requirements, TierProfile
-from training_presets.cards import CardSpec, catalogue, named_card
-from training_presets.estimates import CostEstimate, estimate_cost
-from training_presets.planner import plan_job
-from training_presets.recommendations import Feasibility, Recommendations, check_feasibility, recommend_presets
-from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
-from training_schemas.validation import refused
-from training_worker.jobs import JobFields, make_job
+__all__ = ["Advisor", "Choice", "HardwareInfo"]
 
-Choice = TypeVar("Choice", bound=StrEnum)
-
-
-class HardwareInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The cards that plans know, and what FLUX training is like on each tier of them."""
-
-    cards: list[CardSpec]
-    flux_tiers: list[TierProfile]
-
-
-class Advisor:
-    """Answers at once, from the catalogue and the models of memory and time."""
-
-    def create_simple_job(self, training_type: str, **fields: Unpack[JobFields]) -> TrainingJob:
-        """A valid job of any type. Raises `InvalidMessageError` with the path of every fault."""
-        return make_job(training_type, **fields)
-
-    def estimate_job_cost(self, job: TrainingJob, *, gpu: str | None = None, images: int = 20) -> CostEstimate:
-        """What a job takes on a card, else on the one that its tier is priced by.
-
-        Raises `InvalidMessageError` if the job cannot be planned, or nobody knows the card.
-        """
-        return estimate_cost(plan_job(job), None if gpu is None else _card(gpu), images=images)
-
-    def check_training_feasibility(self, job: TrainingJob, *, gpu: str) -> Feasibility:
-        """Whether a job can be trained on a card, and how; or what could be instead. Raises `InvalidMessageError`."""
-        card = _card(gpu)
-        return check_feasibility(job, card)
-
-    def get_preset_recommendations(
-        self, training_type: str, budget_usd: float | None = None, quality_preference: str = "balanced"
-    ) -> Recommendations:
-        """Presets within a budget in US dollars, the best first. Raises `InvalidMessageError`."""
-        return recommend_presets(
-            _member("trainingType", training_type, TrainingType),
-            budget_usd,
-            _member("qualityPreference", quality_preference, CostOptimization),
-        )
-
-    def get_supported_training_types(self) -> list[Requirements]:
-        """What can be trained, and what each type needs."""
-        return list(REQUIREMENTS.values())
-
-    def get_hardware_info(self) -> HardwareInfo:
-        """The catalogue of cards, and the tiers."""
-        return HardwareInfo(cards=list(catalogue().cards), flux_tiers=list(FLUX_TIERS))
-
-
-def _card(name: str) -> CardSpec:
-    if (card := named_card(name)) is None:
-        raise refused("gpu", f"unknown card {name!r}")
-    return card
-
-
-def _member(path: str, value: str, kind: type[Choice]) -> Choice:
-    try:
-        return kind(value)
-    except ValueError:
-        raise refused(path, f"unknown {value!r}; one of {', '.join(map(str, kind))}") from None
+warnings.warn(
+    "training_worker.advisor is deprecated: use training_worker.client.planning",
+    DeprecationWarning,
+    stacklevel=2,
+)

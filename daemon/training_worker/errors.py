@@ -3,7 +3,7 @@
 TrainingWorkerError
     SettingsError           the operator must change something; exit 78
     BrokerError             the broker cannot be reached, or refuses
-        NoBrokerError       none is named, installed, or to be had from Docker (training_worker.demo.broker)
+        NoBrokerError       none is named, installed, or to be had from Docker (training_worker.testing.local_broker)
         BrokerLostError     the connection or channel went away; the step is tried again on a new one
     JobLockedError          another worker owns the job
     NoGpuError              there is no card and none is configured; exit 78

@@ -12,7 +12,32 @@ from training_schemas.events import Gpu, Taking
 from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
-from training_worker.nvml import Reading
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What the driver says of one card now; None is what the card does not tell.
+
+    Memory in MiB, clocks in MHz, ``utilisation`` in per cent, ``energy_j`` since the driver was loaded, and
+    ``ecc_uncorrected`` errors since the last reset. ``processes`` are process ids and what each holds. ``mig`` are the
+    UUIDs of the instances, where MIG is on. Of a card that is ``lost``, or that the driver cannot read for a ``fault``,
+    nothing else is known.
+    """
+
+    uuid: str
+    lost: bool = False
+    fault: str | None = None
+    memory_mib: int | None = None
+    free_mib: int | None = None
+    processes: dict[int, int | None] | None = None
+    utilisation: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    throttled: list[str] | None = None
+    ecc_uncorrected: int | None = None
+    mig: list[str] | None = None
 
 
 class AttemptOutcome(StrEnum):

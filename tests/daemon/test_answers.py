@@ -17,8 +17,8 @@ from training_schemas.ledger import (
     Submitted,
 )
 from training_schemas.usage import Usage
-from training_worker.answers import CancelAnswer, CancelState, cancel_answer
-from training_worker.history import JobHistory
+from training_worker.client.results import CancelAnswer, CancelState, cancel_answer
+from training_worker.ledger.job_history import JobHistory
 
 SUBMITTED = Submitted(job_id="a", time=1.0, digest="d1")
 CLAIMED = Claimed(job_id="a", time=2.0, attempt=1, worker="w1")

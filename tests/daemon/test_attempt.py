@@ -16,29 +16,19 @@ from training_schemas.progress import Artifact, DoneRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec
 from training_schemas.usage import Usage
 from training_schemas.validation import convert_strictly
-from training_worker.attempt import (
-    PREFERENCES,
-    Account,
-    attempt_folder,
-    changes,
-    choose_engine,
-    model_families,
-    promote,
-    read_result,
-    resolve_spec,
-    resume_point,
-    served_types,
-    stepped_down,
-)
-from training_worker.cards import Card, Room
+from training_worker.attempts.engine_selection import PREFERENCES, choose_engine, model_families, served_types
+from training_worker.attempts.result import Account, promote, read_result
+from training_worker.attempts.run_spec import changes, resolve_spec, resume_point, stepped_down
+from training_worker.client.job_builder import make_job
 from training_worker.errors import AttemptError
-from training_worker.history import JobHistory
-from training_worker.jobs import make_job
-from training_worker.queued_job import QueuedJob
-from training_worker.reservations import Reservations
+from training_worker.gpu.devices import Card, Room
+from training_worker.ledger.job_history import JobHistory
+from training_worker.queue.job_message import QueuedJob
+from training_worker.runs.state_layout import attempt_folder
 from training_worker.settings import EngineSettings, Settings
+from training_worker.storage.reservations import Reservations
 from training_worker.version import __version__
-from training_worker.worker import served_families
+from training_worker.worker.worker import served_families
 
 CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
 STAND_IN = Card(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)

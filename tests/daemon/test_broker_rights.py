@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training_worker.broker.names import Names
-from training_worker.broker.rights import Role, command_lines, rights_of
+from training_worker.broker.permissions import Role, command_lines, rights_of
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 

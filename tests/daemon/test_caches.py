@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.caches import Caches
+from training_worker.storage.cache_entries import Caches
 
 PLENTY = 2**30
 

@@ -2,9 +2,8 @@
 
 import pytest
 
-from training_worker.card_choice import chosen, worker_cards
-from training_worker.cards import Card
 from training_worker.errors import SettingsError
+from training_worker.gpu.devices import Card, chosen, worker_cards
 from training_worker.settings import Settings
 
 CARDS = [

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from training_worker.card_health import CRITICAL_XIDS, MOST_CROWDED, CardHealth
-from training_worker.nvml import Reading
+from training_worker.gpu.health import MOST_CROWDED, CardHealth
+from training_worker.gpu.xid import CRITICAL_XIDS
+from training_worker.observations import Reading
 
 HOTTEST = 92.0
 

@@ -11,8 +11,8 @@ import pytest
 from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, LIBRARY, UNKNOWN, Host
 
 from training_schemas.events import Gpu
-from training_worker.cards import Card, grouped
 from training_worker.errors import SettingsError
+from training_worker.gpu.devices import Card, grouped
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = "Stand-in:8192MiB"
@@ -22,7 +22,7 @@ RTX_4090 = "card 0 24564 GPU-4090 NVIDIA GeForce RTX 4090"
 PROGRAM = """
 import json, sys
 import msgspec
-from training_worker.cards import find_cards
+from training_worker.gpu.devices import find_cards
 from training_worker.errors import TrainingWorkerError
 stand_ins, prices = json.loads(sys.argv[1])
 try:
@@ -35,7 +35,7 @@ print(msgspec.json.encode(answer).decode())
 
 ROOM = """
 import msgspec
-from training_worker.cards import find_cards, grouped, room_on
+from training_worker.gpu.devices import find_cards, grouped, room_on
 cards = find_cards(["Stand-in:8192MiB"], {})
 (card,) = grouped(cards, len(cards))
 HOOK
@@ -243,7 +243,7 @@ def test_of_several_cards_the_fullest_counts(host: Host) -> None:
 HANGS = """
 import os
 from functools import partial
-from training_worker import nvml
+from training_worker.gpu import nvml
 nvml.ask = partial(nvml.ask, limit=0.2)
 with open(os.environ["FAKE_NVML"], "a") as file:
     file.write("hang")

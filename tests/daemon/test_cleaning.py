@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from training_worker.cleaning import YOUNG, Cleaning
-from training_worker.disk import DAY, free_bytes
-from training_worker.ended_jobs import EndedJob, note_ended
-from training_worker.identity import BOOT_ID
 from training_worker.observations import DiskUse
+from training_worker.runs.process_identity import BOOT_ID
 from training_worker.settings import Settings
+from training_worker.storage.cleanup import YOUNG, Cleaning
+from training_worker.storage.disk_usage import DAY, free_bytes
+from training_worker.storage.ended_jobs import EndedJob, note_ended
 
 MIB = 2**20
 KEEP_DAYS = 14

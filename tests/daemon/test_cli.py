@@ -18,8 +18,8 @@ from training_presets.planner import plan_job
 from training_presets.presets import presets
 from training_worker.cli import main
 from training_worker.cli.app import app
+from training_worker.client.job_builder import flux_lora_job
 from training_worker.doctor import checks, engines
-from training_worker.jobs import flux_lora_job
 from training_worker.version import __version__
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import pytest
 
 from training_schemas.jobs import MemoryTier, TrainingJob, TrainingType
 from training_schemas.validation import InvalidMessageError
-from training_worker.blocking import TrainingWorkerAPI
-from training_worker.client import AsyncTrainingWorkerAPI
+from training_worker.client.async_client import AsyncTrainingWorkerAPI
+from training_worker.client.job_builder import flux_lora_job
+from training_worker.client.sync_client import TrainingWorkerAPI
 from training_worker.errors import BrokerError, TrainingWorkerError
-from training_worker.jobs import flux_lora_job
 
 # A refused connection takes milliseconds; the machine may be slow.
 PATIENCE = 30.0

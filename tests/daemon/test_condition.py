@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.cards import Card
+from training_worker.gpu.devices import Card
 from training_worker.settings import Settings
-from training_worker.worker import Worker
+from training_worker.worker.worker import Worker
 
 
 @pytest.fixture

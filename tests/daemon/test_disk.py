@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from training_worker.disk import changed_at, device_of, folders_in, free_bytes, tree_bytes
+from training_worker.storage.disk_usage import changed_at, device_of, folders_in, free_bytes, tree_bytes
 
 MIB = 2**20
 

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 import pytest
 
 from training_schemas.jobs import EngineName, TrainingType
-from training_worker.cards import Card
 from training_worker.doctor import engines
+from training_worker.doctor.engine_probe import LAST_LINES, SeenCard, Wanted, probe
+from training_worker.doctor.engine_requirements import COMMIT, DIFFUSERS, INVOKE, Requirement
 from training_worker.doctor.engines import Examination, runs_on
 from training_worker.doctor.findings import Finding, State, has_error
-from training_worker.doctor.host_cards import HostCards
-from training_worker.doctor.probing import LAST_LINES, SeenCard, Wanted, probe
-from training_worker.doctor.requirements import COMMIT, DIFFUSERS, INVOKE, Requirement
+from training_worker.doctor.gpus import HostCards
+from training_worker.gpu.devices import Card
 from training_worker.settings import EngineSettings, Settings, program_of
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from training_worker import nvml
-from training_worker.doctor import host, weights
+from training_worker.doctor import host, model_weights
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.host_cards import look_at_cards
+from training_worker.doctor.gpus import look_at_cards
 from training_worker.doctor.hub_token import find_token, token_path
-from training_worker.nvml import DriverHangsError, Found, Reading
+from training_worker.gpu import nvml
+from training_worker.gpu.nvml import DriverHangsError, Found
+from training_worker.observations import Reading
 from training_worker.settings import Settings
 
 STAND_IN = "NVIDIA GeForce RTX 4090:24564MiB"
@@ -23,7 +24,7 @@ FLUX = "black-forest-labs/FLUX.1-dev"
 
 
 def look(settings: Settings) -> dict[str, Finding]:
-    found = [*host.check(settings, look_at_cards(settings)), *weights.check(settings)]
+    found = [*host.check(settings, look_at_cards(settings)), *model_weights.check(settings)]
     assert all(finding.state is State.OK or finding.mend for finding in found)
     return {finding.name: finding for finding in found}
 

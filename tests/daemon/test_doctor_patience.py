@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.doctor import patience
+from training_worker.doctor import consumer_timeout
 from training_worker.doctor.findings import State
 from training_worker.settings import Settings
 
@@ -19,13 +19,13 @@ PORT = 5672
         (3600, None, State.WARNING),
         (120, 1800, State.OK),
         (120, 60, State.ERROR),
-        (120, patience.FOREVER, State.OK),
-        (7200, patience.FOREVER, State.OK),
+        (120, consumer_timeout.FOREVER, State.OK),
+        (7200, consumer_timeout.FOREVER, State.OK),
     ],
 )
 def test_half_the_lease_must_be_shorter(lease: float, known: float | None, state: State) -> None:
     """Where it is not known, it is compared with what it is by default."""
-    found = patience.judge(Settings(lease=lease), known, "the broker")
+    found = consumer_timeout.judge(Settings(lease=lease), known, "the broker")
 
     assert found.state is state
     assert (found.mend is None) is (state is State.OK)
@@ -34,7 +34,7 @@ def test_half_the_lease_must_be_shorter(lease: float, known: float | None, state
 
 def test_a_limit_that_is_too_short_is_told_with_one_that_is_not() -> None:
     """Twice as long as a delivery is held, at once and for good."""
-    found = patience.judge(Settings(lease=120), 10, "the broker")
+    found = consumer_timeout.judge(Settings(lease=120), 10, "the broker")
 
     assert "the broker allows 10 s" in found.found
     assert str(found.mend).startswith("rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 120000).'  #")
@@ -46,15 +46,15 @@ def test_a_limit_that_is_too_short_is_told_with_one_that_is_not() -> None:
     [
         ("{{ok,1800000},[25672,5672]}\n", 1800.0),
         ("{{ok,10000},[5672,\n 15672]}\n", 10.0),
-        ("{undefined,[5672]}\n", patience.FOREVER),
-        ("{{ok,undefined},[5672]}\n", patience.FOREVER),
+        ("{undefined,[5672]}\n", consumer_timeout.FOREVER),
+        ("{{ok,undefined},[5672]}\n", consumer_timeout.FOREVER),
         ("{{ok,1800000},[5673]}\n", None),
         ("Only root or rabbitmq should run rabbitmqctl\n", None),
     ],
 )
 def test_a_node_is_believed_that_listens_to_the_brokers_port(said: str, limit: float | None) -> None:
     """Another on the same host may be any other."""
-    assert patience.read_answer(said, PORT) == limit
+    assert consumer_timeout.read_answer(said, PORT) == limit
 
 
 def test_a_broker_elsewhere_is_not_asked_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,20 +64,20 @@ def test_a_broker_elsewhere_is_not_asked_here(tmp_path: Path, monkeypatch: pytes
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
 
-    assert patience.of_node("192.0.2.1", PORT) is None
-    assert patience.of_node("no-such-host.invalid", PORT) is None
+    assert consumer_timeout.of_node("192.0.2.1", PORT) is None
+    assert consumer_timeout.of_node("no-such-host.invalid", PORT) is None
     assert not (tmp_path / "asked").exists()
-    assert patience.of_node("localhost", PORT) == 5.0
-    assert patience.of_node(socket.gethostbyname("localhost"), PORT) == 5.0
+    assert consumer_timeout.of_node("localhost", PORT) == 5.0
+    assert consumer_timeout.of_node(socket.gethostbyname("localhost"), PORT) == 5.0
 
 
 def test_a_program_that_hangs_or_fails_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is not waited for."""
     program = tmp_path / "rabbitmqctl"
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(patience, "LIMIT", 0.5)
+    monkeypatch.setattr(consumer_timeout, "LIMIT", 0.5)
     for text in ("exec sleep 60", "exit 69"):
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
 
-        assert patience.of_node("127.0.0.1", PORT) is None
+        assert consumer_timeout.of_node("127.0.0.1", PORT) is None

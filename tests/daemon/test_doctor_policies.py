@@ -7,10 +7,10 @@ import pytest
 
 from training_worker.broker.names import Names
 from training_worker.broker.topology import QueueSpec
-from training_worker.doctor import managed, nodes
+from training_worker.doctor import broker_management, broker_nodes
+from training_worker.doctor.broker_policies import is_looser, judge, things_of
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.management import Alarm, Governed, Node, Overview, Policy, Told
-from training_worker.doctor.policies import is_looser, judge, things_of
+from training_worker.doctor.management_api import Alarm, Governed, Node, Overview, Policy, Told
 from training_worker.settings import Settings
 
 NAMES = Names("fleet")
@@ -40,7 +40,7 @@ def told(definition: dict[str, Any], *governed: str, operator: bool = False, **c
 
 
 def judged(broker: Told) -> list[Finding]:
-    lease = managed._lease(Settings(lease=120), LEASE)
+    lease = broker_management._lease(Settings(lease=120), LEASE)
     return list(judge(broker, [*things_of(NAMES, DELAYS), lease], "/"))
 
 
@@ -133,9 +133,9 @@ def test_a_policys_consumer_timeout_is_that_of_the_lease_queues() -> None:
     """From RabbitMQ 3.12 on; of an operator's and another the shorter."""
     broker = told({"consumer-timeout": 5000}, LEASE, operator=True)
 
-    assert managed._timeout(broker, LEASE) == 5.0
-    assert managed._timeout(broker, None) is None
-    assert managed._timeout(told({"consumer-timeout": 5000}), LEASE) is None
+    assert broker_management._timeout(broker, LEASE) == 5.0
+    assert broker_management._timeout(broker, None) is None
+    assert broker_management._timeout(told({"consumer-timeout": 5000}), LEASE) is None
 
 
 SPEC = QueueSpec(name="fleet.intake", arguments={}, bindings=(("fleet.jobs", "submit"),))
@@ -147,7 +147,7 @@ def condition(*, online: int = 3, members: int = 3, **changes: Any) -> dict[str,
     names = [f"rabbit@{letter}" for letter in "abc"]
     queue = Governed(name="fleet.intake", policy=None, members=names[:members], online=names[:online])
     state = {"queues": {"fleet.intake": queue}, "bindings": BOUND, "nodes": [Node(name=name) for name in names]}
-    return {one.name: one for one in nodes.check(told({}, **(state | changes)), [SPEC])}
+    return {one.name: one for one in broker_nodes.check(told({}, **(state | changes)), [SPEC])}
 
 
 def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_worker.gate import Gate
+from training_worker.queue.admission import Gate
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 30.0

@@ -22,7 +22,7 @@ from training_schemas.ledger import (
     Submitted,
 )
 from training_schemas.usage import Usage
-from training_worker.history import JobHistory, Standing
+from training_worker.ledger.job_history import JobHistory, Standing
 
 SUBMITTED = Submitted(job_id="a", time=1.0, digest="d1")
 CLAIMED = Claimed(job_id="a", time=2.0, attempt=1, worker="w1")

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from training_worker.identity import BOOT_ID, RECORD_SELF, Identity
+from training_worker.runs.process_identity import BOOT_ID, RECORD_SELF, Identity
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 30.0

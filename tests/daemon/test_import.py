@@ -54,7 +54,7 @@ def test_making_a_job_and_its_plan_loads_nothing_more() -> None:
 
 def test_the_daemon_never_loads_torch() -> None:
     """Its trainers do: it outlives their crashes."""
-    assert loaded_by("import training_worker.worker") & {"torch", "numpy", "diffusers"} == set()
+    assert loaded_by("import training_worker.worker.worker") & {"torch", "numpy", "diffusers"} == set()
 
 
 def test_the_command_line_loads_the_daemon_only_to_run_it() -> None:

@@ -10,19 +10,19 @@ from typing import NoReturn
 
 import pytest
 
-from training_worker.cli.install_commands import install_units
-from training_worker.errors import SettingsError
-from training_worker.installation import (
+from training_worker.cli.systemd_units import (
     PROGRAM,
     RECORD,
     SOURCES,
     TEMPLATE,
     UNIT,
     UNITS,
+    install_units,
     run_steps,
     steps_of_install,
     steps_of_undo,
 )
+from training_worker.errors import SettingsError
 from training_worker.settings import load_settings
 
 BIN = Path("/opt/venv/bin/training-worker")

@@ -9,7 +9,7 @@ import pytest
 from training_presets.planner import plan_job
 from training_schemas.jobs import CostOptimization, EngineName, MemoryTier, TrainingJob, TrainingType
 from training_schemas.validation import InvalidMessageError, decode_strictly
-from training_worker.jobs import JobFields, flux_lora_job, make_job, sdxl_lora_job
+from training_worker.client.job_builder import JobFields, flux_lora_job, make_job, sdxl_lora_job
 
 PATHS: dict[str, Any] = {"job_id": "a", "dataset_path": "/d", "output_path": "/o"}
 

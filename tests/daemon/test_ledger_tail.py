@@ -15,9 +15,9 @@ from training_schemas.ledger import (
     Requeued,
     Submitted,
 )
-from training_worker.broker import ledger_tail
-from training_worker.broker.ledger_tail import JobTail, Tail
-from training_worker.history import JobHistory
+from training_worker.ledger import tail as tail_module
+from training_worker.ledger.job_history import JobHistory
+from training_worker.ledger.tail import JobTail, Tail
 
 EVENT = msgspec.Raw(b'{"id":"a/1/9"}')
 SUBMITTED = Submitted(job_id="a", time=1.0, digest="d1")
@@ -88,7 +88,7 @@ def test_an_entry_that_comes_again_after_a_reconnection_is_passed_over() -> None
 
 def test_the_oldest_jobs_are_forgotten_and_asked_about_by_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """From then on the tail begins after them."""
-    monkeypatch.setattr(ledger_tail, "MOST_JOBS", 2)
+    monkeypatch.setattr(tail_module, "MOST_JOBS", 2)
     tail = read(Tail(since=0.0), *(Submitted(job_id=job, time=100.0, digest="d") for job in "abc"))
 
     assert [tail.history(job).digest for job in "abc"] == [None, "d", "d"]

@@ -11,14 +11,7 @@ from pamqp import commands, frame, header
 
 from training_schemas.progress import Fault
 from training_schemas.usage import AttemptSummary, Usage
-from training_worker.letters import (
-    DeadLetter,
-    LetterText,
-    first_bytes,
-    job_id_of,
-    last_bytes,
-    read_letter,
-)
+from training_worker.queue.dead_letter import DeadLetter, LetterText, first_bytes, job_id_of, last_bytes, read_letter
 
 USED = Usage(gpu_seconds=1.0)
 ATTEMPT = AttemptSummary(attempt=1, worker="w1", outcome="failed", usage=USED, reason="stalled", message="still")

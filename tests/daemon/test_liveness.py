@@ -1,7 +1,7 @@
 """Whether the daemon lives, and whether it is ready."""
 
 from training_schemas.events import Taking
-from training_worker.liveness import LONGEST_SILENCE, Liveness
+from training_worker.instrumentation.health import LONGEST_SILENCE, Liveness
 from training_worker.observations import BrokerChanged, LoopTurned, Observation, TakingChanged
 
 CONNECTED = BrokerChanged(connected=True)

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from training_worker.logs import without_credentials
+from training_worker.logging_config import without_credentials
 
 SCRIPT = """
 import structlog
-from training_worker.logs import configure_logging
+from training_worker.logging_config import configure_logging
 configure_logging()
 try:
     raise OSError("cannot reach amqp://user:pass@word@broker:5672/")

@@ -14,7 +14,7 @@ from training_schemas.progress import (
     StepRecord,
     StoppedRecord,
 )
-from training_worker.measures import Measures
+from training_worker.attempts.timings import Measures
 from training_worker.observations import Observation, PhaseEnded, ProgressMade, StepTaken
 
 FLUX = TrainingType.FLUX_LORA

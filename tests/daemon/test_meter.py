@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training_schemas.usage import Usage
-from training_worker.meter import WINDOW, Meter
+from training_worker.attempts.usage import WINDOW, Meter
 
 
 class Clock:

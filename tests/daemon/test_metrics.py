@@ -11,9 +11,8 @@ from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.usage import Usage
 from training_worker.errors import SettingsError
-from training_worker.metrics import Metrics
-from training_worker.metrics_server import served
-from training_worker.nvml import Reading
+from training_worker.instrumentation.http_server import served
+from training_worker.instrumentation.prometheus import Metrics
 from training_worker.observations import (
     AttemptEnded,
     AttemptOutcome,
@@ -31,6 +30,7 @@ from training_worker.observations import (
     PhaseEnded,
     PredictionChecked,
     ProgressMade,
+    Reading,
     ServingChanged,
     StepTaken,
     TakingChanged,

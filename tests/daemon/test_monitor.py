@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from training_worker import monitor as monitor_module
-from training_worker import nvml
-from training_worker.cards import Card
-from training_worker.gate import Gate
-from training_worker.monitor import Monitor
-from training_worker.nvml import DriverHangsError, Reading
-from training_worker.observations import CardRead, Observation, ServingChanged
+from training_worker.gpu import monitor as monitor_module
+from training_worker.gpu import nvml
+from training_worker.gpu.devices import Card
+from training_worker.gpu.monitor import Monitor
+from training_worker.gpu.nvml import DriverHangsError
+from training_worker.observations import CardRead, Observation, Reading, ServingChanged
+from training_worker.queue.admission import Gate
 from training_worker.settings import Settings
 
 

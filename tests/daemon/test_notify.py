@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.notify import Condition, Notifier, keep_telling
+from training_worker.worker.systemd_notify import Condition, Notifier, keep_telling
 
 
 class Manager:
@@ -125,7 +125,7 @@ def test_the_watchdog_is_this_process_s(variables: dict[str, str], seconds: floa
 
 async def test_a_change_is_told_once(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """READY first, whether there is a broker or not; without a watchdog no pings."""
-    monkeypatch.setattr("training_worker.notify.LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr("training_worker.worker.systemd_notify.LOOK_INTERVAL", 0.02)
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
 
     await tell_for(0.3, notifier, [worker(status="not connected"), worker(status="not connected"), worker()])

@@ -18,23 +18,23 @@ RTX_4090 = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 # A library is loaded once and for all.
 READ = """
 import sys, msgspec
-from training_worker import nvml
+from training_worker.gpu import nvml
 answer = nvml.ask(nvml.read(sys.argv[1:]))
 """
 FIND = """
 import msgspec
-from training_worker import nvml
+from training_worker.gpu import nvml
 answer = nvml.ask(nvml.find)
 """
 VERSIONS = """
 import msgspec
-from training_worker import nvml
+from training_worker.gpu import nvml
 answer = nvml.ask(nvml.versions)
 """
 HANG = """
 import asyncio, time
 import msgspec
-from training_worker import nvml
+from training_worker.gpu import nvml
 from training_worker.errors import TrainingWorkerError
 
 def told(ask):
@@ -59,8 +59,8 @@ answer = [first, second, asyncio.run(beside()) > 3, time.monotonic() - began < 5
 """
 XIDS = """
 import sys, time, msgspec
-from training_worker import nvml
-watch = nvml.XidWatch(sys.argv[1:])
+from training_worker.gpu import xid
+watch = xid.XidWatch(sys.argv[1:])
 watch.start()
 answer, ends = [], time.monotonic() + float(5 if "MIG-1" in sys.argv else 20)
 while not answer and time.monotonic() < ends:

@@ -8,15 +8,15 @@ from tests.support import runs
 from tests.support.owning import PATIENCE, RecordingLink, a_reporter, an_owner, own, speaker, told, told_in_part
 
 from training_schemas.events import JobEvent
-from training_worker.outcome import Broken, Stopped
-from training_worker.owned_job import OwnedJob, SlotContext
-from training_worker.rates import Rates
-from training_worker.reservations import Reservations
-from training_worker.run import Run
+from training_worker.attempts.completion import Closing, Settlement
+from training_worker.attempts.control import Wishes
+from training_worker.attempts.job_runner import OwnedJob, SlotContext
+from training_worker.attempts.outcome import Broken, Stopped
+from training_worker.attempts.step_rates import Rates
+from training_worker.runs.run import Run
+from training_worker.runs.standby import Standby
 from training_worker.settings import Settings
-from training_worker.settlement import Closing, Settlement
-from training_worker.standby import Standby
-from training_worker.wishes import Wishes
+from training_worker.storage.reservations import Reservations
 
 # Written by a process of another boot: it has ended, and its id is not asked for.
 GONE = "another-boot\n1 (sh) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1\n"

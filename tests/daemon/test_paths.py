@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training_schemas.jobs import TrainingJob
-from training_worker.jobs import flux_lora_job
-from training_worker.paths import path_faults
+from training_worker.client.job_builder import flux_lora_job
+from training_worker.queue.allowed_paths import path_faults
 from training_worker.settings import Settings
 
 

@@ -6,8 +6,16 @@ from hypothesis import strategies as st
 
 from training_schemas.progress import FailureReason
 from training_schemas.usage import AttemptSummary, Usage
-from training_worker.history import LOST, JobHistory
-from training_worker.policy import MOST_LOST, MOST_UNHEALTHY, POLICY, Action, Decision, decide, too_often_lost
+from training_worker.attempts.retry_policy import (
+    MOST_LOST,
+    MOST_UNHEALTHY,
+    POLICY,
+    Action,
+    Decision,
+    decide,
+    too_often_lost,
+)
+from training_worker.ledger.job_history import LOST, JobHistory
 
 DELAYS = [30, 120, 600]
 RETRIED_ELSEWHERE = ["modelMissing", "modelInvalid", "diskFull", "trainerCrashed", "stalled"]

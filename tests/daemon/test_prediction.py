@@ -6,9 +6,9 @@ from tests.daemon.test_attempt import CARD, RESULT, STAND_IN
 
 from training_schemas.plans import Prediction
 from training_schemas.usage import Usage
-from training_worker.cards import Card
-from training_worker.outcome import Done
-from training_worker.prediction import overruns
+from training_worker.attempts.outcome import Done
+from training_worker.attempts.prediction import overruns
+from training_worker.gpu.devices import Card
 
 PREDICTED = Prediction(card="NVIDIA L4", peak_vram_mib=10_000, seconds_per_step=2.0, gpu_seconds=100.0)
 

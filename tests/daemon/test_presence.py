@@ -9,14 +9,14 @@ from tests.support.owning import PATIENCE, RecordingLink, speaker
 
 from training_schemas.events import Event, Gpu, Taking, WorkerHeartbeat, WorkerOffline, WorkerOnline, decode_event
 from training_schemas.jobs import EngineName, ModelFamily
-from training_worker import presence as presence_module
-from training_worker.cards import Card
-from training_worker.gate import Gate
-from training_worker.monitor import Monitor
+from training_worker.attempts.step_rates import Rates
+from training_worker.gpu.devices import Card
+from training_worker.gpu.monitor import Monitor
 from training_worker.observations import unobserved
-from training_worker.presence import Doing, Presence
-from training_worker.rates import Rates
+from training_worker.queue.admission import Gate
 from training_worker.settings import Settings
+from training_worker.worker import heartbeat as presence_module
+from training_worker.worker.heartbeat import Doing, Presence
 
 CARDS = [
     Card(uuid="SIMULATED-0,SIMULATED-1", name="A", memory_mib=8192, simulated=True, usd_per_hour=None, count=2),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.support.processes import is_gone
 
-from training_worker.identity import RECORD_SELF, Identity
-from training_worker.process import UNKNOWN, Child, Exit
-from training_worker.tail import follow_lines
+from training_worker.runs.child_process import UNKNOWN, Child, Exit
+from training_worker.runs.file_tail import follow_lines
+from training_worker.runs.process_identity import RECORD_SELF, Identity
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 30.0

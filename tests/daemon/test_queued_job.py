@@ -14,8 +14,8 @@ from pamqp.header import ContentHeader
 
 from training_schemas.jobs import TrainingJob
 from training_schemas.validation import InvalidMessageError
-from training_worker.jobs import flux_lora_job
-from training_worker.queued_job import AVOID_HEADER, MOST_PASSES, PASSED_HEADER, SUBMITTED_HEADER, QueuedJob
+from training_worker.client.job_builder import flux_lora_job
+from training_worker.queue.job_message import AVOID_HEADER, MOST_PASSES, PASSED_HEADER, SUBMITTED_HEADER, QueuedJob
 
 JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o", priority=4, labels={"b": "2", "a": "1"})
 BODY = msgspec.json.encode(JOB)

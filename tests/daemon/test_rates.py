@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from tests.presets.workloads import workload
 
 from training_schemas.jobs import EngineName
-from training_worker import rates
-from training_worker.cards import Card
-from training_worker.rates import Rates
+from training_worker.attempts import step_rates
+from training_worker.attempts.step_rates import Rates
+from training_worker.gpu.devices import Card
 
 CARD = Card(uuid="GPU-1", name="NVIDIA L40S", memory_mib=46068, simulated=False, usd_per_hour=None)
 WORK = workload()
@@ -58,7 +58,7 @@ def test_a_newer_measurement_counts_as_much_as_all_before_it(tmp_path: Path) -> 
 
 def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes."""
-    monkeypatch.setattr(rates, "MOST_RATES", 2)
+    monkeypatch.setattr(step_rates, "MOST_RATES", 2)
     known = Rates(tmp_path)
     for batch in (1, 2, 3):
         known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
@@ -72,7 +72,7 @@ def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
     """They are measured anew."""
-    (tmp_path / rates.FILE).write_text("{")
+    (tmp_path / step_rates.FILE).write_text("{")
 
     assert Rates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) is None
 
@@ -107,7 +107,7 @@ def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
 
 def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event is no file."""
-    monkeypatch.setattr(rates, "MOST_TOLD", 2)
+    monkeypatch.setattr(step_rates, "MOST_TOLD", 2)
     known = Rates(tmp_path)
     for batch in (1, 2, 3):
         known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
@@ -118,6 +118,6 @@ def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("settings", ["", " {", " {}", ' {"training_type": "SD3"}'])
 def test_what_another_version_wrote_is_not_told(tmp_path: Path, settings: str) -> None:
     """A worker that says nothing of it is better than none."""
-    (tmp_path / rates.FILE).write_text(json.dumps({CARD.name + settings: 1.0}))
+    (tmp_path / step_rates.FILE).write_text(json.dumps({CARD.name + settings: 1.0}))
 
     assert Rates(tmp_path).newest([CARD]) == []

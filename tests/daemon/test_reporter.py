@@ -12,8 +12,9 @@ from tests.support.runs import make_folder
 from training_schemas.events import JobPhase, JobWarning, WorkerOffline, decode_event
 from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import Phase
-from training_worker.reporter import Reporter, Speaker, retell
-from training_worker.run_folder import Bookmark, Cursor, RunFolder
+from training_worker.attempts.event_outbox import Reporter
+from training_worker.broker.event_publisher import Speaker, retell
+from training_worker.runs.run_directory import Bookmark, Cursor, RunFolder
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from tests.support import runs
 
 from training_presets.disk import DiskNeed
 from training_schemas.progress import FailureReason
-from training_worker.attempt import keep_reserved, reserve_as_planned
+from training_worker.attempts.disk_needs import keep_reserved, reserve_as_planned
 from training_worker.errors import AttemptError
-from training_worker.reservations import Reservation, Reservations
 from training_worker.settings import Settings
+from training_worker.storage.reservations import Reservation, Reservations
 
 MIB = 2**20
 

@@ -8,10 +8,12 @@ import pytest
 from tests.support.owning import PATIENCE
 from tests.support.runs import RECORD, SPEC, make_run
 
-from training_worker.cards import Card
-from training_worker.process import Exit
-from training_worker.run import find_runs, trainer_environment
-from training_worker.run_folder import RunFolder, runs_dir
+from training_worker.gpu.devices import Card
+from training_worker.runs.child_process import Exit
+from training_worker.runs.environment import trainer_environment
+from training_worker.runs.run import find_runs
+from training_worker.runs.run_directory import RunFolder
+from training_worker.runs.state_layout import runs_dir
 
 
 def card(*, simulated: bool) -> Card:

@@ -8,9 +8,17 @@ import pytest
 from tests.support.runs import LEASE, SPEC, make_folder
 
 from training_schemas.spec import RequestLine, RunLease, RunRequest, RunSpec
-from training_worker import run_folder
-from training_worker.identity import RECORD_SELF, Identity
-from training_worker.run_folder import CURSOR_FILE, OUTPUT_LINES, Bookmark, Cursor, RunFolder, StopOrder, fsync_folder
+from training_worker.runs import run_directory
+from training_worker.runs.process_identity import RECORD_SELF, Identity
+from training_worker.runs.run_directory import (
+    CURSOR_FILE,
+    OUTPUT_LINES,
+    Bookmark,
+    Cursor,
+    RunFolder,
+    StopOrder,
+    fsync_folder,
+)
 
 
 @pytest.fixture
@@ -185,8 +193,8 @@ def test_output_that_grows_too_large_is_cut_and_its_tail_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The trainer goes on writing to the file that it has open; its last words are those before and after the cut."""
-    monkeypatch.setattr(run_folder, "LARGEST_OUTPUT", 1000)
-    monkeypatch.setattr(run_folder, "KEPT_OUTPUT", 100)
+    monkeypatch.setattr(run_directory, "LARGEST_OUTPUT", 1000)
+    monkeypatch.setattr(run_directory, "KEPT_OUTPUT", 100)
     folder = make_folder(tmp_path)
     file: Path = getattr(folder, name)
     with file.open("ab", buffering=0) as output:

@@ -11,16 +11,17 @@ from tests.support import runs
 from tests.support.owning import PATIENCE, RecordingLink, a_reporter, own
 
 from training_schemas.progress import AnyRecord, FailureReason, Phase
-from training_worker import run_folder, runner
-from training_worker.meter import Meter
-from training_worker.outcome import Broken, Detached, Done, Outcome, Stopped
-from training_worker.process import Child
-from training_worker.run import Run
-from training_worker.run_folder import STOP_FILE, StopOrder
-from training_worker.runner import Limits, Runner
-from training_worker.tail import follow_lines
-from training_worker.teller import Teller
-from training_worker.wishes import Wishes
+from training_worker.attempts import supervisor
+from training_worker.attempts.control import Wishes
+from training_worker.attempts.outcome import Broken, Detached, Done, Outcome, Stopped
+from training_worker.attempts.progress import Teller
+from training_worker.attempts.supervisor import Limits, Runner
+from training_worker.attempts.usage import Meter
+from training_worker.runs import run_directory
+from training_worker.runs.child_process import Child
+from training_worker.runs.file_tail import follow_lines
+from training_worker.runs.run import Run
+from training_worker.runs.run_directory import STOP_FILE, StopOrder
 
 # For trainers that must not be stopped before their end.
 LONG = 10 * PATIENCE
@@ -311,9 +312,9 @@ async def test_a_trainer_that_writes_without_end_does_not_fill_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its output is cut while it runs, and its last words are told all the same."""
-    monkeypatch.setattr(runner, "OUTPUT_CHECKS", 0.02)
-    monkeypatch.setattr(run_folder, "LARGEST_OUTPUT", 10_000)
-    monkeypatch.setattr(run_folder, "KEPT_OUTPUT", 5_000)
+    monkeypatch.setattr(supervisor, "OUTPUT_CHECKS", 0.02)
+    monkeypatch.setattr(run_directory, "LARGEST_OUTPUT", 10_000)
+    monkeypatch.setattr(run_directory, "KEPT_OUTPUT", 5_000)
     watch = Watch(runs.make_run(tmp_path))
     lines = "n=$((n + 1)); echo line $n >&2; [ $((n % 300)) != 0 ] || sleep 0.1"
     endless = f"n=0; while [ $n -lt 3000 ]; do {lines}; done; exit 9"

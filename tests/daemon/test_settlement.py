@@ -31,13 +31,13 @@ from training_schemas.ledger import (
 )
 from training_schemas.progress import FailureReason
 from training_schemas.usage import Usage
-from training_worker.history import JobHistory
+from training_worker.attempts.completion import Closing, Settlement
+from training_worker.attempts.control import Wishes
+from training_worker.attempts.outcome import Broken, Done, Outcome, Stopped
+from training_worker.ledger.job_history import JobHistory
 from training_worker.observations import AttemptOutcome
-from training_worker.outcome import Broken, Done, Outcome, Stopped
-from training_worker.run import Run
-from training_worker.run_folder import CLOSING_FILE
-from training_worker.settlement import Closing, Settlement
-from training_worker.wishes import Wishes
+from training_worker.runs.run import Run
+from training_worker.runs.run_directory import CLOSING_FILE
 
 USED = Usage(gpu_seconds=60.0, cost_usd=0.5, wasted_gpu_seconds=10.0)
 DELAYS = [30, 120]

@@ -19,12 +19,12 @@ from tests.support.owning import PATIENCE
 from tests.support.processes import is_gone
 
 from training_schemas.jobs import EngineName, TrainingType
-from training_worker import standby
-from training_worker.identity import Identity
-from training_worker.process import Exit
-from training_worker.run import Run
+from training_worker.runs import standby
+from training_worker.runs.child_process import Exit
+from training_worker.runs.process_identity import Identity
+from training_worker.runs.run import Run
+from training_worker.runs.standby import Standby
 from training_worker.settings import EngineSettings, Settings
-from training_worker.standby import Standby
 
 ENGINE = EngineName.DIFFUSERS
 READY = "echo ready >&0; "

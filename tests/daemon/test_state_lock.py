@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training_worker.errors import SettingsError
-from training_worker.state_lock import only_daemon
+from training_worker.worker.instance_lock import only_daemon
 
 
 def test_a_second_daemon_is_refused_and_told_why(tmp_path: Path) -> None:

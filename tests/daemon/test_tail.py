@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_worker.tail import follow_lines, last_lines
+from training_worker.runs.file_tail import follow_lines, last_lines
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 30.0

@@ -14,11 +14,11 @@ from tests.support.owning import NOW, PATIENCE, RecordingLink, a_reporter, own, 
 from training_schemas.events import JobCheckpoint, JobDataset, JobEvent, JobPhase, JobProgress, JobSample, JobWarning
 from training_schemas.ledger import AnyEntry, CheckpointSaved
 from training_schemas.progress import AnyRecord, FailureReason, Phase
-from training_worker.meter import Meter
-from training_worker.ownership import Ownership
-from training_worker.reporter import Reporter
-from training_worker.run_folder import RunFolder
-from training_worker.teller import Teller
+from training_worker.attempts.event_outbox import Reporter
+from training_worker.attempts.progress import Teller
+from training_worker.attempts.usage import Meter
+from training_worker.ownership.ownership import Ownership
+from training_worker.runs.run_directory import RunFolder
 
 
 class Desk:

@@ -31,7 +31,7 @@ from training_schemas.jobs import MemoryTier, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.progress import DatasetSummary, FailureReason, Fault, Phase
 from training_schemas.usage import Usage
-from training_worker.view import LiveView, PlainView, describe, make_view, money
+from training_worker.cli.job_view import LiveView, PlainView, describe, make_view, money
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 

@@ -7,8 +7,8 @@ import pytest
 from tests.support.runs import make_folder
 
 from training_schemas.commands import CancelJob, CheckpointJob, SampleJob
-from training_worker.run_folder import STOP_FILE, RunFolder, StopOrder
-from training_worker.wishes import Wishes
+from training_worker.attempts.control import Wishes
+from training_worker.runs.run_directory import STOP_FILE, RunFolder, StopOrder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from training_schemas.events import (
     WorkerOnline,
     WorkerQuarantined,
 )
-from training_worker.workers import MOST_MISSED, WorkerCondition, Workers, WorkerState
+from training_worker.client.fleet import MOST_MISSED, WorkerCondition, Workers, WorkerState
 
 GPU = Gpu(uuid="GPU-1", name="RTX 4090", memory_mib=24564, tier=None)
 CARD = CardState(gpu="GPU-1", name="RTX 4090", memory_mib=24564)

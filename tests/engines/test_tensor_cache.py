@@ -15,9 +15,9 @@ from tests.engines.test_held_folders import make_older
 from tests.engines.test_program import start
 
 from training_schemas.progress import FailureReason
-from training_worker.caches import Caches
 from training_worker.engines.diffusers.failures import TrainingFailure, failure_of
 from training_worker.engines.diffusers.tensor_cache import TensorCache, Tensors, evict
+from training_worker.storage.cache_entries import Caches
 
 pytestmark = pytest.mark.trainer
 

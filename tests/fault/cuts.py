@@ -13,7 +13,7 @@ from tests.support.proxy import Proxy
 
 from training_schemas.events import TERMINAL_EVENTS, JobCompleted, JobEvent, decode_event
 from training_schemas.jobs import MemoryTier, ModelFamily
-from training_worker.broker.log import read_log
+from training_worker.broker.event_log import read_log
 from training_worker.broker.names import SUBMIT_KEY
 from training_worker.broker.session import Session, persistent
 

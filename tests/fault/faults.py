@@ -19,8 +19,8 @@ from tests.support.cluster import Cluster
 from tests.support.fleet import CARD_8
 
 from training_schemas.events import JobCancelled, JobClaimed, JobCompleted, JobEvent, JobFailed, JobProgress, JobQueued
-from training_worker.demo.broker import PrivateBroker
-from training_worker.queued_job import QueuedJob
+from training_worker.queue.job_message import QueuedJob
+from training_worker.testing.local_broker import PrivateBroker
 
 STEPPED = str(Path(__file__).with_name("stepped_daemon.py"))
 
@@ -419,23 +419,23 @@ async def cancelled_while_queued(scene: Scene) -> None:
 
 # Every step of a claim and of a finish, as the functions that take them.
 STEPS_OF_LIFE = (
-    "claim.Claim.declare_lease",
-    "claim.Claim.take_lock",
-    "claim.Claim.open_inbox",
-    "claim.Claim.read_ledger",
-    "claim.Claim.announce",
-    "claim.Claim.open_lease",
-    "claim.Claim.lease_copy",
-    "claim.Claim.settle",
-    "owned_job.OwnedJob._make_run",
-    "run.Run.start",
-    "owned_job.promote",
-    "settlement.Settlement.decide",
-    "ownership.Ownership.report",
-    "ownership.Ownership.leave",
-    "broker.lease.Lease.delete",
-    "broker.lock.Lock.release",
-    "run_folder.RunFolder.remove",
+    "ownership.claim.Claim.declare_lease",
+    "ownership.claim.Claim.take_lock",
+    "ownership.claim.Claim.open_inbox",
+    "ownership.claim.Claim.read_ledger",
+    "ownership.claim.Claim.announce",
+    "ownership.claim.Claim.open_lease",
+    "ownership.claim.Claim.lease_copy",
+    "ownership.claim.Claim.settle",
+    "attempts.job_runner.OwnedJob._make_run",
+    "runs.run.Run.start",
+    "attempts.job_runner.promote",
+    "attempts.completion.Settlement.decide",
+    "ownership.ownership.Ownership.report",
+    "ownership.ownership.Ownership.leave",
+    "ownership.lease.Lease.delete",
+    "ownership.lock.Lock.release",
+    "runs.run_directory.RunFolder.remove",
 )
 
 
@@ -461,9 +461,9 @@ _at_each_step()
 
 # Every step of handing a run over to a trainer that waits.
 STEPS_OF_STANDBY = (
-    "standby.Standby.hand_over",
-    "standby.WaitingTrainer._identify",
-    "standby.WaitingTrainer._tell",
+    "runs.standby.Standby.hand_over",
+    "runs.standby.WaitingTrainer._identify",
+    "runs.standby.WaitingTrainer._tell",
 )
 
 

@@ -21,7 +21,7 @@ from tests.support.impatient import impatient
 
 from training_schemas.events import TERMINAL_EVENTS
 from training_schemas.states import IllegalTransitionError
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 SHARED = "broker_url"
 

@@ -16,8 +16,8 @@ from tests.support.proxy import Proxy
 from tests.support.small_disk import mounted
 
 from training_schemas.jobs import TrainingJob
-from training_worker.demo.broker import PrivateBroker
-from training_worker.identity import Identity
+from training_worker.runs.process_identity import Identity
+from training_worker.testing.local_broker import PrivateBroker
 
 JOB = "portrait"
 STEPS = 30

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.fault.faults import FAULTS
 from tests.fault.rounds import Round, Stages, Verdict, play
 
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 HEADINGS = ("rounds", "lost", "doubled", "ends != 1", "holes", "failed", "attempts", "twice", "(max)", "slowest")
 

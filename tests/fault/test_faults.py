@@ -10,7 +10,7 @@ import pytest_asyncio
 from tests.fault.faults import FAULTS
 from tests.fault.rounds import SHARED, Round, Stages, Verdict, play
 
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 # The rounds wait for each other's sake: while one test awaits its own, the others go on in the same loop.
 pytestmark = [pytest.mark.broker, pytest.mark.asyncio(loop_scope="module")]

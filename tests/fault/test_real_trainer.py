@@ -11,7 +11,7 @@ from tests.support.fleet import Fleet
 from tests.support.real_training import JOB, submit
 
 from training_schemas.events import JobCheckpoint, JobClaimed, JobCompleted, JobEvent, JobProgress
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 pytestmark = [pytest.mark.broker, pytest.mark.trainer]
 

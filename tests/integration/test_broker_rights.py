@@ -14,10 +14,10 @@ from tests.support.fleet import Fleet
 
 from training_schemas.events import JobCancelled, JobCompleted, JobFailed, JobProgress, JobQueued
 from training_worker.broker.names import Names
-from training_worker.broker.rights import Role, commands
-from training_worker.client import AsyncTrainingWorkerAPI
-from training_worker.demo.broker import PrivateBroker
+from training_worker.broker.permissions import Role, commands
+from training_worker.client.async_client import AsyncTrainingWorkerAPI
 from training_worker.errors import BrokerError
+from training_worker.testing.local_broker import PrivateBroker
 
 pytestmark = pytest.mark.broker
 

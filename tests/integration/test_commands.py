@@ -10,8 +10,8 @@ from tests.support.command_line import run
 from tests.support.fleet import CARD_8, PATIENCE, Fleet
 
 from training_schemas.events import JobCancelled, JobClaimed, JobProgress, WorkerOnline
-from training_worker.answers import CancelAnswer, CancelState
-from training_worker.workers import WorkerState
+from training_worker.client.fleet import WorkerState
+from training_worker.client.results import CancelAnswer, CancelState
 
 pytestmark = pytest.mark.broker
 

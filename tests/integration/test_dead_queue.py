@@ -17,10 +17,10 @@ from training_schemas.events import JobCompleted, JobFailed, JobQueued
 from training_schemas.ledger import Claimed, Completed, Failed, Requeued, Submitted
 from training_schemas.progress import Fault
 from training_schemas.usage import AttemptSummary, Usage
-from training_worker.broker.link import Link
-from training_worker.dead import bury, opened
+from training_worker.broker.connection import Link
 from training_worker.errors import BrokerError, LetterError
-from training_worker.letters import DeadLetter
+from training_worker.queue.dead_letter import DeadLetter
+from training_worker.queue.dead_letter_queue import bury, opened
 
 pytestmark = pytest.mark.broker
 

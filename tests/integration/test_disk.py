@@ -11,7 +11,7 @@ from tests.support.fleet import CARD_24, Fleet
 from tests.support.nvml import Host
 
 from training_schemas.events import JobCheckpoint, JobClaimed, JobCompleted, JobFailed, JobProgress, JobRetrying
-from training_worker.disk import DAY
+from training_worker.storage.disk_usage import DAY
 
 pytestmark = pytest.mark.broker
 

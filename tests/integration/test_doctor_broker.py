@@ -14,12 +14,12 @@ from aio_pika.abc import AbstractChannel
 from tests.support.broker_users import RABBITMQCTL, rabbitmqctl, rabbitmqctl_environment, user_url
 
 from training_worker.broker.names import Names
-from training_worker.broker.rights import Role, command_lines, commands
+from training_worker.broker.permissions import Role, command_lines, commands
 from training_worker.broker.topology import declare_topology, delete_topology
-from training_worker.demo.broker import PrivateBroker, free_port
 from training_worker.doctor import broker
 from training_worker.doctor.findings import Finding, State
 from training_worker.settings import Settings
+from training_worker.testing.local_broker import PrivateBroker, free_port
 
 pytestmark = pytest.mark.broker
 

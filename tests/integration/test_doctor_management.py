@@ -19,13 +19,13 @@ from tests.support.managed import QUEUE_TICK, TLS, ManagedBroker
 from yarl import URL
 
 from training_worker.broker.names import Names
-from training_worker.broker.rights import Role, commands
+from training_worker.broker.permissions import Role, commands
 from training_worker.broker.topology import declare_topology
-from training_worker.demo.broker import PrivateBroker, free_port
-from training_worker.doctor import broker, managed
+from training_worker.doctor import broker, broker_management
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.management import Management, ManagementError
+from training_worker.doctor.management_api import Management, ManagementError
 from training_worker.settings import Settings
+from training_worker.testing.local_broker import PrivateBroker, free_port
 
 pytestmark = pytest.mark.broker
 
@@ -209,7 +209,9 @@ def test_the_api_of_another_broker_is_not_believed(node: ManagedBroker) -> None:
     rabbitmqctl(node, "set_cluster_name", "one")
     try:
         # Known to a client from when it connects, to the API at once.
-        found = asyncio.run(managed.look(Settings(management_url=node.management_url("onlooker")), "/", "another"))
+        found = asyncio.run(
+            broker_management.look(Settings(management_url=node.management_url("onlooker")), "/", "another")
+        )
     finally:
         rabbitmqctl(node, "set_cluster_name", node.name)
 
@@ -272,7 +274,7 @@ def test_the_api_over_tls_is_believed_by_its_authority(tmp_path: Path, missing: 
     with node:
         url = node.management_url("guest", "guest", "https")
         found = {
-            name: asyncio.run(managed.look(Settings(management_url=url, amqp_ca_file=ca), "/")).findings[0]
+            name: asyncio.run(broker_management.look(Settings(management_url=url, amqp_ca_file=ca), "/")).findings[0]
             for name, ca in {"ours": authority.certificate, "theirs": stranger.certificate, "none": None}.items()
         }
 

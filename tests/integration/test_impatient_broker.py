@@ -9,7 +9,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from tests.support.impatient import CONSUMER_TIMEOUT
 
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 PATIENCE = CONSUMER_TIMEOUT + 10
 

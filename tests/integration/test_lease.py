@@ -2,9 +2,9 @@
 
 from tests.support.owning import a_queued_job
 
-from training_worker.broker.lease import Lease, LeaseTerms, declare_lease
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session
+from training_worker.ownership.lease import Lease, LeaseTerms, declare_lease
 
 
 async def test_what_is_held_after_a_renewal_is_the_fresh_copy_alone(broker_url: str, prefix: str) -> None:

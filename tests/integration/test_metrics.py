@@ -17,7 +17,8 @@ FLUX = ("training_type", "FLUX_LORA")
 # A daemon whose loop does not get past its first turn.
 HANGING = """
 import time
-from training_worker import liveness, worker
+from training_worker.instrumentation import health
+from training_worker.worker import worker
 from training_worker.cli import main
 from training_worker.observations import LoopTurned
 
@@ -25,7 +26,7 @@ async def hang(self):
     self._observe(LoopTurned())
     time.sleep(6)
 
-liveness.LONGEST_SILENCE = 1
+health.LONGEST_SILENCE = 1
 worker.Worker._pulse = hang
 main()
 """

@@ -15,8 +15,8 @@ from typing import NoReturn
 import aio_pika
 import pytest
 
-from training_worker.demo.broker import NoBrokerError, PrivateBroker, find_broker
 from training_worker.errors import BrokerError
+from training_worker.testing.local_broker import NoBrokerError, PrivateBroker, find_broker
 
 NOWHERE = Path("/nonexistent/rabbitmq-server")
 LISTENING = "0A"
@@ -25,7 +25,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 OWNER = """
 import sys, time
 from pathlib import Path
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 PrivateBroker(Path(sys.argv[1])).start()
 print("started", flush=True)

@@ -11,7 +11,7 @@ from tests.support.fleet import Daemon, Fleet
 from tests.support.real_training import start, submit
 
 from training_schemas.events import JobCompleted, JobFailed, JobRejected
-from training_worker.letters import LONGEST_BODY, SIZE_HEADER
+from training_worker.queue.dead_letter import LONGEST_BODY, SIZE_HEADER
 
 pytestmark = pytest.mark.broker
 

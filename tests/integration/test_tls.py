@@ -12,8 +12,8 @@ from tests.support.authority import Authority
 from tests.support.fleet import Daemon, Fleet
 
 from training_schemas.events import JobCompleted
-from training_worker.client import AsyncTrainingWorkerAPI
-from training_worker.demo.broker import PrivateBroker, free_port
+from training_worker.client.async_client import AsyncTrainingWorkerAPI
+from training_worker.testing.local_broker import PrivateBroker, free_port
 
 pytestmark = pytest.mark.broker
 

@@ -13,16 +13,16 @@ from tests.model.state import Connection, State
 from training_schemas.events import JobCancelled
 from training_schemas.ledger import AttemptFailed, Cancelled, Released
 from training_schemas.usage import Usage
-from training_worker.broker.ledger import Ledger
-from training_worker.broker.link import Link
+from training_worker.broker.connection import Link
+from training_worker.broker.event_publisher import Speaker
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session
-from training_worker.claim import Claim, NotOurs
 from training_worker.errors import BrokerError
-from training_worker.history import Standing
-from training_worker.ownership import Owner, Ownership
-from training_worker.queued_job import QueuedJob
-from training_worker.reporter import Speaker
+from training_worker.ledger.job_history import Standing
+from training_worker.ledger.ledger import Ledger
+from training_worker.ownership.claim import Claim, NotOurs
+from training_worker.ownership.ownership import Owner, Ownership
+from training_worker.queue.job_message import QueuedJob
 
 # Longer than a replay: what runs out, runs out because the trace says so.
 LEASE = 3600.0

@@ -22,7 +22,7 @@ from tests.model.protocol import PROTOCOL
 from tests.model.state import CAP, LAST, State
 from tests.model.world import World
 
-from training_worker.demo.broker import find_broker
+from training_worker.testing.local_broker import find_broker
 
 LONGEST = 120
 

@@ -9,10 +9,10 @@ from tests.model.gate import DisagreementError
 from tests.model.replay import replay, shortest, through, walk
 
 from training_schemas.ledger import AttemptFailed, Released
-from training_worker.broker.lease import Lease
-from training_worker.claim import Claim
-from training_worker.ownership import Grip, Ownership
-from training_worker.queued_job import QueuedJob
+from training_worker.ownership.claim import Claim
+from training_worker.ownership.lease import Lease
+from training_worker.ownership.ownership import Grip, Ownership
+from training_worker.queue.job_message import QueuedJob
 
 WALKS = int(os.environ.get("REPLAY_WALKS", "12"))
 

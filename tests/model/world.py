@@ -16,9 +16,9 @@ from tests.support.owning import a_queued_job
 
 from training_schemas.events import JobCancelled, decode_event
 from training_schemas.ledger import Claimed, EndEntry, JobEntry, decode_entry
-from training_worker.broker.ledger_tail import CLOCK_SLACK
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session
+from training_worker.ledger.tail import CLOCK_SLACK
 
 FIRST = (0, 1)
 

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 

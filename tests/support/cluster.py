@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from training_worker.demo.broker import PrivateBroker, free_port
+from training_worker.testing.local_broker import PrivateBroker, free_port
 
 SIZE = 3
 PATIENCE = 60.0

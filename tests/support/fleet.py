@@ -20,14 +20,14 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from training_schemas.events import Event, JobEvent, WorkerOffline, decode_event, encode_event, wrap
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingJob
 from training_schemas.ledger import AnyEntry, Barrier, decode_entry
-from training_worker.broker.log import read_log
+from training_worker.broker.event_log import read_log
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session, persistent
 from training_worker.broker.topology import delete_topology
-from training_worker.client import AsyncTrainingWorkerAPI
+from training_worker.client.async_client import AsyncTrainingWorkerAPI
+from training_worker.client.job_builder import make_job
 from training_worker.errors import BrokerError
-from training_worker.identity import Identity
-from training_worker.jobs import make_job
+from training_worker.runs.process_identity import Identity
 
 ROOT = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training_worker.demo.broker import PrivateBroker
+from training_worker.testing.local_broker import PrivateBroker
 
 CONSUMER_TIMEOUT = 10.0
 

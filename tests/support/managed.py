@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training_worker.demo.broker import PrivateBroker, free_port
+from training_worker.testing.local_broker import PrivateBroker, free_port
 
 PLUGINS = (
     "rabbitmq_management",

@@ -9,15 +9,16 @@ from aio_pika import Message
 from training_presets.planner import plan_job
 from training_schemas.events import JobEvent, decode_event
 from training_schemas.ledger import AnyEntry, decode_entry
-from training_worker.broker.ledger import Ledger
-from training_worker.broker.link import Link
+from training_worker.attempts.event_outbox import Reporter
+from training_worker.broker.connection import Link
+from training_worker.broker.event_publisher import Speaker
 from training_worker.broker.names import Names
-from training_worker.history import JobHistory, Standing
-from training_worker.jobs import flux_lora_job
-from training_worker.ownership import Owner, Ownership
-from training_worker.queued_job import QueuedJob
-from training_worker.reporter import Reporter, Speaker
-from training_worker.run_folder import Bookmark, RunFolder
+from training_worker.client.job_builder import flux_lora_job
+from training_worker.ledger.job_history import JobHistory, Standing
+from training_worker.ledger.ledger import Ledger
+from training_worker.ownership.ownership import Owner, Ownership
+from training_worker.queue.job_message import QueuedJob
+from training_worker.runs.run_directory import Bookmark, RunFolder
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 PATIENCE = 30.0

@@ -25,14 +25,14 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import RunLease, RunSpec
-from training_worker.cards import Card
-from training_worker.history import JobHistory, Standing
-from training_worker.jobs import flux_lora_job
-from training_worker.measures import Measures
+from training_worker.attempts.timings import Measures
+from training_worker.client.job_builder import flux_lora_job
+from training_worker.gpu.devices import Card
+from training_worker.ledger.job_history import JobHistory, Standing
 from training_worker.observations import unobserved
-from training_worker.queued_job import QueuedJob
-from training_worker.run import Run, RunRecord
-from training_worker.run_folder import RunFolder
+from training_worker.queue.job_message import QueuedJob
+from training_worker.runs.run import Run, RunRecord
+from training_worker.runs.run_directory import RunFolder
 
 CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
 LEASE = RunLease(deadline=1000.0, max_isolation=1800.0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from training_schemas.validation import InvalidMessageError
-from training_worker.cli.plan import plan
+from training_worker.cli.plan_command import plan
 from training_worker.errors import LetterError, NoGpuError, SettingsError, TrainingWorkerError
 from training_worker.version import __version__
 
@@ -52,11 +52,12 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
     the daemon anew in place, while training goes on.
     """
-    from training_worker.card_choice import worker_cards  # noqa: PLC0415
-    from training_worker.logs import configure_logging  # noqa: PLC0415
-    from training_worker.notify import Notifier  # noqa: PLC0415
+    from training_worker.gpu.devices import worker_cards  # noqa: PLC0415
+    from training_worker.logging_config import configure_logging  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
-    from training_worker.worker import Ending, Worker  # noqa: PLC0415
+    from training_worker.worker.stages import Ending  # noqa: PLC0415
+    from training_worker.worker.systemd_notify import Notifier  # noqa: PLC0415
+    from training_worker.worker.worker import Worker  # noqa: PLC0415
 
     if check:
         worker_cards(load_settings(config, _without_credentials(os.environ)))
@@ -84,7 +85,7 @@ def _observed(settings: "Settings") -> "Iterator[Observer]":
     if settings.metrics_port is None:
         yield lambda _: None
         return
-    from training_worker.metrics_server import served  # noqa: PLC0415
+    from training_worker.instrumentation.http_server import served  # noqa: PLC0415
 
     with served(settings.metrics_host, settings.metrics_port, settings.state_dir) as observe:
         yield observe
@@ -95,7 +96,7 @@ def _observed(settings: "Settings") -> "Iterator[Observer]":
 @click.option("--watch", is_flag=True, help="Show the job until it ends.")
 def submit(file: str, *, watch: bool) -> None:
     """Publish the job that FILE holds as JSON, or standard input for -."""
-    from training_worker.cli.client_commands import submit_file  # noqa: PLC0415
+    from training_worker.cli.job_commands import submit_file  # noqa: PLC0415
 
     sys.exit(submit_file(file, watch=watch))
 
@@ -104,7 +105,7 @@ def submit(file: str, *, watch: bool) -> None:
 @click.argument("job_id")
 def watch(job_id: str) -> None:
     """Show a job of the last day until it ends."""
-    from training_worker.cli.client_commands import watch_job  # noqa: PLC0415
+    from training_worker.cli.job_commands import watch_job  # noqa: PLC0415
 
     sys.exit(watch_job(job_id))
 
@@ -113,7 +114,7 @@ def watch(job_id: str) -> None:
 @click.argument("job_id")
 def cancel(job_id: str) -> None:
     """Cancel a job, waiting or running, and say which it was."""
-    from training_worker.cli.client_commands import cancel_job  # noqa: PLC0415
+    from training_worker.cli.job_commands import cancel_job  # noqa: PLC0415
 
     sys.exit(cancel_job(job_id))
 
@@ -122,7 +123,7 @@ def cancel(job_id: str) -> None:
 @click.argument("job_id")
 def checkpoint(job_id: str) -> None:
     """Have a running job save a checkpoint now."""
-    from training_worker.cli.client_commands import checkpoint_job  # noqa: PLC0415
+    from training_worker.cli.job_commands import checkpoint_job  # noqa: PLC0415
 
     sys.exit(checkpoint_job(job_id))
 
@@ -131,7 +132,7 @@ def checkpoint(job_id: str) -> None:
 @click.argument("job_id")
 def sample(job_id: str) -> None:
     """Have a running job draw its sample pictures now."""
-    from training_worker.cli.client_commands import sample_job  # noqa: PLC0415
+    from training_worker.cli.job_commands import sample_job  # noqa: PLC0415
 
     sys.exit(sample_job(job_id))
 
@@ -152,7 +153,7 @@ def workers(*, as_json: bool) -> None:
 @click.argument("worker_id", metavar="WORKER|all")
 def drain(worker_id: str) -> None:
     """Have a worker finish what it trains, take nothing new, and end."""
-    from training_worker.cli.client_commands import tell_worker  # noqa: PLC0415
+    from training_worker.cli.job_commands import tell_worker  # noqa: PLC0415
 
     sys.exit(tell_worker(worker_id, "drain"))
 
@@ -161,7 +162,7 @@ def drain(worker_id: str) -> None:
 @click.argument("worker_id", metavar="WORKER|all")
 def pause(worker_id: str) -> None:
     """Have a worker take nothing new until it is resumed."""
-    from training_worker.cli.client_commands import tell_worker  # noqa: PLC0415
+    from training_worker.cli.job_commands import tell_worker  # noqa: PLC0415
 
     sys.exit(tell_worker(worker_id, "pause"))
 
@@ -170,7 +171,7 @@ def pause(worker_id: str) -> None:
 @click.argument("worker_id", metavar="WORKER|all")
 def resume(worker_id: str) -> None:
     """Have a paused worker take jobs again."""
-    from training_worker.cli.client_commands import tell_worker  # noqa: PLC0415
+    from training_worker.cli.job_commands import tell_worker  # noqa: PLC0415
 
     sys.exit(tell_worker(worker_id, "resume"))
 
@@ -184,7 +185,7 @@ def dead() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(*, as_json: bool) -> None:
     """List the dead queue, oldest first."""
-    from training_worker.cli.dead_commands import list_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import list_letters  # noqa: PLC0415
 
     list_letters(as_json=as_json)
 
@@ -194,7 +195,7 @@ def list_(*, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(job_id: str, *, as_json: bool) -> None:
     """Show all about a job that gave up: why, its attempts, its last output, and the job."""
-    from training_worker.cli.dead_commands import show_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import show_letters  # noqa: PLC0415
 
     show_letters(job_id, as_json=as_json)
 
@@ -203,7 +204,7 @@ def show(job_id: str, *, as_json: bool) -> None:
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 def requeue(job_ids: tuple[str, ...]) -> None:
     """Put jobs back: their attempts begin anew, from the last checkpoint."""
-    from training_worker.cli.dead_commands import requeue_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import requeue_letters  # noqa: PLC0415
 
     requeue_letters(job_ids)
 
@@ -212,7 +213,7 @@ def requeue(job_ids: tuple[str, ...]) -> None:
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 def drop(job_ids: tuple[str, ...]) -> None:
     """Drop all letters of these jobs for good."""
-    from training_worker.cli.dead_commands import drop_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import drop_letters  # noqa: PLC0415
 
     drop_letters(job_ids)
 
@@ -224,7 +225,7 @@ app.add_command(plan)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def presets(*, as_json: bool) -> None:
     """List the presets."""
-    from training_worker.cli.plan_commands import show_presets  # noqa: PLC0415
+    from training_worker.cli.plan_output import show_presets  # noqa: PLC0415
 
     show_presets(as_json=as_json)
 
@@ -237,7 +238,7 @@ def doctor(config: Path | None, *, as_json: bool) -> None:
 
     The exit status is 1 if anything is an error. Nothing is changed, and nothing is put on a card.
     """
-    from training_worker.cli.doctor_commands import show_findings  # noqa: PLC0415
+    from training_worker.cli.doctor_command import show_findings  # noqa: PLC0415
 
     sys.exit(show_findings(config, as_json=as_json))
 
@@ -249,7 +250,7 @@ def doctor(config: Path | None, *, as_json: bool) -> None:
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), help="The root of an image, for its build.")
 def install(root: Path, *, per_gpu: bool, dry_run: bool, undo: bool) -> None:
     """Put the units of systemd in place on this host, and show each step."""
-    from training_worker.cli.install_commands import install_units  # noqa: PLC0415
+    from training_worker.cli.systemd_units import install_units  # noqa: PLC0415
 
     install_units(root, per_gpu=per_gpu, dry_run=dry_run, undo=undo)
 
@@ -259,7 +260,7 @@ def install(root: Path, *, per_gpu: bool, dry_run: bool, undo: bool) -> None:
 @click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True, help="Optimizer steps.")
 def demo(output: Path, steps: int) -> None:
     """Train a tiny LoRA on this machine, from the queue to the adapter, without a GPU."""
-    from training_worker.demo.run import run_demo  # noqa: PLC0415
+    from training_worker.cli.demo_command import run_demo  # noqa: PLC0415
 
     run_demo(output, steps)
 
@@ -283,7 +284,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, status: int) -> None:
-    from training_worker.notify import Notifier  # noqa: PLC0415
+    from training_worker.worker.systemd_notify import Notifier  # noqa: PLC0415
 
     print(f"training-worker: {error}", file=sys.stderr)
     # What `systemctl status` shows of a unit that did not start.

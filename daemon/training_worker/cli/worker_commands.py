@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from training_schemas.events import CardState
-from training_worker.cli.printable import printable
-from training_worker.client import AsyncTrainingWorkerAPI
-from training_worker.workers import WorkerState
+from training_worker.cli.terminal import printable
+from training_worker.client.async_client import AsyncTrainingWorkerAPI
+from training_worker.client.fleet import WorkerState
 
 GIB_IN_MIB = 1024
 

@@ -12,9 +12,9 @@ from pamqp.common import FieldTable
 from yarl import URL
 
 from training_worker.broker.names import Names
-from training_worker.broker.rights import Role, command_lines
+from training_worker.broker.permissions import Role, command_lines
 from training_worker.broker.session import address_of, broker_errors, persistent, tls_advice
-from training_worker.doctor import declared, managed, patience
+from training_worker.doctor import broker_management, broker_topology, consumer_timeout
 from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.errors import BrokerError
 from training_worker.settings import Settings
@@ -41,12 +41,12 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield _patience(settings, address, told)
 
 
-async def _look(settings: Settings, address: URL) -> tuple[managed.Known, list[Finding]]:
+async def _look(settings: Settings, address: URL) -> tuple[broker_management.Known, list[Finding]]:
     try:
         async with asyncio.timeout(LIMIT):
             connection = await _connect(address)
     except (BrokerError, TimeoutError) as error:
-        known = await managed.look(settings, vhost_of(address))
+        known = await broker_management.look(settings, vhost_of(address))
         return known, [_unreachable(address, error), *known.findings]
     try:
         return await _look_inside(settings, address, connection)
@@ -59,13 +59,15 @@ async def _look(settings: Settings, address: URL) -> tuple[managed.Known, list[F
 
 async def _look_inside(
     settings: Settings, address: URL, connection: AbstractConnection
-) -> tuple[managed.Known, list[Finding]]:
+) -> tuple[broker_management.Known, list[Finding]]:
     names, vhost = Names(settings.prefix), vhost_of(address)
     # Before anything is published: where there is an alarm, nothing is answered after that.
     shared = await _declared(connection, names, settings, vhost)
     trial = Trial(connection, names)
     refused = await trial.make()
-    known = await managed.look(settings, vhost, cluster=_told_by(connection, "cluster_name"), trial=trial.queue_name)
+    known = await broker_management.look(
+        settings, vhost, cluster=_told_by(connection, "cluster_name"), trial=trial.queue_name
+    )
     refused = refused or await trial.end()
     found = [
         of_broker("reachable", State.OK, f"{address.host}:{address.port} as {address.user}"),
@@ -81,7 +83,7 @@ async def _declared(connection: AbstractConnection, names: Names, settings: Sett
     try:
         async with asyncio.timeout(LIMIT):
             with broker_errors():
-                return await declared.check(connection, names, [settings.grace, *settings.retry_delays], vhost)
+                return await broker_topology.check(connection, names, [settings.grace, *settings.retry_delays], vhost)
     except (BrokerError, TimeoutError) as error:
         why = str(error) or f"no answer within {LIMIT:.0f} s"
         return [of_broker("queues", State.ERROR, f"cannot be compared: {why}", "rabbitmq-diagnostics check_running")]
@@ -192,8 +194,8 @@ def _rights(refused: Refused | None, names: Names, address: URL, vhost: str) -> 
     return of_broker("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", mend)
 
 
-def _patience(settings: Settings, address: URL, known: managed.Known) -> Finding:
+def _patience(settings: Settings, address: URL, known: broker_management.Known) -> Finding:
     if known.consumer_timeout is not None:
-        return patience.judge(settings, known.consumer_timeout, "a policy of the lease queues")
-    limit = patience.of_node(address.host or "", address.port or AMQP_PORTS[address.scheme])
-    return patience.judge(settings, limit, "the broker on this host")
+        return consumer_timeout.judge(settings, known.consumer_timeout, "a policy of the lease queues")
+    limit = consumer_timeout.of_node(address.host or "", address.port or AMQP_PORTS[address.scheme])
+    return consumer_timeout.judge(settings, limit, "the broker on this host")

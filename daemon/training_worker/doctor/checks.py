@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from training_worker.doctor import broker, engines, host, weights
+from training_worker.doctor import broker, engines, host, model_weights
 from training_worker.doctor.findings import BROKER, Finding
-from training_worker.doctor.host_cards import HostCards, look_at_cards
+from training_worker.doctor.gpus import HostCards, look_at_cards
 from training_worker.settings import Settings
 
 Check = Callable[[Settings, HostCards], Iterator[Finding]]
@@ -12,7 +12,7 @@ Check = Callable[[Settings, HostCards], Iterator[Finding]]
 GROUPS: dict[str, Check] = {
     host.GROUP: host.check,
     engines.GROUP: engines.check,
-    weights.GROUP: lambda settings, _: weights.check(settings),
+    model_weights.GROUP: lambda settings, _: model_weights.check(settings),
     BROKER: lambda settings, _: broker.check(settings),
 }
 

@@ -10,13 +10,20 @@ from pathlib import Path
 import msgspec
 
 from training_schemas.jobs import EngineName, TrainingType
-from training_worker.attempt import served_types
-from training_worker.cards import Card
+from training_worker.attempts.engine_selection import served_types
+from training_worker.doctor.engine_probe import LIMIT, Probed, SeenCard, Torch, Wanted, probe
+from training_worker.doctor.engine_requirements import (
+    COMMIT,
+    ENVIRONMENTS,
+    INVOKE,
+    REPOSITORY,
+    Environment,
+    Requirement,
+)
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.host_cards import HostCards
-from training_worker.doctor.probing import LIMIT, Probed, SeenCard, Torch, Wanted, probe
-from training_worker.doctor.requirements import COMMIT, ENVIRONMENTS, INVOKE, REPOSITORY, Environment, Requirement
-from training_worker.run import bare_environment
+from training_worker.doctor.gpus import HostCards
+from training_worker.gpu.devices import Card
+from training_worker.runs.environment import bare_environment
 from training_worker.settings import EngineSettings, Settings, program_of
 
 GROUP = "engines"

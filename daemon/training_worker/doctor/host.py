@@ -10,14 +10,14 @@ from pathlib import Path
 from training_presets.disk import DiskNeed, disk_need
 from training_presets.planner import plan_job
 from training_schemas.jobs import TrainingType
-from training_worker.attempt import served_types
-from training_worker.cards import Card
-from training_worker.disk import GIB, existing, free_bytes
+from training_worker.attempts.engine_selection import served_types
+from training_worker.client.job_builder import make_job
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.host_cards import HostCards
+from training_worker.doctor.gpus import HostCards
 from training_worker.errors import SettingsError
-from training_worker.jobs import make_job
+from training_worker.gpu.devices import Card
 from training_worker.settings import Settings
+from training_worker.storage.disk_usage import GIB, existing, free_bytes
 
 GROUP = "host"
 MEMORY = Path("/proc/meminfo")

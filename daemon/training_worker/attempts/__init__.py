@@ -1,0 +1,1 @@
+"""One owned job, from its claim to its completion."""

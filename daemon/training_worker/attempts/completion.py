@@ -1,0 +1,236 @@
+"""The settlement: what is decided once an attempt has ended, written down, and then carried out.
+
+It is written into the run folder first. A daemon that dies on the way is followed by one that carries out the same
+decision, and says the same words.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from training_schemas.base import Wire
+from training_schemas.events import (
+    JobCancelled,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobReleased,
+    JobRetrying,
+    decode_event,
+)
+from training_schemas.ledger import AttemptFailed, Cancelled, Completed, EndEntry, Failed, Released, TerminalEntry
+from training_schemas.usage import Usage
+from training_worker.attempts.control import Wishes
+from training_worker.attempts.event_outbox import Reporter, Words
+from training_worker.attempts.outcome import NOTHING_USED, Broken, Done, Outcome, Stopped
+from training_worker.attempts.prediction import measure
+from training_worker.attempts.retry_policy import Action, Decision, decide
+from training_worker.observations import AttemptOutcome
+from training_worker.ownership.ownership import Ownership
+from training_worker.queue.dead_letter_queue import bury
+from training_worker.queue.job_message import QueuedJob
+from training_worker.runs.run import Run
+from training_worker.runs.run_directory import CLOSING_FILE
+
+log = structlog.get_logger()
+
+
+class Closing(Wire, frozen=True, kw_only=True):
+    """What ends an attempt: an entry for the ledger, the last event, and what becomes of the job.
+
+    ``delay`` is for how long the job waits before it is back in its queue (seconds), and ``avoid`` the worker that
+    should leave it to others. ``here`` is for one that is tried again at once, on the same card.
+    """
+
+    entry: Completed | Failed | Cancelled | Released | AttemptFailed
+    words: Words
+    outcome: AttemptOutcome
+    delay: int = 0
+    avoid: str | None = None
+    here: bool = False
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended for this worker, what it used, and whether another one follows here.
+
+    ``final`` is for the end of a job that has no result, said by this worker.
+    """
+
+    outcome: AttemptOutcome
+    usage: Usage
+    again: bool
+    final: bool = False
+
+
+class Settlement:
+    """The end of one attempt, while the job is still ours."""
+
+    def __init__(
+        self,
+        queued: QueuedJob,
+        ownership: Ownership,
+        wishes: Wishes,
+        reporter: Reporter,
+        run: Run | None,
+    ) -> None:
+        self._queued = queued
+        self._ownership = ownership
+        self._wishes = wishes
+        self._reporter = reporter
+        self._run = run
+
+    def decide(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
+        """Put into words how the attempt ended and what follows, and write it down.
+
+        ``delays`` are how long a job waits before it is tried again elsewhere (seconds).
+        """
+        closing = self._closing(outcome, delays)
+        if self._run is not None:
+            self._run.folder.write(CLOSING_FILE, closing)
+        return closing
+
+    def _closing(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
+        match outcome:
+            case Done():
+                return self._completed(outcome)
+            case _ if self._wishes.cancelled:
+                return self._cancelled(outcome)
+            case Stopped():
+                return self._released(outcome)
+            case Broken():
+                return self._broken(outcome, delays)
+
+    def _completed(self, outcome: Done) -> Closing:
+        record = outcome.record
+        entry = self._ownership.entry(Completed, usage=outcome.usage)
+        return self._end(
+            entry,
+            AttemptOutcome.COMPLETED,
+            JobCompleted,
+            output_path=self._queued.job.output_path,
+            steps=record.steps,
+            first_loss=record.first_loss,
+            last_loss=record.last_loss,
+            fixed_loss_before=record.fixed_loss_before,
+            fixed_loss_after=record.fixed_loss_after,
+            artifacts=record.artifacts,
+            predicted=None if self._run is None else self._run.record.predicted,
+            measured=measure(outcome, list(self._ownership.history.after(entry).attempts)),
+        )
+
+    def _cancelled(self, outcome: Stopped | Broken) -> Closing:
+        entry = self._ownership.entry(Cancelled, usage=outcome.usage)
+        return self._end(entry, AttemptOutcome.CANCELLED, JobCancelled, step=self._ownership.history.saved_step)
+
+    def _released(self, outcome: Stopped) -> Closing:
+        words = self._reporter.word(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
+        return Closing(
+            entry=self._ownership.entry(Released, usage=outcome.usage), words=words, outcome=AttemptOutcome.RELEASED
+        )
+
+    def _broken(self, outcome: Broken, delays: Sequence[int]) -> Closing:
+        before = self._ownership.before
+        decision = decide(
+            outcome.reason,
+            before=before,
+            max_attempts=self._queued.job.max_attempts,
+            steps_down_left=before.out_of_memory < len(self._queued.plan.ladder),
+            delays=delays,
+        )
+        if decision.action is Action.GIVE_UP:
+            return self._failed(outcome)
+        return self._retried(outcome, decision)
+
+    def _failed(self, outcome: Broken) -> Closing:
+        return self._end(
+            self._ownership.entry(Failed, reason=outcome.reason, message=outcome.message, usage=outcome.usage),
+            AttemptOutcome.FAILED,
+            JobFailed,
+            reason=outcome.reason,
+            message=outcome.message,
+            faults=outcome.faults,
+            output_tail=outcome.output_tail,
+        )
+
+    def _retried(self, outcome: Broken, decision: Decision) -> Closing:
+        here = decision.action is Action.RETRY_HERE
+        entry = self._ownership.entry(
+            AttemptFailed,
+            reason=outcome.reason,
+            message=outcome.message,
+            counted=decision.counted,
+            usage=outcome.usage,
+        )
+        words = self._reporter.word(
+            JobRetrying,
+            reason=outcome.reason,
+            message=outcome.message,
+            here=here,
+            counted=decision.counted,
+            delay_seconds=decision.delay,
+            output_tail=outcome.output_tail,
+            usage=outcome.usage,
+        )
+        avoid = None if here else entry.worker
+        return Closing(
+            entry=entry, words=words, outcome=AttemptOutcome.RETRIED, delay=decision.delay, avoid=avoid, here=here
+        )
+
+    def _end(self, entry: TerminalEntry, outcome: AttemptOutcome, event: type[JobEvent], **fields: Any) -> Closing:
+        attempts = list(self._ownership.history.after(entry).attempts)
+        words = self._reporter.word(event, **fields, usage=entry.usage, attempts=attempts)
+        # The ledger keeps the event too: should we die before it is said, whoever finds the entry says it for us.
+        return Closing(entry=msgspec.structs.replace(entry, event=words.event), words=words, outcome=outcome)
+
+    async def carry_out(self, closing: Closing) -> Settled:
+        """Say and write how the attempt ended, and give up the job: for good, for now, or not at all."""
+        if isinstance(closing.entry, EndEntry):
+            ours = await self._finish(closing, closing.entry)
+        else:
+            self._reporter.say(closing.words)
+            await self._reporter.flush()
+            ours = await self._pass_on(closing, closing.entry)
+        outcome = closing.outcome if ours else AttemptOutcome.SUPERSEDED
+        log.info("job_ended", outcome=outcome)
+        final = ours and isinstance(closing.entry, Failed | Cancelled)
+        return Settled(
+            outcome=outcome, usage=closing.entry.usage or NOTHING_USED, again=ours and closing.here, final=final
+        )
+
+    async def _finish(self, closing: Closing, entry: TerminalEntry) -> bool:
+        await self._reporter.flush()
+        if isinstance(entry, Failed):
+            # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
+            await self._bury(closing, entry)
+        if not await self._ownership.report(entry):
+            return False
+        if self._ownership.found_reported:
+            await self._ownership.say_end()
+        else:
+            self._reporter.say(closing.words)
+            await self._reporter.flush()
+        await self._ownership.leave()
+        return True
+
+    async def _bury(self, closing: Closing, entry: Failed) -> None:
+        event = decode_event(bytes(closing.words.event)).read()
+        assert isinstance(event, JobFailed)  # noqa: S101 - what a failure is told with
+        await bury(
+            self._ownership.link,
+            self._queued.message().body,
+            job_id=self._queued.job_id,
+            reason=entry.reason,
+            message=entry.message,
+            faults=event.faults,
+            history=event.attempts,
+            output_tail=event.output_tail,
+        )
+
+    async def _pass_on(self, closing: Closing, entry: Released | AttemptFailed) -> bool:
+        if closing.here:
+            assert isinstance(entry, AttemptFailed)  # noqa: S101 - only a failure is tried again
+            return await self._ownership.try_again(entry)
+        job = self._queued if closing.avoid is None else self._queued.elsewhere(closing.avoid)
+        return await self._ownership.give_back(entry, job, closing.delay)

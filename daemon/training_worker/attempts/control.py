@@ -1,0 +1,99 @@
+"""Wishes: what is asked of a job while it is being trained."""
+
+import asyncio
+
+import structlog
+
+from training_schemas.commands import CancelJob, CheckpointJob, SampleJob, decode_job_command
+from training_schemas.spec import RunRequest
+from training_schemas.validation import UNREADABLE
+from training_worker.runs.run_directory import STOP_FILE, RunFolder, StopOrder
+
+log = structlog.get_logger()
+
+
+class Wishes:
+    """What has been asked of a job that is being trained.
+
+    ``stop`` is set once its trainer is to end, ``abort`` once it is to end without grace, and ``detach`` once it is to
+    be left to another daemon. Before the job has a run folder, and with it a trainer that can be asked, requests wait.
+    """
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.detach = asyncio.Event()
+        self.cancelled = False
+        self.abort = asyncio.Event()
+        self.why = "trainer stopped by itself"
+        self._folder: RunFolder | None = None
+        self._requests: list[RunRequest] = []
+        self._slot_order: str | None = None
+
+    def for_next_job(self) -> "Wishes":
+        """Nothing is asked of the next job yet; what was asked of the slot holds for it too."""
+        wishes = Wishes()
+        wishes.detach, wishes.abort = self.detach, self.abort
+        if self._slot_order is not None:
+            wishes.release(self._slot_order)
+        return wishes
+
+    def release(self, why: str) -> None:
+        """The slot is to give back whatever it trains."""
+        self._slot_order = why
+        self.end(why)
+
+    def receive(self, body: bytes) -> None:
+        """Take a command from the job's inbox."""
+        try:
+            command = decode_job_command(body)
+        except UNREADABLE as error:
+            log.warning("command_unreadable", error=str(error))
+            return
+        log.info("command", command=type(command).__name__)
+        match command:
+            case CancelJob():
+                self.cancel()
+            case CheckpointJob():
+                self._request(RunRequest.CHECKPOINT)
+            case SampleJob():
+                self._request(RunRequest.SAMPLE)
+
+    def attach(self, folder: RunFolder) -> None:
+        """The job has a trainer: what it was asked for waits no longer; what an earlier daemon ordered still holds."""
+        self._folder = folder
+        order = folder.find(STOP_FILE, StopOrder)
+        if order is not None:
+            self.why, self.cancelled = order.why, self.cancelled or order.cancelled
+            self.stop.set()
+        elif self.stop.is_set():
+            self._write_order()
+        requests, self._requests = self._requests, []
+        for request in requests:
+            folder.request(request)
+
+    def detached(self) -> None:
+        """The attempt is over; what comes now is for the next one."""
+        self._folder = None
+
+    def cancel(self) -> None:
+        """The job is not wanted any more."""
+        self.cancelled = True
+        self.end("cancelled")
+
+    def end(self, why: str) -> None:
+        """The trainer is to save a checkpoint and end."""
+        if not self.stop.is_set() or self.cancelled:
+            self.why = why
+        self._write_order()
+        self.stop.set()
+
+    def _request(self, request: RunRequest) -> None:
+        if self._folder is None:
+            self._requests.append(request)
+        else:
+            self._folder.request(request)
+
+    def _write_order(self) -> None:
+        # Before the trainer hears of it: should this daemon die now, the next one must not take its end for a crash.
+        if self._folder is not None:
+            self._folder.write(STOP_FILE, StopOrder(why=self.why, cancelled=self.cancelled))

@@ -1,0 +1,79 @@
+"""What a run will take on its card, before it starts; and what a job has taken, once it has ended."""
+
+from training_presets.cards import CardSpec, cost_usd, find_card
+from training_presets.duration import estimate_time
+from training_presets.estimates import RANGE
+from training_presets.memory import CONTEXT, estimate_memory
+from training_presets.workload import Workload
+from training_schemas.jobs import EngineName
+from training_schemas.plans import Measured, Prediction
+from training_schemas.usage import AttemptSummary
+from training_worker.attempts.outcome import Done
+from training_worker.attempts.step_rates import Rates
+from training_worker.gpu.devices import Card
+from training_worker.gpu.nvml import MIB
+
+# How many times as long as planned a step may take before it is told: the model of time is off by 2.4 at worst.
+SLOWER = 2.5
+
+
+def predict_here(
+    work: Workload, engine: EngineName, card: Card, extra: list[CardSpec], rates: Rates
+) -> Prediction | None:
+    """What a run takes on a card of this host, at the rate it had here before; None if nobody knows the card."""
+    spec = find_card(card.name, card.memory_mib, extra)
+    measured = rates.find(card, engine, work)
+    if spec is None:
+        return None
+    time = estimate_time(work, spec, measured=measured)
+    return Prediction(
+        card=card.name,
+        peak_vram_mib=estimate_memory(work).peak_mib,
+        seconds_per_step=time.seconds_per_step,
+        gpu_seconds=time.seconds * card.count,
+        cost_usd=cost_usd(time.seconds, card.usd_per_hour),
+        from_measurements=measured is not None,
+    )
+
+
+def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
+    """What a run took clearly more of than its plan said, in words; none of a card that is only simulated."""
+    if predicted is None or card.simulated:
+        return []
+    found = []
+    peak, step, total = done.record.peak_vram_mib, done.seconds_per_step, done.usage.gpu_seconds
+    planned = _planned_peak(predicted)
+    if peak is not None and peak > planned:
+        found.append(f"the trainer held {peak} MiB of its card, and the plan said {planned}")
+    if step is not None and step > SLOWER * predicted.seconds_per_step:
+        found.append(f"a step took {step:.3g} s, and the plan said {predicted.seconds_per_step:.3g}")
+    if total > RANGE[1] * predicted.gpu_seconds:
+        found.append(f"the attempt took {total:.0f} GPU-seconds, and the plan said {predicted.gpu_seconds:.0f}")
+    return found
+
+
+def ratios(predicted: Prediction | None, done: Done, card: Card) -> tuple[float | None, float | None]:
+    """Seconds a step and peak memory by what was planned, where both are known; of a simulated card neither."""
+    if predicted is None or card.simulated:
+        return None, None
+    step, peak = done.seconds_per_step, done.record.peak_vram_mib
+    return (
+        None if step is None else step / predicted.seconds_per_step,
+        None if peak is None else peak / _planned_peak(predicted),
+    )
+
+
+def _planned_peak(predicted: Prediction) -> int:
+    # The trainer's count begins where the driver's own part ends.
+    return predicted.peak_vram_mib - int(CONTEXT) // MIB
+
+
+def measure(done: Done, attempts: list[AttemptSummary]) -> Measured:
+    """What a job that has completed took."""
+    costs = [attempt.usage.cost_usd for attempt in attempts if attempt.usage.cost_usd is not None]
+    return Measured(
+        gpu_seconds=sum(attempt.usage.gpu_seconds for attempt in attempts),
+        cost_usd=sum(costs) if costs else None,
+        peak_vram_mib=done.record.peak_vram_mib,
+        seconds_per_step=done.seconds_per_step,
+    )

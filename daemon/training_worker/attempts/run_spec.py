@@ -1,0 +1,121 @@
+"""An attempt: one owned job on one card, from its settings to a spec that a trainer can run, and to its result."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from training_presets.planner import DoesNotFitError, Plan, fit
+from training_schemas.jobs import TrainingJob
+from training_schemas.ledger import CheckpointSaved
+from training_schemas.progress import FailureReason
+from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
+from training_worker.attempts.disk_needs import reserve
+from training_worker.attempts.engine_selection import (
+    NEVER_RESUMING,
+    choose_engine,
+    engine_config,
+    model_folder,
+)
+from training_worker.errors import AttemptError
+from training_worker.gpu.devices import Room
+from training_worker.ledger.job_history import JobHistory
+from training_worker.queue.allowed_paths import path_faults
+from training_worker.queue.job_message import QueuedJob
+from training_worker.runs.state_layout import attempt_folder, caches_dir, output_folder
+from training_worker.settings import Settings
+from training_worker.storage.reservations import Reservation
+
+log = structlog.get_logger()
+
+
+def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlParameters:
+    """The plan's settings, a step further down the ladder for each time that the job has run out of memory."""
+    if not before.out_of_memory:
+        return plan.parameters
+    ladder = plan.ladder
+    return ladder[min(before.out_of_memory, len(ladder)) - 1] if ladder else plan.parameters
+
+
+def fitted(plan: Plan, before: JobHistory, memory_mib: int) -> FluxLoraParameters | SdxlParameters:
+    """The settings for a card with so much free memory, after what has happened before. Raises `AttemptError`."""
+    try:
+        # What ran out of memory was what had room by the model: the next try is below that, not below the plan.
+        return stepped_down(fit(plan, memory_mib), before)
+    except DoesNotFitError as error:
+        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this card: the job {error}") from None
+
+
+def crowded_out(plan: Plan, room: Room) -> int | None:
+    """How many MiB a job needs at least, if the card would have them and nothing but others' use keeps it out."""
+    try:
+        fit(plan, room.free_mib)
+    except DoesNotFitError as error:
+        return error.needed_mib if error.needed_mib <= room.card.memory_mib else None
+    return None
+
+
+def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What of a spec's parameters differs from the plan's, by its name on the wire."""
+    planned = msgspec.to_builtins(plan.parameters)
+    return {name: value for name, value in parameters.items() if planned[name] != value}
+
+
+def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
+    queued: QueuedJob, attempt: int, before: JobHistory, room: Room, settings: Settings, reservation: Reservation
+) -> RunSpec:
+    """Settle everything that a trainer must know, on a card with so much room; what it will write is reserved.
+
+    Raises `AttemptError`, naming what is missing and where.
+    """
+    job = queued.job
+    if faults := path_faults(job, settings):
+        raise AttemptError(FailureReason.CONFIG_INVALID, "cannot train: a path is not allowed on this host", faults)
+    # Unlike Path.exists, this has an answer for a name that no disk can hold.
+    if not os.path.exists(job.dataset_path):  # noqa: PTH110
+        raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
+    parameters = fitted(queued.plan, before, room.free_mib)
+    engine = choose_engine(job, parameters, settings)
+    reserve(queued, attempt, parameters, room, settings, reservation)
+    return RunSpec(
+        job_id=job.job_id,
+        attempt=attempt,
+        training_type=job.training_type,
+        engine=engine,
+        model_path=str(model_folder(job, settings)),
+        dataset_path=job.dataset_path,
+        attempt_path=str(_make_attempt_folder(job, attempt)),
+        resume_from=None if engine in NEVER_RESUMING else _resume_path(before),
+        device="cpu" if room.card.simulated else "cuda",
+        parameters=msgspec.to_builtins(parameters),
+        cache_path=str(caches_dir(settings.state_dir)),
+        cache_limit_mib=int(settings.cache_limit * 1024),
+        gpu_count=job.gpu_count,
+        engine_config=engine_config(engine, queued.plan, parameters),
+    )
+
+
+def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
+    output, folder = output_folder(job), attempt_folder(job, attempt)
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {output} exists and is not empty")
+        # Left by an attempt of the same number whose claim was never confirmed: nobody will ask for it.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {error}") from None
+    return folder
+
+
+def resume_point(before: JobHistory) -> CheckpointSaved | None:
+    """The last checkpoint that can be read on this host."""
+    return next((saved for saved in reversed(before.checkpoints) if Path(saved.path).is_dir()), None)
+
+
+def _resume_path(before: JobHistory) -> str | None:
+    saved = resume_point(before)
+    return None if saved is None else saved.path

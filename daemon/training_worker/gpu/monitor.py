@@ -1,0 +1,142 @@
+"""The monitor: reads the cards again and again, and bars the slots of those that are sick."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from training_worker.gpu import nvml
+from training_worker.gpu.devices import Card
+from training_worker.gpu.health import CardHealth
+from training_worker.gpu.nvml import SEPARATOR, DriverError
+from training_worker.gpu.xid import XidWatch
+from training_worker.observations import CardRead, Observer, Reading, ServingChanged
+from training_worker.settings import Settings
+
+
+class Announce(Protocol):
+    """Says that a card was quarantined, and why; or that it came back. Waits for nobody."""
+
+    def __call__(self, gpu: str, reason: str, *, recovered: bool) -> None: ...
+
+
+class Bar(Protocol):
+    """What keeps one slot from taking jobs while its cards are sick."""
+
+    def bar(self) -> None: ...
+
+    def unbar(self) -> None: ...
+
+
+log = structlog.get_logger()
+
+# The memory of a trainer that has just ended takes a moment to be free: so often a crowded card is looked at, with so
+# many seconds in between, before it is believed.
+CROWDED_LOOKS = 5
+CROWDED_PAUSE = 1.0
+
+
+class Monitor:
+    """Watches a worker's cards; simulated ones are always healthy.
+
+    A slot whose card is sick takes nothing new. What it trains goes on: if the card is gone, the trainer fails.
+
+    Args:
+        cards: what the slots train on, each with its gate.
+        announce: is told of each change.
+        observe: is told of each reading.
+    """
+
+    def __init__(
+        self, cards: Sequence[tuple[Card, Bar]], settings: Settings, announce: Announce, observe: Observer
+    ) -> None:
+        self._settings = settings
+        self._announce = announce
+        self._observe = observe
+        self._slots = [(card.uuid.split(SEPARATOR), gate) for card, gate in cards if not card.simulated]
+        self._health = {
+            uuid: CardHealth(settings.hottest_card, settings.healthy_probes)
+            for uuids, _ in self._slots
+            for uuid in uuids
+        }
+        for _, gate in self._slots:
+            # Nothing is taken before the card has been read.
+            gate.bar()
+        self._xids = XidWatch(list(self._health))
+        self.readings: dict[str, Reading] = {}
+        """The last reading of each card, by UUID; empty before the first one."""
+
+    def quarantined(self, uuid: str) -> str | None:
+        """Why a card is given no jobs; None if it is."""
+        health = self._health.get(uuid)
+        return None if health is None else health.quarantined
+
+    async def find_fault(self, uuid: str) -> str | None:
+        """Look at a card now, or at several (their UUIDs with commas between): why one is given no jobs, if one is."""
+        watched = [one for one in uuid.split(SEPARATOR) if one in self._health]
+        if watched:
+            await self.check()
+        return next((reason for one in watched if (reason := self.quarantined(one))), None)
+
+    async def is_crowded(self, uuid: str, needed_mib: int) -> bool:
+        """Whether others hold so much of a card, or of one of several, that a job has not the memory that it needs.
+
+        The card is quarantined then.
+        """
+        watched = [one for one in uuid.split(SEPARATOR) if one in self._health]
+        crowded: list[str] = []
+        for look in range(CROWDED_LOOKS):
+            await asyncio.sleep(CROWDED_PAUSE if look else 0)
+            await self.check()
+            free = {one: self.readings[one].free_mib for one in watched}
+            crowded = [one for one, free_mib in free.items() if free_mib is not None and free_mib < needed_mib]
+            if not crowded:
+                return False
+        for one in crowded:
+            self._health[one].want(needed_mib)
+        await self.check()
+        return True
+
+    async def run(self) -> None:
+        """Read the cards every so often, for ever; return at once where there is nothing to watch."""
+        if not self._health:
+            return
+        self._xids.start()
+        while True:
+            await self.check()
+            await asyncio.sleep(self._settings.card_check_interval)
+
+    async def check(self) -> None:
+        """Read the cards once, and act on it."""
+        self.readings = await self._read()
+        heard = self._xids.heard()
+        for uuid, health in self._health.items():
+            was = health.quarantined
+            xids = [xid for whose, xid in heard if whose == uuid]
+            self._observe(CardRead(reading=self.readings[uuid], xids=xids))
+            if xids:
+                log.warning("xid", gpu=uuid, xids=xids)
+            if health.take(self.readings[uuid], xids):
+                self._tell(uuid, was, health.quarantined)
+        self._move_gates()
+
+    async def _read(self) -> dict[str, Reading]:
+        uuids = list(self._health)
+        try:
+            return await nvml.ask_async(nvml.read(uuids), self._settings.driver_timeout)
+        except DriverError as error:
+            return {uuid: Reading(uuid=uuid, fault=str(error)) for uuid in uuids}
+
+    def _move_gates(self) -> None:
+        for uuids, gate in self._slots:
+            sick = any(self.quarantined(uuid) for uuid in uuids)
+            gate.bar() if sick else gate.unbar()
+            self._observe(ServingChanged(gpu=SEPARATOR.join(uuids), serves=not sick))
+
+    def _tell(self, uuid: str, was: str | None, now: str | None) -> None:
+        if now is not None:
+            log.error("card_quarantined", gpu=uuid, reason=now)
+        else:
+            log.info("card_recovered", gpu=uuid, reason=was)
+        self._announce(uuid, now or was or "", recovered=now is None)

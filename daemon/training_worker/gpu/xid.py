@@ -1,0 +1,130 @@
+"""Xids: the driver's reports that something went wrong on a GPU."""
+
+import queue
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from training_worker.gpu.nvml import (
+    MIG,
+    answer_of,
+    import_nvml,
+)
+
+# How long the watch for Xids waits for the next one, and how long before it begins anew after an error.
+XID_WAIT_MS = 2000
+XID_PAUSE = 5.0
+
+# The instance of an event that is the whole card's (nvmlEventData_t).
+WHOLE_CARD = 0xFFFFFFFF
+
+
+class XidWatch:
+    """Listens, in a thread of its own, to the Xids that the driver tells of; each is handed on once.
+
+    An Xid is how the driver reports that something went wrong on a card; most are a program's own fault.
+    """
+
+    def __init__(self, uuids: list[str]) -> None:
+        self._uuids = uuids
+        # By the card that tells, those of ours that it tells of, each with its instance on the card.
+        self._members: dict[str, dict[str, int]] = {}
+        self._heard: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Listen until the program ends."""
+        threading.Thread(target=self._run, name="xid", daemon=True).start()
+
+    def heard(self) -> list[tuple[str, int]]:
+        """What came since the last time: each card's UUID, and the Xid."""
+        return [self._heard.get_nowait() for _ in range(self._heard.qsize())]
+
+    def _run(self) -> None:
+        nvml = import_nvml()
+        while True:
+            try:
+                nvml.nvmlInit()
+                try:
+                    self._listen(nvml)
+                finally:
+                    nvml.nvmlShutdown()
+            except nvml.NVMLError:
+                # A lost card, a driver that is being replaced, or one that has no events.
+                time.sleep(XID_PAUSE)
+
+    def _listen(self, nvml: Any) -> None:
+        events = nvml.nvmlEventSetCreate()
+        self._members = {}
+        try:
+            for uuid in self._uuids:
+                self._register(nvml, uuid, events)
+            while True:
+                self._wait(nvml, events)
+        finally:
+            nvml.nvmlEventSetFree(events)
+
+    def _register(self, nvml: Any, uuid: str, events: Any) -> None:
+        # A card without events is watched by its readings alone.
+        handle = answer_of(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)
+        if handle is None:
+            return
+        instance = WHOLE_CARD
+        if uuid.startswith(MIG):
+            # Events are the card's; each says which instance it is of, where it is of one.
+            instance = answer_of(nvml, nvml.nvmlDeviceGetGpuInstanceId, handle)
+            handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        card = nvml.nvmlDeviceGetUUID(handle)
+        if card not in self._members:
+            answer_of(nvml, nvml.nvmlDeviceRegisterEvents, handle, nvml.nvmlEventTypeXidCriticalError, events)
+        self._members.setdefault(card, {})[uuid] = instance
+
+    def _wait(self, nvml: Any, events: Any) -> None:
+        try:
+            event = nvml.nvmlEventSetWait_v2(events, XID_WAIT_MS)
+        except nvml.NVMLError_Timeout:
+            return
+        for uuid, instance in self._members.get(nvml.nvmlDeviceGetUUID(event.device), {}).items():
+            if event.gpuInstanceId in {instance, WHOLE_CARD}:
+                self._heard.put((uuid, int(event.eventData)))
+
+
+class Xid(msgspec.Struct, frozen=True):
+    """What an Xid means; ``lasting`` is one that NVIDIA answers with a reset of the card, or more."""
+
+    meaning: str
+    lasting: bool
+
+
+# By the column "immediate action" of https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html, which is for
+# Ampere and later: all that it answers with a reset of the GPU (RESET_GPU, WORKFLOW_XID_48, WORKFLOW_NVLINK_ERR) or
+# with more (RESTART_BM, RESTART_VM, CHECK_MECHANICALS). Of those that it answers with RESTART_APP one alone, 94, is the
+# card's and no program's; it advises a reset when convenient. Left out on purpose:
+# - 63, 92, 121, 157: the catalogue says IGNORE. A row that is to be remapped waits for the next reset and harms nobody.
+# - 109, a context switch that took too long: RESET_GPU, but NVIDIA's k8s-device-plugin (internal/rm/health.go) counts
+#   it among the application's errors. A job that causes it would take out one card after the other.
+# - 144 to 150, NVLink 5: what they call for depends on a subcode, which NVML does not tell. As a rule, a fatal one
+#   brings 48 with it.
+# - 122 to 125: unused. 142: the video encoder's. 154: says again what the Xid before it calls for.
+CRITICAL_XIDS = {
+    46: Xid("the GPU stopped processing", lasting=True),
+    48: Xid("uncorrectable memory error", lasting=True),
+    54: Xid("auxiliary power is not connected", lasting=True),
+    62: Xid("internal micro-controller halted", lasting=True),
+    64: Xid("memory row could not be remapped", lasting=True),
+    74: Xid("NVLink error", lasting=True),
+    79: Xid("fell off the bus", lasting=True),
+    94: Xid("contained memory error", lasting=False),
+    95: Xid("uncontained memory error", lasting=True),
+    110: Xid("security fault", lasting=True),
+    119: Xid("the card's system processor does not answer", lasting=True),
+    120: Xid("the card's system processor failed", lasting=True),
+    136: Xid("link training failed", lasting=True),
+    140: Xid("unrecovered memory error", lasting=True),
+    143: Xid("the GPU could not be initialised", lasting=True),
+    151: Xid("key rotation error", lasting=True),
+    155: Xid("NVLink is down", lasting=True),
+    156: Xid("a part of the GPU is to be retired", lasting=True),
+    158: Xid("fatal timeout", lasting=True),
+}

@@ -1,0 +1,1 @@
+"""What the worker measures of itself, served over HTTP."""

@@ -1,0 +1,98 @@
+"""Metrics of each card by itself, as the driver told of it last."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from training_worker.gpu.nvml import MIB, THROTTLING
+from training_worker.observations import CardRead, Reading
+
+PREFIX = "training_worker_card"
+
+
+class CardMetrics:
+    """What the driver says of each card, and the Xids that were heard of it.
+
+    An Xid's number is a label: what to do differs with it, and NVIDIA's catalogue has less than two hundred, of which a
+    card has few. A series begins with the first of its kind, so an increase is not to be asked for: whether a card is
+    sick, `card_up` says.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._readings = _Readings()
+        registry.register(self._readings)
+        self._xids = Counter(
+            f"{PREFIX}_xids_total", "Xids that the driver told of, by number.", ["xid", "gpu"], registry=registry
+        )
+
+    def observe(self, record: CardRead) -> None:
+        """Take in a reading."""
+        self._readings.take(record.reading)
+        for xid in record.xids:
+            self._xids.labels(str(xid), record.reading.uuid).inc()
+
+
+class _Readings(Collector):
+    """The last reading of each card. What a card did not tell in it has no sample: an older one says nothing of now."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Reading] = {}
+
+    def take(self, reading: Reading) -> None:
+        self._last[reading.uuid] = reading
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Asked at each scrape, from a thread of its own."""
+        readings = list(self._last.values())
+
+        def gauge(name: str, text: str, values: dict[str, float | None]) -> GaugeMetricFamily:
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["gpu"])
+            for uuid, value in values.items():
+                if value is not None:
+                    family.add_metric([uuid], value)
+            return family
+
+        yield gauge("memory_free_bytes", "Memory that nobody uses.", {one.uuid: _free(one) for one in readings})
+        yield gauge("memory_used_bytes", "Memory that is in use.", {one.uuid: _used(one) for one in readings})
+        yield gauge("temperature_celsius", "How hot the card is.", {one.uuid: one.temperature_c for one in readings})
+        yield gauge("power_watts", "What the card draws.", {one.uuid: one.power_w for one in readings})
+        yield gauge(
+            "utilisation_ratio", "Share of time in which it computes.", {one.uuid: _busy(one) for one in readings}
+        )
+        yield _throttled(readings)
+        yield _errors(readings)
+
+
+def _free(reading: Reading) -> float | None:
+    return None if reading.free_mib is None else reading.free_mib * MIB
+
+
+def _used(reading: Reading) -> float | None:
+    if reading.memory_mib is None or reading.free_mib is None:
+        return None
+    return (reading.memory_mib - reading.free_mib) * MIB
+
+
+def _busy(reading: Reading) -> float | None:
+    return None if reading.utilisation is None else reading.utilisation / 100
+
+
+def _throttled(readings: list[Reading]) -> GaugeMetricFamily:
+    text = "Whether the card's clocks are held down, by why: 1 or 0."
+    family = GaugeMetricFamily(f"{PREFIX}_throttled", text, labels=["reason", "gpu"])
+    for reading in readings:
+        if reading.throttled is not None:
+            for reason in THROTTLING.values():
+                family.add_metric([reason, reading.uuid], float(reason in reading.throttled))
+    return family
+
+
+def _errors(readings: list[Reading]) -> CounterMetricFamily:
+    text = "Uncorrected memory errors since the card was reset."
+    family = CounterMetricFamily(f"{PREFIX}_ecc_uncorrected_errors", text, labels=["gpu"])
+    for reading in readings:
+        if reading.ecc_uncorrected is not None:
+            family.add_metric([reading.uuid], reading.ecc_uncorrected)
+    return family

@@ -1,0 +1,311 @@
+"""Ownership of a job: held, taken up again after a lost connection, and ended, over lock, lease and ledger.
+
+docs/protocol.md says why each step is where it is. A step that fails gives the session up, and with it the broker frees
+the lock and takes back every copy; it is then tried again on the next session, if the job is still ours.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from aio_pika import Message
+
+from training_schemas.commands import CancelJob
+from training_schemas.ledger import AnyEntry, AttemptEntry, AttemptFailed, Claimed, Released, TerminalEntry
+from training_worker.asyncio_tools import first_of
+from training_worker.broker.connection import Link
+from training_worker.broker.event_publisher import Speaker, retell
+from training_worker.broker.names import delayed_key
+from training_worker.broker.session import Session
+from training_worker.errors import BrokerError, JobLockedError
+from training_worker.ledger.job_history import Standing
+from training_worker.ledger.ledger import Ledger
+from training_worker.observations import LeaseChanged, LeaseEvent, Observer, unobserved
+from training_worker.ownership.lease import Lease, LeaseTerms, declare_lease
+from training_worker.ownership.lock import Inbox, Lock
+from training_worker.queue.job_message import QueuedJob
+
+# How often to ask again for a lock that somebody holds who has not claimed the job: as a rule our own last
+# connection, which the broker has not yet given up.
+GHOST_DELAY = 1.0
+
+log = structlog.get_logger()
+
+E = TypeVar("E", bound=AttemptEntry)
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes to own jobs: the broker, the name to own them under, the lease and the grace in seconds."""
+
+    link: Link
+    ledger: Ledger
+    speaker: Speaker
+    worker: str
+    lease: float
+    grace: int
+    clock: Callable[[], float]
+    observe: Observer = unobserved
+
+    def lease_terms(self, job: QueuedJob) -> LeaseTerms:
+        """How a job's copies are kept, and where they go when the lease runs out."""
+        names = self.link.names
+        return LeaseTerms(
+            queue=names.lease(job.job_id),
+            seconds=self.lease,
+            exchange=names.retry,
+            key=delayed_key(self.grace, job.tier_key),
+        )
+
+    async def say_end(self, session: Session, job: QueuedJob) -> None:
+        """Publish the event that tells of a job's end, as it stands in the ledger. Raises `BrokerError`."""
+        event = await self.ledger.end_event(session, job.job_id, job.submitted_at)
+        if event:
+            statement = retell(event)
+            await session.publish(self.link.names.events, statement.key, statement.message)
+
+
+class Grip(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds a job during one session."""
+
+    session: Session
+    lock: Lock
+    lease: Lease
+
+
+class Ownership:
+    """One worker's ownership of one job, from the claim to its end. `hold` must run for the rest to work.
+
+    Without a grip at first, as after the daemon's restart, `hold` begins with taking the job up again.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        job: QueuedJob,
+        standing: Standing,
+        inbox: Inbox,
+        grip: Grip | None = None,
+    ) -> None:
+        self._owner = owner
+        self._job = job
+        self._inbox = inbox
+        self._grip = grip
+        # Whichever of these the ledger names last, it means us: the confirm of a claim may be lost.
+        self._claims = [standing.claim]
+        self._reported = False
+        self.found_reported = False
+        """Whether the end was found in the ledger, from before a lost connection or an earlier daemon."""
+        self._over = asyncio.Event()
+        self._superseded = False
+        # Set when it is known whether we have a grip on the job, or will never have one again.
+        self._known = asyncio.Event()
+        self._busy = asyncio.Lock()
+        self.before = standing.before
+        self.history = standing.before
+        self.attempt = standing.before.attempt + 1
+        self.note(self.entry(Claimed, claim=standing.claim))
+        self.deadline = owner.clock() + owner.lease
+        if grip is not None:
+            self._known.set()
+
+    @property
+    def link(self) -> Link:
+        """The broker."""
+        return self._owner.link
+
+    @property
+    def standing(self) -> Standing:
+        """What the present attempt stands on."""
+        return Standing(claim=self._claims[-1], before=self.before)
+
+    async def hold(self, on_renewal: Callable[[float], None]) -> bool:
+        """Keep the job ours until it is over. False, and earlier, if another worker has it.
+
+        ``on_renewal`` is told, after each renewal, until when the job is ours (unix seconds).
+        """
+        while not self._over.is_set():
+            if not await self._regain():
+                return False
+            on_renewal(self.deadline)
+            assert self._grip is not None  # noqa: S101 - regained
+            await first_of(self._over, self._grip.session.lost, timeout=self._owner.lease / 2)
+            await self._renew(self._grip)
+        return True
+
+    async def _regain(self) -> bool:
+        if self._grip is None or self._grip.session.lost.is_set():
+            self._superseded = not await self._rejoin()
+            self._tell(LeaseEvent.LOST if self._superseded else LeaseEvent.REJOINED)
+            self._known.set()
+        return not self._superseded
+
+    async def _renew(self, grip: Grip) -> None:
+        async with self._busy:
+            if self._over.is_set() or grip.session.lost.is_set():
+                return
+            try:
+                await self._renew_once(grip)
+            except BrokerError as error:
+                log.warning("lease_not_renewed", error=str(error))
+                self._tell(LeaseEvent.NOT_RENEWED)
+                grip.session.lost.set()
+            else:
+                self._tell(LeaseEvent.RENEWED)
+
+    def _tell(self, event: LeaseEvent) -> None:
+        self._owner.observe(LeaseChanged(event=event))
+
+    async def _renew_once(self, grip: Grip) -> None:
+        now = self._owner.clock()
+        await grip.lease.renew(self._job.message())
+        self.deadline = now + self._owner.lease
+
+    async def _rejoin(self) -> bool:
+        """Take the job up again on a new session, for as long as it takes. False if another worker has it."""
+        while True:
+            session = await self._owner.link.session()
+            try:
+                return await self._rejoin_on(session)
+            except BrokerError as error:
+                log.warning("rejoin_failed", error=str(error))
+                session.lost.set()
+
+    async def _rejoin_on(self, session: Session) -> bool:
+        lock = await self._lock_unless_superseded(session)
+        if lock is None:
+            return False
+        await lock.open_inbox(self._owner.link.names, self._inbox)
+        # The lock alone proves nothing: somebody may have taken, finished and left the job meanwhile.
+        if await self._has_passed_on(session):
+            await lock.release()
+            return False
+        now = self._owner.clock()
+        lease = await Lease.open(session, await declare_lease(session, self._owner.lease_terms(self._job)))
+        await lease.renew(self._job.message())
+        self.deadline = now + self._owner.lease
+        self._grip = Grip(session=session, lock=lock, lease=lease)
+        log.info("rejoined", attempt=self.attempt)
+        return True
+
+    async def _lock_unless_superseded(self, session: Session) -> Lock | None:
+        while True:
+            try:
+                return await Lock.take(session, self._owner.link.names, self._job.job_id)
+            except JobLockedError:
+                if await self._has_passed_on(session):
+                    return None
+            await asyncio.sleep(GHOST_DELAY)
+
+    async def _has_passed_on(self, session: Session) -> bool:
+        """Whether somebody else has the job by now, or had it."""
+        history = await self._owner.ledger.read(session, self._job.job_id, self._job.submitted_at)
+        if history.claim not in self._claims:
+            log.warning("superseded", attempt=self.attempt, claimed=history.attempt)
+            return True
+        self._reported = self.found_reported = history.terminal is not None
+        if history.cancel_requested:
+            # The command may have been sent while nobody listened.
+            self._inbox(msgspec.json.encode(CancelJob()))
+        return False
+
+    async def publish(self, exchange: str, key: str, message: Message) -> bool:
+        """Publish in the owner's name, for as long as it takes. False, and nothing, if another worker has the job."""
+        return await self._on_grip(lambda grip: grip.session.publish(exchange, key, message))
+
+    def entry(self, kind: type[E], **fields: Any) -> E:
+        """An entry for the ledger about this attempt, as of now."""
+        owner = self._owner
+        return kind(job_id=self._job.job_id, attempt=self.attempt, worker=owner.worker, time=owner.clock(), **fields)
+
+    def note(self, entry: AnyEntry) -> None:
+        """Something that the ledger says, or will say, of this job by our own doing."""
+        self.history = self.history.after(entry)
+
+    async def try_again(self, failed: AttemptFailed) -> bool:
+        """Write that the attempt failed, and claim the next one. False if another worker has the job by now."""
+        self.note(failed)
+        self.before = self.history
+        self._claims.append(uuid.uuid4().hex)
+        self.attempt += 1
+        claimed = self.entry(Claimed, claim=self._claims[-1])
+        self.note(claimed)
+
+        async def write(grip: Grip) -> None:
+            await self._owner.ledger.append_once(grip.session, failed)
+            await self._owner.ledger.append_once(grip.session, claimed)
+
+        return await self._on_grip(write)
+
+    async def confirm(self) -> bool:
+        """Make sure that the job is ours for the length of a lease from now. False if another worker has it by now."""
+        return await self._on_grip(self._renew_once)
+
+    async def report(self, entry: TerminalEntry) -> bool:
+        """Write the terminal entry: the job is over for everybody. False if another worker has it by now."""
+
+        async def write(grip: Grip) -> None:
+            # A rejoin may have found the entry whose confirm was lost.
+            if not self._reported:
+                await self._owner.ledger.append_once(grip.session, entry)
+                self._reported = True
+
+        return await self._on_grip(write)
+
+    async def say_end(self) -> bool:
+        """Publish the event of the end as the ledger has it. False if another worker has the job by now."""
+        return await self._on_grip(lambda grip: self._owner.say_end(grip.session, self._job))
+
+    async def leave(self) -> bool:
+        """After `report`: drop every copy and unlock. False if another worker has the job by now."""
+
+        async def leave(grip: Grip) -> None:
+            await grip.lease.delete()
+            await grip.lock.release()
+            self._over.set()
+
+        return await self._on_grip(leave)
+
+    async def give_back(self, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
+        """Put ``job`` back into its tier queue, after ``delay`` seconds. False if another worker has it by now.
+
+        First, no more copies are taken: the next owner's own copy must not come to us. Then unlocked, and only then is
+        a copy put back and the others dropped: the other way round, whoever takes the copy finds the lock still held,
+        and hands it to an owner who has just left.
+        """
+        names = self._owner.link.names
+        exchange, key = (names.retry, delayed_key(delay, job.tier_key)) if delay else (names.jobs, job.tier_key)
+
+        async def give_back(grip: Grip) -> None:
+            await self._owner.ledger.append_once(grip.session, entry)
+            await grip.lease.stop_taking()
+            await grip.lock.release()
+            await grip.session.publish(exchange, key, job.message())
+            await grip.lease.drop()
+            self._over.set()
+
+        return await self._on_grip(give_back)
+
+    async def _on_grip(self, step: Callable[[Grip], Awaitable[None]]) -> bool:
+        while (grip := await self._gripped()) is not None:
+            try:
+                async with self._busy:
+                    await step(grip)
+            except BrokerError as error:
+                log.warning("not_settled", error=str(error))
+                grip.session.lost.set()
+            else:
+                return True
+        return False
+
+    async def _gripped(self) -> Grip | None:
+        while True:
+            await self._known.wait()
+            if self._superseded:
+                return None
+            assert self._grip is not None  # noqa: S101 - known, and not superseded
+            if not self._grip.session.lost.is_set():
+                return self._grip
+            self._known.clear()

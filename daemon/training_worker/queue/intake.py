@@ -1,0 +1,155 @@
+"""The intake: what backends publish is checked, planned and put into the queue of the tier that it needs."""
+
+import asyncio
+import time
+import uuid
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+
+from training_presets.estimates import CostEstimate, estimate_cost
+from training_presets.planner import Plan
+from training_schemas.events import Event, JobDuplicate, JobQueued
+from training_schemas.jobs import JOB_TYPE
+from training_schemas.ledger import Submitted
+from training_schemas.plans import Prediction
+from training_schemas.validation import InvalidMessageError, refused
+from training_worker.broker.connection import Link
+from training_worker.broker.event_publisher import Speaker
+from training_worker.broker.session import Session, broker_errors
+from training_worker.broker.topology import declare_tier_queue
+from training_worker.errors import BrokerError
+from training_worker.ledger.job_history import JobHistory
+from training_worker.ledger.ledger import Ledger
+from training_worker.queue.allowed_paths import path_faults
+from training_worker.queue.job_message import QueuedJob
+from training_worker.queue.rejection import refuse, reject
+from training_worker.settings import Settings
+
+PREFETCH = 16
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Serves the intake queue, on each session anew."""
+
+    def __init__(self, link: Link, ledger: Ledger, speaker: Speaker, settings: Settings) -> None:
+        self._link = link
+        self._ledger = ledger
+        self._speaker = speaker
+        self._settings = settings
+        # The submissions of one job are handled one after the other: each sees in the ledger what became of the last.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def run(self) -> None:
+        """Serve for ever."""
+        await self._link.serve(self._serve_on)
+
+    async def _serve_on(self, session: Session) -> None:
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            try:
+                await self._handle(message, session)
+            except BrokerError as error:
+                # The message is not settled: the broker gives it to the next one once this session is gone.
+                log.warning("intake_interrupted", error=str(error))
+                session.lost.set()
+
+        channel = await session.channel(prefetch=PREFETCH)
+        await session.watch(channel)
+        with broker_errors():
+            queue = await channel.get_queue(self._link.names.intake, ensure=False)
+            await queue.consume(on_message)
+
+    async def _handle(self, message: AbstractIncomingMessage, session: Session) -> None:
+        try:
+            queued = self._read(message)
+        except InvalidMessageError as error:
+            await reject(message, error.faults, self._link, self._speaker)
+            return
+        async with self._turns.setdefault(queued.job_id, asyncio.Lock()):
+            history = await self._ledger.recall(session, queued.job_id)
+            await self._decide(queued, history, message.body, session)
+        with broker_errors():
+            await message.ack()
+
+    async def _decide(self, queued: QueuedJob, history: JobHistory, body: bytes, session: Session) -> None:
+        if history.digest not in (None, queued.digest):
+            await refuse(queued, body, self._link, self._speaker)
+        elif history.terminal is not None:
+            await self._answer(queued, history)
+        else:
+            await self._make_queue(queued, session)
+            await self._let_in(_as_first_submitted(queued, history), again=history.requeued)
+
+    def _read(self, message: AbstractIncomingMessage) -> QueuedJob:
+        if message.type not in (None, "", JOB_TYPE):
+            raise refused("", f"unknown message type {message.type!r}; {JOB_TYPE} is read")
+        queued = QueuedJob.submitted(message.body, time.time())
+        if faults := path_faults(queued.job, self._settings):
+            raise InvalidMessageError(faults)
+        return queued
+
+    async def _answer(self, queued: QueuedJob, history: JobHistory) -> None:
+        await self._say(JobDuplicate, queued, outcome=history.outcome, output_path=queued.job.output_path)
+        log.info("duplicate", job=queued.job_id, outcome=history.outcome)
+
+    async def _make_queue(self, queued: QueuedJob, session: Session) -> None:
+        """A queue for several cards is there from the first job on, which may come before a worker that has as many."""
+        plan = queued.plan
+        if plan.gpu_count == 1:
+            return
+        channel = await session.channel(prefetch=0)
+        with broker_errors():
+            await declare_tier_queue(channel, self._link.names, plan.family, plan.tier, plan.gpu_count)
+        await session.close_channel(channel)
+
+    async def _let_in(self, queued: QueuedJob, *, again: bool) -> None:
+        entry = Submitted(job_id=queued.job_id, time=queued.submitted_at, digest=queued.digest)
+        plan = queued.plan
+        # Said twice of the same submission, it is the same event; of a job that was put back it is another one.
+        event_id = str(uuid.uuid4()) if again else f"{queued.job_id}/0/1"
+        said = {
+            "training_type": plan.training_type,
+            "tier": plan.tier,
+            "gpu_count": plan.gpu_count,
+            "preset": plan.preset,
+            "changes": plan.changes,
+            "warnings": [advice.message for advice in plan.warnings],
+            "predicted": predict_queued(plan, estimate_cost(plan)),
+        }
+        # One after the other on one channel, and confirmed together: the event is on its way before the job can be
+        # taken, so that whoever reads the events sees it queued before it is claimed.
+        await asyncio.gather(
+            self._ledger.append(entry),
+            self._say(JobQueued, queued, event_id=event_id, **said),
+            self._link.publish(self._link.names.jobs, queued.tier_key, queued.message()),
+        )
+        log.info("queued", job=queued.job_id, key=queued.tier_key)
+
+    async def _say(self, kind: type[Event], queued: QueuedJob, *, event_id: str | None = None, **fields: Any) -> None:
+        identity = event_id or str(uuid.uuid4())
+        statement = self._speaker.state(kind, identity, job_id=queued.job_id, attempt=0, sequence=1, **fields)
+        await self._speaker.publish(statement)
+
+
+def _as_first_submitted(queued: QueuedJob, history: JobHistory) -> QueuedJob:
+    """The job as of its first submission, from which on the ledger is searched for its attempts."""
+    if history.submitted_at is not None:
+        return msgspec.structs.replace(queued, submitted_at=history.submitted_at)
+    # The ledger has forgotten its submission: it is searched as a whole.
+    return msgspec.structs.replace(queued, submitted_at=0.0) if history.attempts else queued
+
+
+def predict_queued(plan: Plan, estimate: CostEstimate) -> Prediction:
+    """What a job takes on the card that its tier is priced by."""
+    return Prediction(
+        card=estimate.card,
+        peak_vram_mib=plan.peak_mib,
+        seconds_per_step=60 / estimate.steps_per_minute,
+        gpu_seconds=estimate.training_hours * 3600 * plan.gpu_count,
+        cost_usd=estimate.estimated_cost_usd,
+    )

@@ -1,0 +1,1 @@
+"""A trainer's child process and its run folder."""

@@ -1,0 +1,102 @@
+"""A run: one attempt's trainer and its folder, started by this daemon or found again after another one's end."""
+
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from training_schemas.base import Wire
+from training_schemas.jobs import EngineName, TrainingJob
+from training_schemas.plans import Prediction
+from training_schemas.spec import SPEC_FILE, RunSpec
+from training_schemas.validation import InvalidMessageError
+from training_worker.gpu.devices import Card
+from training_worker.ledger.job_history import Standing
+from training_worker.queue.job_message import QueuedJob
+from training_worker.runs.child_process import Child
+from training_worker.runs.process_identity import Identity
+from training_worker.runs.run_directory import RECORD_FILE, RunFolder
+from training_worker.runs.state_layout import runs_dir
+
+log = structlog.get_logger()
+
+
+class RunRecord(Wire, frozen=True, kw_only=True):
+    """What a daemon must know to take a run up again; times are unix seconds.
+
+    ``energy_j`` is what its card's counter said before it, in joules.
+    """
+
+    job: TrainingJob
+    submitted_at: float
+    standing: Standing
+    card: Card
+    engine: EngineName
+    changes: dict[str, object]
+    resumed_step: int
+    started_at: float
+    predicted: Prediction | None = None
+    energy_j: float | None = None
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run folder with what is in it."""
+
+    folder: RunFolder
+    spec: RunSpec
+    record: RunRecord
+    queued: QueuedJob
+
+    def start(self, command: list[str], env: dict[str, str]) -> Child:
+        """Start the trainer. Raises `OSError`."""
+        folder = self.folder
+        return Child.start(
+            [*command, str(folder.path)],
+            env=env,
+            stdout=folder.stdout,
+            stderr=folder.stderr,
+            identity=folder.identity,
+        )
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the trainer is, or was; None if it never started."""
+        return Identity.read(self.folder.identity)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a trainer was started for it; one that was started before has begun once its output goes here."""
+        return self.folder.stdout.exists()
+
+    def last_sign(self) -> float:
+        """When the trainer last gave a sign of life (unix seconds)."""
+        folder = self.folder
+        return max(path.stat().st_mtime for path in (folder.progress, folder.stdout, folder.stderr) if path.exists())
+
+
+def find_runs(state_dir: Path) -> list[Run]:
+    """The runs that earlier daemons left, oldest first. What was never finished being made is removed."""
+    if not runs_dir(state_dir).is_dir():
+        return []
+    runs = [run for path in runs_dir(state_dir).iterdir() if (run := read_run(RunFolder(path))) is not None]
+    return sorted(runs, key=lambda run: run.record.started_at)
+
+
+def read_run(folder: RunFolder) -> Run | None:
+    """The run of a folder; None if it cannot be read. What was never finished being made is removed."""
+    try:
+        spec, record = folder.read(SPEC_FILE, RunSpec), folder.read(RECORD_FILE, RunRecord)
+    except (msgspec.MsgspecError, OSError) as error:
+        # Kept for whoever looks: the job itself comes back by its lease.
+        log.warning("run_folder_unreadable", folder=str(folder.path), error=str(error))
+        return None
+    if spec is None or record is None or folder.path.name.startswith("."):
+        folder.remove()
+        return None
+    try:
+        queued = QueuedJob.submitted(msgspec.json.encode(record.job), record.submitted_at)
+    except InvalidMessageError as error:
+        # An upgrade has dropped what it was planned with.
+        log.warning("run_folder_outdated", folder=str(folder.path), error=str(error))
+        return None
+    return Run(folder=folder, spec=spec, record=record, queued=queued)

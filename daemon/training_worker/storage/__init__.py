@@ -1,0 +1,1 @@
+"""What lies on the disk, and the room that is left there."""

@@ -1,0 +1,1 @@
+"""Parts of the project that other people's tests start, too."""

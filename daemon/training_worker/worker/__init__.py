@@ -1,0 +1,1 @@
+"""The process: its slots, signals, commands and heartbeat."""

@@ -1,0 +1,180 @@
+"""Presence: what a worker says about itself, and when."""
+
+import asyncio
+import contextlib
+import platform
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from training_schemas.events import (
+    CardState,
+    Event,
+    Taking,
+    WorkerDraining,
+    WorkerHeartbeat,
+    WorkerOffline,
+    WorkerOnline,
+    WorkerQuarantined,
+)
+from training_schemas.jobs import MemoryTier, ModelFamily
+from training_schemas.plans import MeasuredRate
+from training_worker.attempts.step_rates import Rates
+from training_worker.broker.event_publisher import Speaker, Statement
+from training_worker.gpu import nvml
+from training_worker.gpu.devices import Card
+from training_worker.gpu.monitor import Monitor
+from training_worker.gpu.nvml import MIB, SEPARATOR, DriverError, Versions
+from training_worker.observations import Reading
+from training_worker.settings import Settings
+from training_worker.version import __version__
+
+GOODBYE_TIMEOUT = 2.0
+
+# What is said of the versions waits no longer for the driver.
+VERSIONS_TIMEOUT = 3.0
+
+
+log = structlog.get_logger()
+
+
+class Doing(msgspec.Struct, frozen=True):
+    """What a worker does: the job that each slot has, by the slot's card or cards, and whether it takes more."""
+
+    jobs: dict[str, str]
+    taking: Taking
+
+
+class Presence:
+    """Says that the worker is here, how it does, and that it leaves."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to say, each by its name
+        self,
+        speaker: Speaker,
+        settings: Settings,
+        cards: Sequence[Card],
+        families: list[ModelFamily],
+        look: Callable[[], Doing],
+        rates: Rates,
+    ) -> None:
+        self._speaker = speaker
+        self._settings = settings
+        self._cards = cards
+        self._families = families
+        self._look = look
+        self._rates = rates
+        self._told_rates: list[MeasuredRate] = []
+        self._waiting: asyncio.Queue[Statement] = asyncio.Queue()
+
+    async def appear(self) -> None:
+        """The worker is connected."""
+        rates = self._rates.newest(self._cards)
+        gpus = [card.describe() for card in self._cards]
+        await self._say(
+            WorkerOnline,
+            version=__version__,
+            gpus=gpus,
+            families=self._families,
+            host=socket.gethostname(),
+            tiers=[tier for tier in MemoryTier if tier in {gpu.tier for gpu in gpus}],
+            engines=sorted(self._settings.engines),
+            versions=await self._versions(),
+            rates=rates,
+        )
+        self._told_rates = rates
+
+    async def beat(self, monitor: Monitor) -> None:
+        """Say how the worker does, every so often; for ever."""
+        seconds = self._settings.heartbeat
+        while True:
+            await asyncio.sleep(seconds)
+            doing = self._look()
+            # One that waited for the broker says nothing of now: the next one does.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    rates = self._rates.newest(self._cards)
+                    await self._say(
+                        WorkerHeartbeat,
+                        version=__version__,
+                        interval_seconds=seconds,
+                        cards=self._card_states(monitor, doing.jobs),
+                        disk_free_mib=await asyncio.to_thread(self._disk_free_mib),
+                        engines=sorted(self._settings.engines),
+                        host=socket.gethostname(),
+                        taking=doing.taking,
+                        rates=[rate for rate in rates if rate not in self._told_rates],
+                    )
+                    self._told_rates = rates
+
+    def leave(self, why: str) -> None:
+        """Say that the worker takes nothing new from now on."""
+        self._tell(WorkerDraining, why=why, jobs=sorted(self._look().jobs.values()))
+
+    def quarantined(self, gpu: str, reason: str, *, recovered: bool) -> None:
+        """Say that a card is given no jobs any more, or is again."""
+        self._tell(WorkerQuarantined, gpu=gpu, reason=reason, recovered=recovered)
+
+    def _tell(self, kind: type[Event], **fields: Any) -> None:
+        # Whoever has something to tell does not wait for the broker.
+        self._waiting.put_nowait(self._speaker.state(kind, str(uuid.uuid4()), **fields))
+
+    async def tell(self) -> None:
+        """Publish what is to be told, for ever."""
+        while True:
+            statement = await self._waiting.get()
+            await self._speaker.publish(statement)
+            self._waiting.task_done()
+
+    async def goodbye(self, why: str) -> None:
+        """The worker is gone; said last, in a bounded time, or not at all."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await self._waiting.join()
+                await self._say(WorkerOffline, why=why)
+
+    def _card_states(self, monitor: Monitor, jobs: dict[str, str]) -> list[CardState]:
+        return [
+            _card_state(
+                uuid, card, jobs.get(card.uuid), monitor.readings.get(uuid), monitor.quarantined(uuid) or card.fault
+            )
+            for card in self._cards
+            for uuid in card.uuid.split(SEPARATOR)
+        ]
+
+    def _disk_free_mib(self) -> int | None:
+        try:
+            return shutil.disk_usage(self._settings.state_dir).free // MIB
+        except OSError as error:
+            log.warning("free_disk_unknown", error=str(error))
+            return None
+
+    async def _versions(self) -> dict[str, str]:
+        driver = Versions()
+        if not all(card.simulated for card in self._cards):
+            with contextlib.suppress(DriverError):
+                driver = await nvml.ask_async(nvml.versions, VERSIONS_TIMEOUT)
+        versions = {"python": platform.python_version(), "driver": driver.driver, "cuda": driver.cuda}
+        return {name: version for name, version in versions.items() if version is not None}
+
+    async def _say(self, kind: type[Event], **fields: Any) -> None:
+        await self._speaker.publish(self._speaker.state(kind, str(uuid.uuid4()), **fields))
+
+
+def _card_state(gpu: str, card: Card, job: str | None, reading: Reading | None, quarantined: str | None) -> CardState:
+    known = reading or Reading(uuid=gpu)
+    return CardState(
+        gpu=gpu,
+        name=card.name,
+        memory_mib=card.memory_mib,
+        job=job,
+        quarantined=quarantined,
+        free_mib=known.free_mib,
+        utilisation=known.utilisation,
+        temperature_c=known.temperature_c,
+        power_w=known.power_w,
+    )

@@ -1,0 +1,199 @@
+"""The slot: one card, or several together. It takes a job from its queues and has it trained; then the next."""
+
+import asyncio
+
+import msgspec
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from structlog.contextvars import bound_contextvars
+
+from training_schemas.jobs import MemoryTier, ModelFamily
+from training_schemas.validation import InvalidMessageError
+from training_worker.attempts.control import Wishes
+from training_worker.attempts.disk_needs import keep_reserved, reserve_as_planned
+from training_worker.attempts.job_runner import OwnedJob, SlotContext
+from training_worker.attempts.run_spec import crowded_out
+from training_worker.broker.names import delayed_key
+from training_worker.broker.session import Session, broker_errors
+from training_worker.errors import BrokerError
+from training_worker.gpu.devices import room_on
+from training_worker.gpu.nvml import DriverHangsError
+from training_worker.ownership.claim import Claim, NotOurs
+from training_worker.ownership.ownership import Ownership
+from training_worker.queue.admission import Gate
+from training_worker.queue.consumer import Source
+from training_worker.queue.job_message import QueuedJob
+from training_worker.queue.rejection import reject
+from training_worker.runs.run import Run
+from training_worker.storage.reservations import Reservation
+
+log = structlog.get_logger()
+
+
+class Slot:
+    """The work of one card, or of several together."""
+
+    def __init__(self, context: SlotContext, tier: MemoryTier) -> None:
+        self._context = context
+        self._owner = context.owner
+        self._tier = tier
+        self._wishes = Wishes()
+        self._found: list[tuple[Run, Reservation]] = []
+        self.job_id: str | None = None
+        """The job that is in hand now."""
+
+    def release(self, why: str) -> None:
+        """Give the running job back to its queue, with a checkpoint."""
+        self._wishes.release(why)
+
+    def abort(self) -> None:
+        """Give the running job back to its queue, without waiting for a checkpoint."""
+        self._wishes.abort.set()
+        self._wishes.release("aborted")
+
+    def detach(self) -> None:
+        """Leave the running job's trainer to the daemon that comes next."""
+        self._wishes.detach.set()
+
+    def expect(self, run: Run) -> None:
+        """Have a run that an earlier daemon left here taken up.
+
+        To be said of all runs before any slot takes a job: the room that they still need is nobody else's.
+        """
+        reservation = self._context.reservations.make(run.spec.job_id)
+        if not run.record.card.simulated:
+            keep_reserved(run, reservation)
+        self._found.append((run, reservation))
+
+    async def take_up(self) -> None:
+        """See to the runs that are expected here."""
+        for run, reservation in self._found:
+            if self._wishes.detach.is_set():
+                return
+            with bound_contextvars(job=run.record.job.job_id, gpu=run.record.card.uuid), reservation:
+                await self._take_up(run, reservation)
+
+    async def _take_up(self, run: Run, reservation: Reservation) -> None:
+        queued, wishes = run.queued, self._new_wishes()
+        ownership = Ownership(self._owner, queued, run.record.standing, wishes.receive)
+        # The card as it was: its settings may have changed, what the run costs has not.
+        context = msgspec.structs.replace(self._context, card=run.record.card)
+        await self._see_to(OwnedJob(queued, ownership, wishes, context, reservation, found=run), queued.job_id)
+
+    async def _see_to(self, owned: OwnedJob, job_id: str) -> None:
+        self.job_id = job_id
+        try:
+            await owned.run()
+        finally:
+            self.job_id = None
+
+    def _new_wishes(self) -> Wishes:
+        """Wishes of another job; orders to this slot hold for it too."""
+        self._wishes = self._wishes.for_next_job()
+        return self._wishes
+
+    async def run(self, gate: Gate, families: list[ModelFamily]) -> None:
+        """Take and train jobs, one at a time, until the gate is drained."""
+        try:
+            while await gate.wait_open():
+                session = await gate.unless_closed(self._owner.link.session())
+                if session is not None:
+                    await self._serve_while_connected(session, gate, families)
+                if gate.closed:
+                    # Whoever closed it may want the card for itself: a sick one can be reset only if nobody has it.
+                    await self._context.standby.stop()
+        finally:
+            await self._context.standby.stop()
+
+    async def _serve_while_connected(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
+        try:
+            await self._serve(session, gate, families)
+        except BrokerError as error:
+            log.warning("taking_interrupted", error=str(error))
+            session.lost.set()
+
+    async def _serve(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
+        names, count = self._owner.link.names, self._context.card.count
+        source = await Source.open(session, names, self._tier, families, count)
+        try:
+            while not gate.closed and not session.lost.is_set():
+                self._context.standby.prepare()
+                delivery = await source.take(gate)
+                if delivery is not None and not gate.closed:
+                    await self._handle(delivery, session, source)
+        finally:
+            await source.close()
+
+    async def _handle(self, delivery: AbstractIncomingMessage, session: Session, source: Source) -> None:
+        try:
+            queued = QueuedJob.waiting(delivery)
+        except InvalidMessageError as error:
+            # Whatever is in a tier queue passed an intake; this one was put there past it, or by another version.
+            await reject(delivery, error.faults, self._owner.link, self._context.speaker)
+            await source.quiet()
+            return
+        with bound_contextvars(job=queued.job_id, gpu=self._context.card.uuid):
+            if queued.should_avoid(self._owner.worker):
+                # It failed here: others may do better.
+                await self._put_off(queued.passed_on(), delivery, session)
+                log.info("passed_on", times=queued.passed + 1)
+                await source.quiet()
+                return
+            with self._context.reservations.make(queued.job_id) as reservation:
+                why = await self._lacks_room(queued, reservation)
+                if why is None:
+                    await self._own(queued, delivery, session, source, reservation)
+                    return
+                # No fault of the job's: it is not claimed, so no attempt is counted.
+                await self._put_off(queued, delivery, session)
+                log.info("no_room_for_now", why=why)
+                await source.quiet()
+
+    async def _put_off(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
+        """Leave a job that nobody has claimed to whoever takes it after a while."""
+        names, delay = self._owner.link.names, self._context.settings.retry_delays[0]
+        await session.publish(names.retry, delayed_key(delay, queued.tier_key), queued.message())
+        with broker_errors():
+            await delivery.ack()
+
+    async def _lacks_room(self, queued: QueuedJob, reservation: Reservation) -> str | None:
+        """Why a job cannot be trained here now, though it might be later; None if it can, or its claim will tell."""
+        context = self._context
+        if context.card.simulated:
+            return None
+        shortage = await asyncio.to_thread(reserve_as_planned, queued, reservation, context.settings)
+        if shortage is not None and shortage.passes:
+            return shortage.text
+        try:
+            needed = crowded_out(queued.plan, await asyncio.to_thread(room_on, context.card))
+        except DriverHangsError:
+            return None
+        if needed is not None and await context.is_crowded(context.card.uuid, needed):
+            return f"others hold the card's memory, of which {needed} MiB are needed"
+        return None
+
+    async def _own(
+        self,
+        queued: QueuedJob,
+        delivery: AbstractIncomingMessage,
+        session: Session,
+        source: Source,
+        reservation: Reservation,
+    ) -> None:
+        wishes = self._new_wishes()
+        result = await Claim(self._owner, queued, delivery, session, wishes.receive).make()
+        # Only now, and beside the start of the trainer: telling a handful of queues takes as long as a claim.
+        quieting = asyncio.create_task(_quiet(source, session), name="quiet")
+        if isinstance(result, NotOurs):
+            log.info("not_ours", why=result.name)
+        else:
+            log.info("claimed", attempt=result.attempt)
+            await self._see_to(OwnedJob(queued, result, wishes, self._context, reservation), queued.job_id)
+        await quieting
+
+
+async def _quiet(source: Source, session: Session) -> None:
+    try:
+        await source.quiet()
+    except BrokerError:
+        session.lost.set()
