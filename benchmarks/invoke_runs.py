@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.tiny_runs import PATIENCE, SMALL, UNCACHED, Bench, run_module
 from training_schemas.jobs import ModelFamily, TrainingType
-from training_worker.engines.diffusers.adapters import FLUX_ATTENTION, SDXL_ATTENTION
+from training_worker.engines.diffusers.models.lora import FLUX_ATTENTION, SDXL_ATTENTION
 
 STEPS = 60
 WARM_UP = 10

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from training_worker.engines.diffusers.latents import LatentImage
-from training_worker.engines.diffusers.texts import Texts
+from training_worker.engines.diffusers.diffusion.latents import LatentImage
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
 
 CHANNELS = 16
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from training_schemas.progress import ProgressRecord, StepRecord
 from training_worker.engines.diffusers.__main__ import train
-from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 
 
 def main() -> None:

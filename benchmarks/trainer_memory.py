@@ -34,12 +34,12 @@ from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.progress import Phase
 from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName, Quantization
 from training_schemas.validation import convert_strictly
-from training_worker.engines.diffusers.batches import BatchSource, Item
-from training_worker.engines.diffusers.models import ModelLoader
+from training_worker.engines.diffusers.diffusion.batches import BatchSource, Item
+from training_worker.engines.diffusers.models.loader import ModelLoader
+from training_worker.engines.diffusers.models.quantization import is_quantised
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
-from training_worker.engines.diffusers.quantisation import is_quantised
-from training_worker.engines.diffusers.trainer import Trainer
+from training_worker.engines.diffusers.training.trainer import Trainer
 
 MIB = 2**20
 MODEL: dict[str, Any] = {"num_layers": 4, "num_single_layers": 8, "num_attention_heads": 6, "guidance_embeds": True}

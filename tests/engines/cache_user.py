@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from training_worker.engines.diffusers.content_keys import content_key
-from training_worker.engines.diffusers.tensor_cache import TensorCache
+from training_worker.engines.diffusers.cache.keys import content_key
+from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
 
 VALUES = 12
 USES = 40

@@ -30,7 +30,7 @@ from training_schemas.spec import (
 if TYPE_CHECKING:
     from tests.engines.trainers import BuildTrainer
 
-    from training_worker.engines.diffusers.trainer import Trainer
+    from training_worker.engines.diffusers.training.trainer import Trainer
 
 # A developer may do without the trainer extra; CI may not.
 if find_spec("diffusers") is None and "CI" not in os.environ:
@@ -105,7 +105,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FLUX pipeline of random weights; not to be changed."""
-    from training_worker.engines.diffusers.tiny import write_pipeline  # noqa: PLC0415
+    from training_worker.engines.diffusers.models.tiny import write_pipeline  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("model")
     write_pipeline(folder)
@@ -115,7 +115,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of SDXL."""
-    from training_worker.engines.diffusers.tiny import write_pipeline  # noqa: PLC0415
+    from training_worker.engines.diffusers.models.tiny import write_pipeline  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("sdxl")
     write_pipeline(folder, ModelFamily.SDXL)
@@ -177,8 +177,8 @@ def write_run(tmp_path: Path, tiny_model: Path, tiny_sdxl: Path, robots: Path) -
 def train() -> Train:
     """Run a run folder in this process, by the clock and the writer that are given; gives exit code and records."""
     from training_worker.engines.diffusers.__main__ import run  # noqa: PLC0415
-    from training_worker.engines.diffusers.control import Control  # noqa: PLC0415
-    from training_worker.engines.diffusers.progress import ProgressWriter  # noqa: PLC0415
+    from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter  # noqa: PLC0415
+    from training_worker.engines.diffusers.protocol.stop_signals import Control  # noqa: PLC0415
 
     def train_here(
         folder: Path,

@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from training_schemas.spec import Quantization
-from training_worker.engines.diffusers.weights import load_denoiser
+from training_worker.engines.diffusers.models.layerwise_loading import load_denoiser
 
 
 class LoadingMemory(msgspec.Struct):

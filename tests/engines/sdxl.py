@@ -4,7 +4,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from training_schemas.jobs import ModelFamily
-from training_worker.engines.diffusers import tiny
+from training_worker.engines.diffusers.models import tiny
 
 WIDTH_L, WIDTH_G = tiny.WIDTH, tiny.WIDTH_2
 

@@ -9,9 +9,9 @@ import torch
 from msgspec.structs import replace
 
 from training_schemas.spec import FluxLoraParameters, TimestepSampler
-from training_worker.engines.diffusers.batches import Batch, BatchSource, Item, Noising, join_batches
-from training_worker.engines.diffusers.latents import LatentImage
-from training_worker.engines.diffusers.noise_levels import draw_sigma, shift_sigma
+from training_worker.engines.diffusers.diffusion.batches import Batch, BatchSource, Item, Noising, join_batches
+from training_worker.engines.diffusers.diffusion.latents import LatentImage
+from training_worker.engines.diffusers.diffusion.noise_levels import draw_sigma, shift_sigma
 
 pytestmark = pytest.mark.trainer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_worker.engines.diffusers.buckets import bucket_of, buckets
+from training_worker.engines.diffusers.data.buckets import bucket_of, buckets
 
 pytestmark = pytest.mark.trainer
 

@@ -3,7 +3,7 @@
 import pytest
 from tests.engines.datasets import settings
 
-from training_worker.engines.diffusers.captions import base_caption, joined, parts
+from training_worker.engines.diffusers.data.captions import base_caption, joined, parts
 
 pytestmark = pytest.mark.trainer
 

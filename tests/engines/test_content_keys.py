@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from training_worker.engines.diffusers import content_keys
-from training_worker.engines.diffusers.content_keys import content_key
+from training_worker.engines.diffusers.cache import keys
+from training_worker.engines.diffusers.cache.keys import content_key
 
 pytestmark = pytest.mark.trainer
 
@@ -47,6 +47,6 @@ def test_another_kind_or_part_makes_another_key(kind: str, parts: dict[str, Any]
 def test_another_format_forgets_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same words may be encoded to something else by a later version."""
     before = content_key("text", words="a robot")
-    monkeypatch.setattr(content_keys, "FORMAT", content_keys.FORMAT + 1)
+    monkeypatch.setattr(keys, "FORMAT", keys.FORMAT + 1)
 
     assert before != content_key("text", words="a robot")

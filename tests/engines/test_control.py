@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from training_schemas.spec import RunLease
-from training_worker.engines.diffusers.control import ORPHANED, SIGNALLED, Control
+from training_worker.engines.diffusers.protocol.stop_signals import ORPHANED, SIGNALLED, Control
 
 pytestmark = pytest.mark.trainer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from training_worker.engines.diffusers.curve import (
+from training_worker.engines.diffusers.export.loss_curve import (
     BOTTOM,
     FAINT,
     LEFT,

@@ -9,7 +9,7 @@ from tests.engines.datasets import read
 from transformers import CLIPTokenizer
 
 from training_worker.engines.demo_dataset import write_dataset
-from training_worker.engines.diffusers.tiny import write_pipeline
+from training_worker.engines.diffusers.models.tiny import write_pipeline
 
 pytestmark = pytest.mark.trainer
 

@@ -21,7 +21,7 @@ from training_schemas.progress import (
     WarningRecord,
     decode_record,
 )
-from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 
 pytestmark = pytest.mark.trainer
 

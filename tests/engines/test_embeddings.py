@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.engines import sdxl
 
-from training_worker.engines.diffusers.embeddings import embeddings_file
+from training_worker.engines.diffusers.export.textual_inversion import embeddings_file
 
 pytestmark = pytest.mark.trainer
 

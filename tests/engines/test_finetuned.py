@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from tests.engines import sdxl
 
-from training_worker.engines.diffusers.finetuned import write_finetuned
+from training_worker.engines.diffusers.export.pipeline_folder import write_finetuned
 
 pytestmark = pytest.mark.trainer
 

@@ -17,9 +17,9 @@ from tests.engines.trainers import BuildTrainer, never
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import LoraTargets
-from training_worker.engines.diffusers.batches import Batch
-from training_worker.engines.diffusers.texts import Texts
-from training_worker.engines.diffusers.trainer import Trainer
+from training_worker.engines.diffusers.diffusion.batches import Batch
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
+from training_worker.engines.diffusers.training.trainer import Trainer
 
 pytestmark = pytest.mark.trainer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.engines.diffusers.held_folders import held_folder, is_unfinished_for_long, remove_abandoned
+from training_worker.engines.diffusers.cache.locked_folders import held_folder, is_unfinished_for_long, remove_abandoned
 
 pytestmark = pytest.mark.trainer
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.engines.datasets import write_image, write_mask
 
-from training_worker.engines.diffusers.buckets import Size
-from training_worker.engines.diffusers.images import (
+from training_worker.engines.diffusers.data.buckets import Size
+from training_worker.engines.diffusers.data.images import (
     BrokenImageError,
     check_image,
     check_mask,

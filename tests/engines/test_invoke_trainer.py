@@ -35,8 +35,8 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import LEASE_FILE, PROGRESS_FILE, REQUESTS_FILE, FluxLoraParameters, RunLease
-from training_worker.engines.diffusers.captions import base_caption
-from training_worker.engines.diffusers.model_spec import (
+from training_worker.engines.diffusers.data.captions import base_caption
+from training_worker.engines.diffusers.export.metadata import (
     Implementation,
     Result,
     result_metadata,

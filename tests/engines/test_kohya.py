@@ -15,9 +15,9 @@ from tests.engines import sdxl
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training_schemas.spec import LoraTargets
-from training_worker.engines.diffusers.adapters import add_adapter, flux_layers
-from training_worker.engines.diffusers.kohya import flux_to_kohya, sdxl_to_kohya
-from training_worker.engines.diffusers.verify import predict
+from training_worker.engines.diffusers.export.kohya import flux_to_kohya, sdxl_to_kohya
+from training_worker.engines.diffusers.export.verify import predict
+from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
 
 pytestmark = pytest.mark.trainer
 

@@ -9,17 +9,12 @@ from msgspec.structs import replace
 from PIL import Image
 
 from training_schemas.spec import WeightDtype
-from training_worker.engines.diffusers.examples import Example
-from training_worker.engines.diffusers.families import FLUX, SDXL
-from training_worker.engines.diffusers.images import digest_of
-from training_worker.engines.diffusers.latents import (
-    CachedImages,
-    LiveImages,
-    decode_latents,
-    encode_image,
-)
-from training_worker.engines.diffusers.models import ModelLoader
-from training_worker.engines.diffusers.tensor_cache import TensorCache
+from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
+from training_worker.engines.diffusers.data.examples import Example
+from training_worker.engines.diffusers.data.images import digest_of
+from training_worker.engines.diffusers.diffusion.latents import CachedImages, LiveImages, decode_latents, encode_image
+from training_worker.engines.diffusers.models.families import FLUX, SDXL
+from training_worker.engines.diffusers.models.loader import ModelLoader
 
 pytestmark = pytest.mark.trainer
 

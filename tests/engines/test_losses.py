@@ -8,9 +8,9 @@ from diffusers import DDPMScheduler, FluxTransformer2DModel, UNet2DConditionMode
 from msgspec.structs import replace
 
 from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.batches import Batch, join_batches
-from training_worker.engines.diffusers.losses import diffusion_losses, flow_losses, masked_mean
-from training_worker.engines.diffusers.texts import Texts
+from training_worker.engines.diffusers.diffusion.batches import Batch, join_batches
+from training_worker.engines.diffusers.diffusion.losses import diffusion_losses, flow_losses, masked_mean
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
 
 pytestmark = pytest.mark.trainer
 

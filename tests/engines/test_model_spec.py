@@ -15,8 +15,8 @@ from tests.engines import sdxl
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
-from training_worker.engines.diffusers.kohya import sdxl_to_kohya
-from training_worker.engines.diffusers.model_spec import (
+from training_worker.engines.diffusers.export.kohya import sdxl_to_kohya
+from training_worker.engines.diffusers.export.metadata import (
     HASH,
     Implementation,
     Result,

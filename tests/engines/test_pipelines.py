@@ -13,7 +13,7 @@ from tests.engines.trainers import DATASET, BuildTrainer, never, take_steps, wei
 from training_schemas.jobs import TrainingType
 from training_schemas.progress import CheckpointRecord, DoneRecord, StepRecord
 from training_schemas.spec import LoraTargets, LrScheduler, OptimizerName, WeightDtype
-from training_worker.engines.diffusers.checkpoints import Tally, load_checkpoint, save_checkpoint
+from training_worker.engines.diffusers.training.checkpoints import Tally, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.trainer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training_schemas.progress import Phase, PhaseRecord, WarningRecord, decode_record
-from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 
 pytestmark = pytest.mark.trainer
 

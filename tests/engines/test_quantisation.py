@@ -13,10 +13,10 @@ from tests.engines.loading_memory import held_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName, Quantization, WeightDtype
-from training_worker.engines.diffusers.checkpoints import Tally, load_checkpoint, save_checkpoint
-from training_worker.engines.diffusers.families import FLUX
-from training_worker.engines.diffusers.models import ModelLoader
-from training_worker.engines.diffusers.quantisation import FP8, EightBitLinear, is_quantised
+from training_worker.engines.diffusers.models.families import FLUX
+from training_worker.engines.diffusers.models.loader import ModelLoader
+from training_worker.engines.diffusers.models.quantization import FP8, EightBitLinear, is_quantised
+from training_worker.engines.diffusers.training.checkpoints import Tally, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from tests.engines.trainers import BuildTrainer

@@ -23,8 +23,8 @@ from training_schemas.progress import (
     decode_record,
 )
 from training_schemas.spec import REQUESTS_FILE, RequestLine, RunRequest
-from training_worker.engines.diffusers.progress import ProgressWriter
-from training_worker.engines.diffusers.requests import RequestReader
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
+from training_worker.engines.diffusers.protocol.requests import RequestReader
 
 pytestmark = pytest.mark.trainer
 

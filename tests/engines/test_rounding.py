@@ -8,7 +8,7 @@ from tests.engines.trainers import BuildTrainer, take_steps, weights
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import WeightDtype
-from training_worker.engines.diffusers.rounding import round_stochastically, step_with_rounding
+from training_worker.engines.diffusers.optim.stochastic_rounding import round_stochastically, step_with_rounding
 
 pytestmark = pytest.mark.trainer
 

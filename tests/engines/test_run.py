@@ -29,10 +29,10 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease, WeightDtype
-from training_worker.engines.diffusers.adapters import ADAPTER_FILE
-from training_worker.engines.diffusers.failures import failure_of
-from training_worker.engines.diffusers.run import TrainingRun
-from training_worker.engines.diffusers.trainer import Trainer
+from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
+from training_worker.engines.diffusers.protocol.failures import failure_of
+from training_worker.engines.diffusers.training.run import TrainingRun
+from training_worker.engines.diffusers.training.trainer import Trainer
 
 pytestmark = pytest.mark.trainer
 

@@ -10,9 +10,9 @@ from tests.engines.trainers import BuildTrainer
 
 from training_schemas.progress import Phase, PhaseRecord, decode_record
 from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.failures import TrainingStopped
-from training_worker.engines.diffusers.progress import ProgressWriter
-from training_worker.engines.diffusers.sampling import FOLDER, Sampler
+from training_worker.engines.diffusers.protocol.failures import TrainingStopped
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
+from training_worker.engines.diffusers.training.sampling import FOLDER, Sampler
 
 pytestmark = pytest.mark.trainer
 

@@ -29,10 +29,10 @@ from training_schemas.progress import (
     StoppedRecord,
 )
 from training_schemas.spec import WeightDtype
-from training_worker.engines.diffusers import process_group
-from training_worker.engines.diffusers.checkpoints import TENSORS_FILE
-from training_worker.engines.diffusers.helpers import failure_of_helper, progress_file
-from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
+from training_worker.engines.diffusers.training import process_group
+from training_worker.engines.diffusers.training.checkpoints import TENSORS_FILE
+from training_worker.engines.diffusers.training.worker_processes import failure_of_helper, progress_file
 
 pytestmark = pytest.mark.trainer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training_worker.engines.diffusers.sheet import COLUMNS, EMPTY, GAP, LINE, contact_sheet
+from training_worker.engines.diffusers.export.contact_sheet import COLUMNS, EMPTY, GAP, LINE, contact_sheet
 
 pytestmark = pytest.mark.trainer
 

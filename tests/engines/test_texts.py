@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
-from training_worker.engines.diffusers.models import ModelLoader
+from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
+from training_worker.engines.diffusers.diffusion.text_embeddings import CachedTexts, Texts
+from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
-from training_worker.engines.diffusers.tensor_cache import TensorCache
-from training_worker.engines.diffusers.texts import CachedTexts, Texts
 
 pytestmark = pytest.mark.trainer
 

@@ -10,8 +10,9 @@ from tests.engines.trainers import DATASET, BuildTrainer, never, take_steps, wei
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import FluxLoraParameters, WeightDtype
-from training_worker.engines.diffusers import checkpoints
-from training_worker.engines.diffusers.checkpoints import (
+from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped
+from training_worker.engines.diffusers.training import checkpoints
+from training_worker.engines.diffusers.training.checkpoints import (
     STATE_FILE,
     TENSORS_FILE,
     CheckpointError,
@@ -19,7 +20,6 @@ from training_worker.engines.diffusers.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped
 
 pytestmark = pytest.mark.trainer
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.engines.loading_memory import LoadingMemory
 
 from training_schemas.spec import Quantization
-from training_worker.engines.diffusers.weights import load_denoiser
+from training_worker.engines.diffusers.models.layerwise_loading import load_denoiser
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("ignore:.*torch_dtype:FutureWarning")]
 

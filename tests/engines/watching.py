@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from training_schemas.progress import ProgressRecord
-from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 
 OnRecord = Callable[[type[ProgressRecord], dict[str, Any]], None]
 

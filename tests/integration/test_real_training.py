@@ -52,7 +52,7 @@ async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fl
     output = Path(completed.output_path)
     assert all((output / artifact.path).stat().st_size == artifact.size_bytes for artifact in completed.artifacts)
     assert {(output / artifact.path).stat().st_mode & 0o777 for artifact in completed.artifacts} == {0o644}
-    verified = json.loads(run_module("training_worker.engines.diffusers.verify", materials / "model", output))
+    verified = json.loads(run_module("training_worker.engines.diffusers.export.verify", materials / "model", output))
     assert verified["maxOutputDifference"] > 0
 
 

@@ -14,7 +14,7 @@ from training_presets import invoke_config as module
 from training_presets.invoke_config import invoke_config
 from training_presets.invoke_schema import Field, schema
 from training_schemas.jobs import ModelFamily, TrainingType
-from training_worker.engines.diffusers.buckets import DIVISORS, buckets
+from training_worker.engines.diffusers.data.buckets import DIVISORS, buckets
 
 # What the trainer fills in.
 PATHS = {"model": "/m", "base_output_dir": "/o"}
@@ -202,10 +202,10 @@ def test_an_inversions_word_is_put_before_each_caption_by_invoke_training() -> N
 def test_the_layers_are_those_of_the_built_in_trainer() -> None:
     """Their names are written twice, since that one's module needs torch."""
     pytest.importorskip("torch")
-    from training_worker.engines.diffusers import adapters  # noqa: PLC0415 - needs the trainer extra
+    from training_worker.engines.diffusers.models import lora  # noqa: PLC0415 - needs the trainer extra
 
     for name in ("FLUX_ATTENTION", "FLUX_FEED_FORWARD", "SDXL_ATTENTION", "SDXL_FEED_FORWARD", "CLIP_ATTENTION"):
-        assert getattr(module, name) == getattr(adapters, name)
+        assert getattr(module, name) == getattr(lora, name)
 
 
 @pytest.mark.invoke

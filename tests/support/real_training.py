@@ -34,8 +34,8 @@ def run_module(module: str, *arguments: Path | str) -> str:
 
 def make_materials(folder: Path) -> Path:
     """A tiny pipeline of each family and a drawn data set."""
-    run_module("training_worker.engines.diffusers.tiny", folder / "model")
-    run_module("training_worker.engines.diffusers.tiny", folder / "sdxl", "sdxl")
+    run_module("training_worker.engines.diffusers.models.tiny", folder / "model")
+    run_module("training_worker.engines.diffusers.models.tiny", folder / "sdxl", "sdxl")
     run_module("training_worker.engines.demo_dataset", folder / "dataset")
     return folder
 

@@ -61,7 +61,7 @@ def run_demo(output: Path, steps: int) -> None:
     with find_broker() as broker:
         _say(f"broker: {broker.description}")
         _say("making a tiny FLUX pipeline and a data set of ten drawn pictures")
-        _child("training_worker.engines.diffusers.tiny", folder / "model")
+        _child("training_worker.engines.diffusers.models.tiny", folder / "model")
         _child("training_worker.engines.demo_dataset", folder / "dataset")
         try:
             with _daemon(folder, broker.url):
@@ -173,7 +173,7 @@ async def _clean_up(url: str) -> None:
 
 
 def _verify(folder: Path) -> Verified:
-    line = _child("training_worker.engines.diffusers.verify", folder / "model", folder / "result")
+    line = _child("training_worker.engines.diffusers.export.verify", folder / "model", folder / "result")
     return msgspec.json.decode(line, type=Verified, dec_hook=lambda _, value: Path(value))
 
 

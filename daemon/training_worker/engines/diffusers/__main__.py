@@ -13,16 +13,16 @@ from pathlib import Path
 
 from training_schemas.progress import DatasetRecord, FailedRecord, Phase, StoppedRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
-from training_worker.engines.diffusers.buckets import DIVISORS
-from training_worker.engines.diffusers.control import Control
-from training_worker.engines.diffusers.data import Dataset, read_dataset
-from training_worker.engines.diffusers.exit_code import ExitCode
-from training_worker.engines.diffusers.failures import TrainingFailure, TrainingStopped, failure_of
-from training_worker.engines.diffusers.helpers import LEADER, end_with_leader, progress_file
-from training_worker.engines.diffusers.model_folder import check_model_folder
-from training_worker.engines.diffusers.preflight import make_attempt_folder, read_spec
-from training_worker.engines.diffusers.progress import ProgressWriter
+from training_worker.engines.diffusers.data.buckets import DIVISORS
+from training_worker.engines.diffusers.data.dataset import Dataset, read_dataset
+from training_worker.engines.diffusers.models.folder import check_model_folder
+from training_worker.engines.diffusers.protocol.exit_code import ExitCode
+from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped, failure_of
+from training_worker.engines.diffusers.protocol.preflight import make_attempt_folder, read_spec
+from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
+from training_worker.engines.diffusers.protocol.stop_signals import Control
 from training_worker.engines.diffusers.standby import load_libraries, wait_for_run
+from training_worker.engines.diffusers.training.worker_processes import LEADER, end_with_leader, progress_file
 
 # Where the images of a data set that keeps them inside of larger files are written to.
 EXTRACTED = "dataset"
@@ -106,14 +106,14 @@ def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:
     make_attempt_folder(Path(spec.attempt_path))
     control.check()
     # This imports the training libraries, which takes seconds.
-    from training_worker.engines.diffusers.run import TrainingRun  # noqa: PLC0415
+    from training_worker.engines.diffusers.training.run import TrainingRun  # noqa: PLC0415
 
     TrainingRun(folder, spec, parameters, dataset, progress, control).run()
 
 
 def _help(folder: Path, rank: int, progress: ProgressWriter) -> None:
-    from training_worker.engines.diffusers.helper_run import HelperRun  # noqa: PLC0415
-    from training_worker.engines.diffusers.process_group import ProcessGroup  # noqa: PLC0415
+    from training_worker.engines.diffusers.training.process_group import ProcessGroup  # noqa: PLC0415
+    from training_worker.engines.diffusers.training.worker_run import HelperRun  # noqa: PLC0415
 
     spec, parameters = read_spec(folder)
     # The leader has checked it all; of a table, each process writes its own copy.

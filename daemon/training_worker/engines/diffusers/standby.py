@@ -16,7 +16,7 @@ READY = b"ready\n"
 
 def load_libraries() -> None:
     """Import all that a run may need, which takes seconds, but put nothing on the card."""
-    import_module("training_worker.engines.diffusers.run")
+    import_module("training_worker.engines.diffusers.training.run")
 
 
 def wait_for_run() -> Path | None:

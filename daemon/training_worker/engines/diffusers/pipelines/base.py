@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from training_schemas.spec import TrainingParameters
-from training_worker.engines.diffusers.batches import Batch, Noising
-from training_worker.engines.diffusers.families import Family
-from training_worker.engines.diffusers.model_spec import Result
-from training_worker.engines.diffusers.models import ModelLoader
-from training_worker.engines.diffusers.optimizers import Group
-from training_worker.engines.diffusers.texts import Texts
+from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
+from training_worker.engines.diffusers.export.metadata import Result
+from training_worker.engines.diffusers.models.families import Family
+from training_worker.engines.diffusers.models.loader import ModelLoader
+from training_worker.engines.diffusers.optim.optimizers import Group
 
 P = TypeVar("P", bound=TrainingParameters)
 

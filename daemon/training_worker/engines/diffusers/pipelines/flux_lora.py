@@ -8,22 +8,17 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.adapters import (
-    ADAPTER_FILE,
-    Adapters,
-    clip_layers,
-    flux_layers,
-)
-from training_worker.engines.diffusers.batches import Batch, Noising
-from training_worker.engines.diffusers.export import export_adapter
-from training_worker.engines.diffusers.families import FLUX
-from training_worker.engines.diffusers.kohya import flux_to_kohya
-from training_worker.engines.diffusers.losses import flow_losses
-from training_worker.engines.diffusers.model_spec import Implementation, Result
-from training_worker.engines.diffusers.noise_levels import draw_sigma
-from training_worker.engines.diffusers.optimizers import Group
+from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
+from training_worker.engines.diffusers.diffusion.losses import flow_losses
+from training_worker.engines.diffusers.diffusion.noise_levels import draw_sigma
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
+from training_worker.engines.diffusers.export.artifacts import export_adapter
+from training_worker.engines.diffusers.export.kohya import flux_to_kohya
+from training_worker.engines.diffusers.export.metadata import Implementation, Result
+from training_worker.engines.diffusers.models.families import FLUX
+from training_worker.engines.diffusers.models.lora import ADAPTER_FILE, Adapters, clip_layers, flux_layers
+from training_worker.engines.diffusers.optim.optimizers import Group
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline, draw_normal
-from training_worker.engines.diffusers.texts import Texts
 
 LATENTS_PER_TOKEN = 4
 

@@ -7,12 +7,12 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from training_schemas.spec import SdxlParameters
-from training_worker.engines.diffusers.batches import Batch, Noising
-from training_worker.engines.diffusers.families import SDXL
-from training_worker.engines.diffusers.losses import diffusion_losses
-from training_worker.engines.diffusers.models import ModelLoader
+from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
+from training_worker.engines.diffusers.diffusion.losses import diffusion_losses
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
+from training_worker.engines.diffusers.models.families import SDXL
+from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
-from training_worker.engines.diffusers.texts import Texts
 
 CLIP_LENGTH = 77
 ENCODERS = ("text_encoder", "text_encoder_2")

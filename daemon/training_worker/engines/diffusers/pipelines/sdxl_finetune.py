@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from training_worker.engines.diffusers.export import export_pipeline
-from training_worker.engines.diffusers.families import SDXL
-from training_worker.engines.diffusers.model_spec import Result
-from training_worker.engines.diffusers.optimizers import Group
+from training_worker.engines.diffusers.export.artifacts import export_pipeline
+from training_worker.engines.diffusers.export.metadata import Result
+from training_worker.engines.diffusers.models.families import SDXL
+from training_worker.engines.diffusers.optim.optimizers import Group
 from training_worker.engines.diffusers.pipelines.sdxl import ENCODERS, SdxlPipeline
 
 

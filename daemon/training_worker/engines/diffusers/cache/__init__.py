@@ -1,0 +1,1 @@
+"""What encoders made, kept on disk for the runs that come after."""

@@ -1,0 +1,1 @@
+"""A data set: its files, captions, masks, sizes, and what is wrong with it."""

@@ -1,0 +1,1 @@
+"""What is learned from: batches, latents, embeddings, noise and losses."""

@@ -1,0 +1,77 @@
+"""The result of a run: its files, in the formats that other programs read, and what they are."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from training_schemas.progress import Artifact
+from training_worker.engines.diffusers.export.metadata import (
+    Implementation,
+    Result,
+    result_metadata,
+    write_with_metadata,
+)
+from training_worker.engines.diffusers.export.pipeline_folder import write_finetuned
+from training_worker.engines.diffusers.export.textual_inversion import embeddings_file
+from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
+from training_worker.engines.diffusers.protocol.fsync import flush
+
+KOHYA_FILE = "kohya_lora.safetensors"
+EMBEDDINGS_FILE = "learned_embeds.safetensors"
+PIPELINE_FOLDER = "pipeline"
+
+ADAPTER = "adapter"
+KOHYA_ADAPTER = "kohyaAdapter"
+EMBEDDINGS = "embeddings"
+PIPELINE = "pipeline"
+SAMPLE = "sample"
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def export_adapter(
+    weights: Weights,
+    to_kohya: Callable[[Weights], dict[str, torch.Tensor]],
+    original: Implementation,
+    folder: Path,
+    result: Result,
+) -> dict[Path, str]:
+    """Write an adapter twice: in the keys of diffusers, and in kohya's, which follow the ``original`` code."""
+    ours = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    write_with_metadata(ours, folder / ADAPTER_FILE, result_metadata(result, Implementation.DIFFUSERS))
+    write_with_metadata(to_kohya(ours), folder / KOHYA_FILE, result_metadata(result, original))
+    return {folder / ADAPTER_FILE: ADAPTER, folder / KOHYA_FILE: KOHYA_ADAPTER}
+
+
+def export_embeddings(vectors: Weights, folder: Path, result: Result) -> dict[Path, str]:
+    """Write the embeddings of both text encoders of SDXL, ``clip_l`` and ``clip_g``, each (vectors, width)."""
+    path = folder / EMBEDDINGS_FILE
+    embeddings_file(vectors["clip_l"], vectors["clip_g"], path, result_metadata(result, Implementation.SDXL))
+    return {path: EMBEDDINGS}
+
+
+def export_pipeline(parts: Mapping[str, torch.nn.Module], base: Path, folder: Path) -> dict[Path, str]:
+    """Write a pipeline's folder: the parts that learned, and the rest of the base model as it is."""
+    target = folder / PIPELINE_FOLDER
+    shutil.rmtree(target, ignore_errors=True)
+    return dict.fromkeys(write_finetuned(base, parts, target), PIPELINE)
+
+
+def describe_artifacts(files: Mapping[Path, str], samples: Iterable[Path], attempt: Path) -> list[Artifact]:
+    """Describe the files of a result by their kinds, and its pictures, all of them safe on disk."""
+    everything = {**files, **dict.fromkeys(samples, SAMPLE)}
+    for path in everything:
+        # Some libraries write for the owner alone, and who asked for the result is somebody else.
+        path.chmod(0o644)
+    for path in [*everything, *{path.parent for path in everything}, attempt]:
+        flush(path)
+    return [_describe(path, kind, attempt) for path, kind in everything.items()]
+
+
+def _describe(path: Path, kind: str, attempt: Path) -> Artifact:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Artifact(path=path.relative_to(attempt).as_posix(), kind=kind, size_bytes=path.stat().st_size, sha256=digest)

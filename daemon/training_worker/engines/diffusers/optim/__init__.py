@@ -1,0 +1,1 @@
+"""Optimizers, and rounding for weights in 16 bits."""

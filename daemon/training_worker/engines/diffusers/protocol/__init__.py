@@ -1,0 +1,1 @@
+"""What the trainer exchanges with the daemon: records, requests, stops, exit codes."""
