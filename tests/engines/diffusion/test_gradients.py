@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from msgspec.structs import replace
 from tests.engines.conftest import PARAMETERS, SDXL_PARAMETERS
-from tests.engines.test_losses import pack
+from tests.engines.diffusion.test_losses import pack
 from tests.engines.trainers import BuildTrainer, never
 
 from training_schemas.jobs import TrainingType

@@ -22,7 +22,7 @@ from training_worker.client.job_builder import flux_lora_job
 from training_worker.doctor import checks, engines
 from training_worker.version import __version__
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o", lora_rank=4)
 
 

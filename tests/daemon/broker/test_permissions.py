@@ -8,7 +8,7 @@ import pytest
 from training_worker.broker.names import Names
 from training_worker.broker.permissions import Role, command_lines, rights_of
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 
 
 @pytest.mark.parametrize("role", Role)

@@ -264,7 +264,7 @@ async def test_a_trainer_that_is_stopped_ends_at_once_and_leaves_nothing(stage: 
 DAEMON = """
 import asyncio, os, sys
 from pathlib import Path
-from tests.daemon.test_standby import READ, READY, Stage
+from tests.daemon.runs.test_standby import READ, READY, Stage
 
 async def main():
     slot = await Stage(Path(sys.argv[1])).ready(READY + READ)
@@ -280,7 +280,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("how", ["kill", "exec"])
 def test_a_trainer_that_waits_does_not_outlive_its_daemon(tmp_path: Path, how: str) -> None:
     """However that ends: killed, or by becoming another program."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
     command = [sys.executable, "-c", DAEMON, str(tmp_path), how]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as daemon:
         assert daemon.stdout is not None

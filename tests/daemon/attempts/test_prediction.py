@@ -2,7 +2,7 @@
 
 import pytest
 from msgspec.structs import replace
-from tests.daemon.test_attempt import CARD, RESULT, STAND_IN
+from tests.daemon.attempts.test_run_spec import CARD, RESULT, STAND_IN
 
 from training_schemas.plans import Prediction
 from training_schemas.usage import Usage

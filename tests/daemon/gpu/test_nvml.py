@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.support.nvml import GPU_IS_LOST, UNKNOWN, Host
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 A100 = "card 0 40960 GPU-1 NVIDIA A100"
 RTX_4090 = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 

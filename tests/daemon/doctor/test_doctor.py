@@ -23,7 +23,7 @@ from training_worker.doctor.gpus import HostCards
 from training_worker.gpu.devices import Card
 from training_worker.settings import EngineSettings, Settings, program_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VARIABLE = "INVOKE_TRAINING_PYTHON"
 # Of a fake interpreter, which answers at once.
 LIMIT = 20.0

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 import torch
+from tests.engines.cache.test_locked_folders import make_older
 from tests.engines.cache_user import VALUES, key, value
-from tests.engines.test_held_folders import make_older
 from tests.engines.test_program import start
 
 from training_schemas.progress import FailureReason

@@ -14,7 +14,7 @@ from training_schemas.events import Gpu
 from training_worker.errors import SettingsError
 from training_worker.gpu.devices import Card, grouped
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STAND_IN = "Stand-in:8192MiB"
 RTX_4090 = "card 0 24564 GPU-4090 NVIDIA GeForce RTX 4090"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.daemon.test_attempt import CARD, STAND_IN, Host
+from tests.daemon.attempts.test_run_spec import CARD, STAND_IN, Host
 from tests.support import runs
 
 from training_presets.disk import DiskNeed
