@@ -37,7 +37,13 @@ UNIFIED = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 
 VENV = Path("opt/training-worker")
 TRAINER = "/opt/trainer/fake_trainer.py"
-SOURCES = ("schemas/training_schemas", "presets/training_presets", "daemon/training_worker")
+# What a wheel holds, and where.
+SOURCES = {
+    "schemas/training_schemas": "training_schemas",
+    "presets/training_presets": "training_presets",
+    "daemon/training_worker": "training_worker",
+    "systemd": "training_worker/systemd",
+}
 SCRIPT = """\
 #!/opt/training-worker/bin/python
 from training_worker.cli import main
@@ -209,12 +215,12 @@ def _install_project(folder: Path) -> None:
     """What `pip install` would put there, without a network: this checkout, and what it runs on here."""
     subprocess.run(["chroot", folder, "python3", "-m", "venv", "--without-pip", f"/{VENV}"], check=True)
     packages = folder / VENV / "lib/python3.11/site-packages"
-    for source in SOURCES:
-        shutil.copytree(ROOT / source, packages / Path(source).name, ignore=shutil.ignore_patterns("__pycache__"))
+    for source, target in SOURCES.items():
+        shutil.copytree(ROOT / source, packages / target, ignore=shutil.ignore_patterns("__pycache__"))
     for file in _files(_distributions("training-worker")):
-        target = packages / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(Path(file.locate()), target)
+        copy = packages / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(Path(file.locate()), copy)
     script = folder / VENV / "bin/training-worker"
     script.write_text(SCRIPT)
     script.chmod(0o755)

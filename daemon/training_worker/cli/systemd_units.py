@@ -17,7 +17,14 @@ import msgspec
 
 from training_worker.errors import SettingsError
 
-SOURCES = Path(__file__).parents[1] / "systemd"
+
+def unit_sources(package: Path) -> Path:
+    """Where the unit files are: in the installed package, or at the top of the checkout that ``package`` is part of."""
+    installed = package / "systemd"
+    return installed if installed.is_dir() else package.parents[1] / "systemd"
+
+
+SOURCES = unit_sources(Path(__file__).parents[1])
 PROGRAM = "/opt/training-worker/bin/training-worker"
 
 UNITS = Path("etc/systemd/system")
