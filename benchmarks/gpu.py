@@ -30,7 +30,7 @@ from training_schemas.validation import convert_strictly
 TRAINING = "benchmarks.gpu_training"
 RESOLUTIONS = (512, 768, 1024)
 WARM_UPS, STEPS = 2, 5
-PATIENCE = 1800.0  # seconds that a row may take
+TIMEOUT = 1800.0  # seconds that a row may take
 MIB = 2**20
 NOTHING = "-"
 HEADINGS = (
@@ -196,9 +196,9 @@ def output_of(argument: str) -> str:
     """
     command = [sys.executable, "-m", TRAINING, argument]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603 - our own
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)  # noqa: S603 - our own
     except subprocess.TimeoutExpired:
-        raise NoFiguresError(f"not ended after {PATIENCE:.0f} s: killed") from None
+        raise NoFiguresError(f"not ended after {TIMEOUT:.0f} s: killed") from None
     if ended.returncode:
         raise NoFiguresError(failure_in(ended.returncode, ended.stderr))
     return ended.stdout.splitlines()[-1]

@@ -73,11 +73,11 @@ class RandomLoader(ModelLoader):
 def main() -> None:
     """Print the card, or what a case took."""
     (what,) = sys.argv[1:]
-    result = card() if what == "card" else train(msgspec.json.decode(what, type=Case))
+    result = device() if what == "card" else train(msgspec.json.decode(what, type=Case))
     print(msgspec.json.encode(result).decode())
 
 
-def card() -> Found | None:
+def device() -> Found | None:
     """The card that a case would be on."""
     if not torch.cuda.is_available():
         return None

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from training_worker.gpu.devices import worker_cards
+from training_worker.gpu.devices import worker_gpus
 from training_worker.logging_config import configure_logging
 from training_worker.settings import load_settings
 from training_worker.worker.worker import Worker
@@ -19,7 +19,7 @@ from training_worker.worker.worker import Worker
 def make_worker(file: Path) -> Worker:
     """What ``training-worker run`` would run."""
     settings = load_settings(file, {})
-    return Worker(settings, worker_cards(settings), lambda _: None)
+    return Worker(settings, worker_gpus(settings), lambda _: None)
 
 
 async def until_input_ends() -> None:

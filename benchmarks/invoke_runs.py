@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tiny_runs import PATIENCE, SMALL, UNCACHED, Bench, run_module
+from benchmarks.tiny_runs import SMALL, TIMEOUT, UNCACHED, Bench, run_module
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_worker.engines.diffusers.models.lora import FLUX_ATTENTION, SDXL_ATTENTION
 
@@ -67,7 +67,7 @@ def run_theirs(bench: Bench, case: Case, python: str, folder: Path) -> Speed:
             stdout=output,
             stderr=output,
             env=os.environ | ALONE,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
     return _speed(json.loads(times.read_bytes()))
 

@@ -18,7 +18,7 @@ from benchmarks.processes import broker_pid, children_seconds, cpu_seconds, resi
 from training_schemas.jobs import MemoryTier, ModelFamily
 
 # Of a machine that holds a whole fleet: the last worker waits for all the others.
-PATIENCE = 600.0
+TIMEOUT = 600.0
 STOP_TIMEOUT = 90.0
 
 EACH = 50
@@ -87,7 +87,7 @@ class Park:
 
     async def until(self, event: str, count: int) -> list[float]:
         """Wait until they have logged this so often."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while len(moments := self.moments(event)) < count:
                 for process in self._processes:
                     assert process.process.poll() is None, process.log.read_text()[-5000:]  # noqa: S101 - as tests do
@@ -168,7 +168,7 @@ async def open_park(fleet: Fleet, count: int) -> AsyncIterator[Park]:
     async with fleet.session():
         pass
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await park.fill(count)
         yield park
     finally:

@@ -38,8 +38,8 @@ async def measure(fleet: Fleet) -> None:
         kind, tier = MIX[number % len(MIX)]
         needs[f"job-{number}"] = tier
         await fleet.submit(f"job-{number}", kind, gpu_memory_tier=tier)
-    for name, card in CARDS.items():
-        await fleet.start(name.replace(" ", "-"), gpus=[card])
+    for name, device in CARDS.items():
+        await fleet.start(name.replace(" ", "-"), gpus=[device])
     await fleet.all_events(JOBS, JobCompleted)
     moments = await read_moments(fleet)
     claims = [event for _, event in moments if isinstance(event, JobClaimed)]

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from tests.support.fleet import Fleet
 
-from benchmarks.park import PATIENCE, Park, open_park
+from benchmarks.park import TIMEOUT, Park, open_park
 from benchmarks.report import print_row
 from training_schemas.jobs import JOB_TYPE, MemoryTier, ModelFamily
 from training_worker.broker.names import SUBMIT_KEY
@@ -102,7 +102,7 @@ async def submit(fleet: Fleet, count: int, steps: int) -> None:
 async def until_waiting(fleet: Fleet, count: int) -> None:
     """Wait until all jobs wait in the tier's queue."""
     queue = fleet.names.tier_queue(ModelFamily.FLUX, MemoryTier.GB24)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (await fleet.depth(queue) or 0) < count:  # noqa: ASYNC110 - a queue has no such event
             await asyncio.sleep(0.2)
 

@@ -16,7 +16,7 @@ from training_schemas.spec import PROGRESS_FILE, SPEC_FILE, RunSpec
 
 STEPS = 30
 PROGRAM = "training_worker.engines.diffusers"
-PATIENCE = 300.0  # seconds that any of our programs may take
+TIMEOUT = 300.0  # seconds that any of our programs may take
 SMALL: dict[str, Any] = {
     "resolution": 64,
     "maxTrainSteps": STEPS,
@@ -76,7 +76,7 @@ def run_module(module: str, *arguments: str, **environment: str) -> str:
     """Run one of our programs, and give what it prints."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(  # noqa: S603 - our own
-        command, check=True, capture_output=True, text=True, env=os.environ | environment, timeout=PATIENCE
+        command, check=True, capture_output=True, text=True, env=os.environ | environment, timeout=TIMEOUT
     ).stdout
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.report import print_row
-from benchmarks.tiny_runs import PATIENCE, PROGRAM, UNCACHED, Bench, run_module, steps_of
+from benchmarks.tiny_runs import PROGRAM, TIMEOUT, UNCACHED, Bench, run_module, steps_of
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import Quantization
 from training_worker.engines.diffusers.standby import READY
@@ -48,12 +48,12 @@ def from_standby(run: Path) -> float:
         ) as trainer,
     ):
         theirs.close()
-        ours.settimeout(PATIENCE)
+        ours.settimeout(TIMEOUT)
         if ours.recv(len(READY)) != READY:
             raise RuntimeError("the trainer on standby ended before it was ready")
         began = time.time()
         ours.sendall(os.fsencode(f"{run}\n"))
-        if (status := trainer.wait(PATIENCE)) != 0:
+        if (status := trainer.wait(TIMEOUT)) != 0:
             raise RuntimeError(f"the trainer on standby ended with status {status}")
     return steps_of(run)[0].time - began
 

@@ -16,7 +16,7 @@ from training_schemas.events import EVENTS, JobDuplicate, JobEvent, JobPhase, de
 from training_schemas.jobs import TrainingJob
 from training_schemas.progress import FailureReason, Phase
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
-from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, told_state
+from training_schemas.states import NEXT_STATES, TERMINAL_STATES, JobState, reported_state
 from training_schemas.validation import decode_strictly
 from training_worker.attempts.retry_policy import MOST_LOST, MOST_UNHEALTHY, POLICY
 from training_worker.broker.names import Names
@@ -101,7 +101,7 @@ def test_the_table_of_states_names_the_events_that_tell_of_them() -> None:
     documented = {state: set(told_by.split()) for state, told_by, _ in rows("docs/states.md", "state")}
     telling: dict[str, set[str]] = {state: set() for state in JobState}
     for event in variants():
-        if (state := told_state(event)) is not None:
+        if (state := reported_state(event)) is not None:
             telling[state].add(event.TYPE.split(".")[2])
 
     assert documented == telling

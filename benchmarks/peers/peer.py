@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 
 # Generous: the first job waits for the worker's start.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 STOP_TIMEOUT = 10.0
 
 
@@ -82,7 +82,7 @@ class Peer:
         """Seconds from submit to begin of one job. Raises `RuntimeError` with the worker's log if it does not come."""
         self._orders.write(b"child\n" if child else b"nothing\n")
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 began = float(await self._marks.readline())
                 sent = float(await self._answers.readline())
         except (TimeoutError, ValueError):

@@ -38,7 +38,7 @@ class JobLockedError(TrainingWorkerError):
     """Another worker holds the lock of the job."""
 
 
-class LetterError(TrainingWorkerError):
+class DeadLetterError(TrainingWorkerError):
     """The dead queue has no such letter, or none that can be put back."""
 
 

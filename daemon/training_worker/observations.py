@@ -51,14 +51,14 @@ class AttemptOutcome(StrEnum):
     SUPERSEDED = "superseded"
 
 
-class CardFound(msgspec.Struct, frozen=True, kw_only=True):
+class GpuFound(msgspec.Struct, frozen=True, kw_only=True):
     """The worker serves with this card, or with these cards together."""
 
-    card: Gpu
+    device: Gpu
     simulated: bool
 
 
-class CardRead(msgspec.Struct, frozen=True, kw_only=True):
+class GpuRead(msgspec.Struct, frozen=True, kw_only=True):
     """The driver was asked about one card, which may be one of a slot's; ``xids`` is what was heard of it since."""
 
     reading: Reading
@@ -152,7 +152,7 @@ class BrokerChanged(msgspec.Struct, frozen=True, kw_only=True):
     connected: bool
 
 
-class TakingChanged(msgspec.Struct, frozen=True, kw_only=True):
+class AdmissionChanged(msgspec.Struct, frozen=True, kw_only=True):
     """From now on the worker takes jobs, or does not."""
 
     taking: Taking
@@ -181,8 +181,8 @@ class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Observation = (
-    CardFound
-    | CardRead
+    GpuFound
+    | GpuRead
     | ServingChanged
     | JobWaited
     | AttemptStarted
@@ -193,7 +193,7 @@ Observation = (
     | PredictionChecked
     | LeaseChanged
     | BrokerChanged
-    | TakingChanged
+    | AdmissionChanged
     | DiskMeasured
     | LoopTurned
 )

@@ -149,7 +149,7 @@ def upstream_faults(
     left = _without(overrides, refused)
     optimizers = (ADAM, PRODIGY) if parameters is None else OPTIMIZERS.get(parameters.optimizer, (ADAM, PRODIGY))
     try:
-        convert_strictly(left, _words((schema().types[training_type],), optimizers))
+        convert_strictly(left, _settings_type((schema().types[training_type],), optimizers))
     except InvalidMessageError as error:
         faults |= {fault.path: fault.reason for fault in error.faults}
     negative = left.get(NEGATIVE)
@@ -183,7 +183,7 @@ def _without(overrides: Mapping[str, Any], paths: Collection[str]) -> dict[str, 
 
 
 @cache
-def _words(models: tuple[str, ...], optimizers: tuple[str, ...] = ()) -> type[StrictWire]:
+def _settings_type(models: tuple[str, ...], optimizers: tuple[str, ...] = ()) -> type[StrictWire]:
     """A struct of the fields of models, each of which may be left out."""
     described = {name: field for model in models for name, field in schema().objects[model].items()}
     fields = [(name, _kind(name, field, optimizers), msgspec.UNSET) for name, field in described.items()]
@@ -195,7 +195,10 @@ def _kind(name: str, field: Field, optimizers: tuple[str, ...]) -> Any:
     """What a field takes. Of several objects the first is the one that is used, but for the optimizer."""
     objects = tuple(kind["object"] for kind in field.kinds if isinstance(kind, dict) and "object" in kind)
     plain = [kind for kind in field.kinds if not (isinstance(kind, dict) and "object" in kind)]
-    kinds = [*map(_value, plain), *([_words(optimizers if name == "optimizer" else objects[:1])] if objects else [])]
+    kinds = [
+        *map(_value, plain),
+        *([_settings_type(optimizers if name == "optimizer" else objects[:1])] if objects else []),
+    ]
     return functools.reduce(operator.or_, kinds, msgspec.UnsetType)
 
 

@@ -104,7 +104,7 @@ class IllegalTransitionError(ValueError):
     """An event that cannot follow on the state that the job is in."""
 
 
-def told_state(event: JobEvent) -> JobState | None:
+def reported_state(event: JobEvent) -> JobState | None:
     """The state that an event tells of by itself; None for one that says nothing of it, such as a warning."""
     match event:
         case JobPhase():
@@ -121,7 +121,7 @@ def next_state(state: JobState, event: JobEvent) -> JobState:
     What is said of a submission leaves a job that is further where it is. Only `JobQueued` after a failure counts: an
     operator put the job back.
     """
-    told = told_state(event)
+    told = reported_state(event)
     if told is None:
         return state
     if isinstance(event, _SUBMISSION_EVENTS):

@@ -20,7 +20,7 @@ from training_worker.engines.diffusers.standby import READY
 pytestmark = pytest.mark.trainer
 
 PROGRAM = "training_worker.engines.diffusers"
-PATIENCE = 120
+TIMEOUT = 120
 
 # The program, but for its libraries.
 LIGHT = f"import sys; from {PROGRAM} import __main__, standby; standby.RUNS = (); sys.exit(__main__.main())"
@@ -44,7 +44,7 @@ class Waiting:
 
     def end(self) -> tuple[int, str]:
         """How it ended, and what it wrote where the daemon's end saw it."""
-        output, errors = self.process.communicate(timeout=PATIENCE)
+        output, errors = self.process.communicate(timeout=TIMEOUT)
         return self.process.returncode, output + errors
 
 
@@ -52,7 +52,7 @@ class Waiting:
 def waiting(*arguments: str) -> Iterator[Waiting]:
     """Start this Python with one end of a socket as its standard input."""
     ours, theirs = socket.socketpair()
-    ours.settimeout(PATIENCE)
+    ours.settimeout(TIMEOUT)
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

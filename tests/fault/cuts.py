@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from aio_pika.abc import AbstractChannel
-from tests.fault.life import PATIENCE, Life, faults_of, read_lives, until_settled
+from tests.fault.life import TIMEOUT, Life, faults_of, read_lives, until_settled
 from tests.support.fleet import Daemon, Fleet
 from tests.support.proxy import Proxy
 
@@ -71,7 +71,7 @@ class Lane:
         await self._session.publish(self._fleet.names.jobs, SUBMIT_KEY, persistent(body))
 
     async def _until_ended(self, job_id: str) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             async for body in self._log:
                 event = decode_event(body).read()
                 if isinstance(event, TERMINAL_EVENTS) and isinstance(event, JobEvent) and event.job_id == job_id:
@@ -81,7 +81,7 @@ class Lane:
         """Wait until the daemon is connected, has gone through its queues, and waits at the last of them."""
         await self.daemon.until_logged("broker_connected", count=1 + self._cuts)
         channel = await self._session.channel(prefetch=0)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not await self._consumers(channel):  # noqa: ASYNC110 - a queue has no such event
                 await asyncio.sleep(0.01)
         await self._session.close_channel(channel)

@@ -420,22 +420,22 @@ async def cancelled_while_queued(scene: Scene) -> None:
 # Every step of a claim and of a finish, as the functions that take them.
 STEPS_OF_LIFE = (
     "ownership.claim.Claim.declare_lease",
-    "ownership.claim.Claim.take_lock",
+    "ownership.claim.Claim.acquire_lock",
     "ownership.claim.Claim.open_inbox",
     "ownership.claim.Claim.read_ledger",
     "ownership.claim.Claim.announce",
     "ownership.claim.Claim.open_lease",
     "ownership.claim.Claim.lease_copy",
-    "ownership.claim.Claim.settle",
-    "attempts.job_runner.OwnedJob._make_run",
+    "ownership.claim.Claim.acknowledge",
+    "attempts.job_runner.JobRunner._make_run",
     "runs.run.Run.start",
     "attempts.job_runner.promote",
-    "attempts.completion.Settlement.decide",
+    "attempts.completion.Completion.decide",
     "ownership.ownership.Ownership.report",
     "ownership.ownership.Ownership.leave",
     "ownership.lease.Lease.delete",
     "ownership.lock.Lock.release",
-    "runs.run_directory.RunFolder.remove",
+    "runs.run_directory.RunDirectory.remove",
 )
 
 

@@ -14,7 +14,7 @@ from training_schemas.states import JobState, state_after
 # Two steps of one trainer are 50 ms apart; of two trainers that overlap, steps lie in each other's span for longer.
 OVERLAP = 0.2
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -116,7 +116,7 @@ async def read_lives(fleet: Fleet, job_ids: Sequence[str]) -> dict[str, Life]:
 
 async def until_settled(fleet: Fleet, job_id: str) -> None:
     """Wait until no copy of the job is left: nothing holds a lease, nothing waits."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while await fleet.depth(fleet.names.lease(job_id)) is not None or await fleet.waiting():  # noqa: ASYNC110 - a queue has no such event
             await asyncio.sleep(0.05)
 

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.fault.life import PATIENCE, Trace, read_traces
+from tests.fault.life import TIMEOUT, Trace, read_traces
 from tests.support.cluster import Cluster
 from tests.support.fleet import Daemon, Fleet
 from tests.support.proxy import Proxy
 from tests.support.small_disk import mounted
 
 from training_schemas.jobs import TrainingJob
-from training_worker.runs.process_identity import Identity
+from training_worker.runs.process_identity import ProcessIdentity
 from training_worker.testing.local_broker import PrivateBroker
 
 JOB = "portrait"
@@ -62,7 +62,7 @@ class Scene:
 
     async def until(self, seen: Callable[[Trace], bool]) -> Trace:
         """Wait until a trainer of the job has noted something."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 for trace in read_traces(self.fleet, JOB):
                     if seen(trace):
@@ -91,10 +91,10 @@ class Scene:
         """The run folders of a host."""
         return list((self.fleet.folder / f"state-{host}" / "runs").glob("[!.]*"))
 
-    def trainer(self, host: str) -> Identity:
+    def trainer(self, host: str) -> ProcessIdentity:
         """The trainer that runs on a host."""
         (folder,) = self.run_folders(host)
-        identity = Identity.read(folder / "process")
+        identity = ProcessIdentity.read(folder / "process")
         assert identity is not None
         return identity
 

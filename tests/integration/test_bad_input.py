@@ -30,9 +30,9 @@ async def rejected(fleet: Fleet, message: bytes, **properties: Any) -> tuple[Job
     """Publish a bad message: the event, and the dead letter's body and reason."""
     await fleet.publish(message, **properties)
     (event,) = await fleet.all_events(1, JobRejected)
-    letter = await fleet.dead()
+    dead_letter = await fleet.dead()
     assert isinstance(event, JobRejected)
-    return event, letter.body, str(letter.headers["x-training-message"])
+    return event, dead_letter.body, str(dead_letter.headers["x-training-message"])
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ async def failed(fleet: Fleet, **fields: Any) -> JobFailed:
     """The event of a job that passes the intake and then fails."""
     await fleet.submit("portrait", **fields)
     event = (await fleet.events("portrait"))[-1]
-    letter = await fleet.dead()
+    dead_letter = await fleet.dead()
     assert isinstance(event, JobFailed)
-    assert letter.headers["x-training-reason"] == event.reason
-    assert letter.message_id == "portrait"
+    assert dead_letter.headers["x-training-reason"] == event.reason
+    assert dead_letter.message_id == "portrait"
     return event
 
 

@@ -79,7 +79,7 @@ async def test_a_worker_retries_and_buries_and_a_backend_puts_back(fleet: Fleet,
 
     assert isinstance(await backend.wait("broken", since=receipt.submitted_at, limit=60), JobFailed)
 
-    assert [letter.job_id for letter in await backend.dead_letters()] == ["broken"]
+    assert [dead_letter.job_id for dead_letter in await backend.dead_letters()] == ["broken"]
     await backend.requeue("broken")
     queued = await fleet.all_events(3, JobQueued)
     assert sorted(getattr(event, "job_id", "") for event in queued) == ["broken", "broken", "several"]

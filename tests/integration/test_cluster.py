@@ -5,15 +5,15 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from tests.support.cluster import Cluster
 
 QUEUE = "jobs"
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 async def declare(channel: AbstractChannel) -> AbstractQueue:
-    return await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"}, timeout=PATIENCE)
+    return await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"}, timeout=TIMEOUT)
 
 
 async def publish(channel: AbstractChannel, body: bytes) -> None:
-    await channel.default_exchange.publish(aio_pika.Message(body, delivery_mode=2), QUEUE, timeout=PATIENCE)
+    await channel.default_exchange.publish(aio_pika.Message(body, delivery_mode=2), QUEUE, timeout=TIMEOUT)
 
 
 async def test_a_quorum_queue_outlives_the_node_that_leads_it(cluster: Cluster) -> None:
@@ -28,7 +28,7 @@ async def test_a_quorum_queue_outlives_the_node_that_leads_it(cluster: Cluster) 
         cluster.kill(old)
         await publish(channel, b"after")
         queue = await declare(channel)
-        bodies = [(await queue.get(no_ack=True, timeout=PATIENCE)).body for _ in range(2)]
+        bodies = [(await queue.get(no_ack=True, timeout=TIMEOUT)).body for _ in range(2)]
 
     assert bodies == [b"confirmed", b"after"]
     assert cluster.leader(QUEUE) != old

@@ -11,16 +11,16 @@ import aio_pika
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, PATIENCE, Fleet
+from tests.support.fleet import CARD_8, TIMEOUT, Fleet
 
 from training_schemas.events import JobCompleted, JobFailed, JobQueued
 from training_schemas.ledger import Claimed, Completed, Failed, Requeued, Submitted
 from training_schemas.progress import Fault
 from training_schemas.usage import AttemptSummary, Usage
-from training_worker.broker.connection import Link
-from training_worker.errors import BrokerError, LetterError
+from training_worker.broker.connection import Connection
+from training_worker.errors import BrokerError, DeadLetterError
 from training_worker.queue.dead_letter import DeadLetter
-from training_worker.queue.dead_letter_queue import bury, opened
+from training_worker.queue.dead_letter_queue import dead_letter_job, opened
 
 pytestmark = pytest.mark.broker
 
@@ -35,12 +35,12 @@ ATTEMPT = AttemptSummary(
 
 
 @contextlib.asynccontextmanager
-async def linked(fleet: Fleet) -> AsyncIterator[Link]:
+async def linked(fleet: Fleet) -> AsyncIterator[Connection]:
     """A link of the tests' own."""
-    link = Link(fleet.url, fleet.names, client="tests")
-    running = asyncio.create_task(link.run(), name="link")
+    connection = Connection(fleet.url, fleet.names, client="tests")
+    running = asyncio.create_task(connection.run(), name="link")
     try:
-        yield link
+        yield connection
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -48,15 +48,15 @@ async def linked(fleet: Fleet) -> AsyncIterator[Link]:
 
 async def put(fleet: Fleet, *job_ids: str, body: bytes | None = None, **parts: Any) -> None:
     """Bury a letter of each job."""
-    async with asyncio.timeout(PATIENCE), linked(fleet) as link:
+    async with asyncio.timeout(TIMEOUT), linked(fleet) as connection:
         for job_id in job_ids:
             text = {"reason": "trainerCrashed", "message": f"{job_id} crashed"} | parts
-            await bury(link, body or msgspec.json.encode(fleet.job(job_id)), job_id=job_id, **text)
+            await dead_letter_job(connection, body or msgspec.json.encode(fleet.job(job_id)), job_id=job_id, **text)
 
 
-def ids(letters: list[DeadLetter]) -> list[str]:
+def ids(dead_letters: list[DeadLetter]) -> list[str]:
     """Whose letters these are."""
-    return [letter.job_id for letter in letters]
+    return [dead_letter.job_id for dead_letter in dead_letters]
 
 
 async def failed(fleet: Fleet) -> None:
@@ -125,13 +125,17 @@ async def test_a_letter_says_all_that_is_known(fleet: Fleet) -> None:
     fault = Fault(path="a.png", reason="corrupt")
     await put(fleet, "portrait", history=[ATTEMPT], output_tail=["line 1", "last line"], faults=[fault])
 
-    (letter,) = await fleet.api.dead_letters("portrait")
+    (dead_letter,) = await fleet.api.dead_letters("portrait")
 
-    assert (letter.reason, letter.message, letter.faults) == ("trainerCrashed", "portrait crashed", [fault])
-    assert (letter.history, letter.output) == ([ATTEMPT], "line 1\nlast line")
-    assert (letter.job, letter.ended) == (fleet.job("portrait"), True)
-    assert letter.buried_at is not None
-    assert letter.buried_at > 1.7e9
+    assert (dead_letter.reason, dead_letter.message, dead_letter.faults) == (
+        "trainerCrashed",
+        "portrait crashed",
+        [fault],
+    )
+    assert (dead_letter.history, dead_letter.output) == ([ATTEMPT], "line 1\nlast line")
+    assert (dead_letter.job, dead_letter.ended) == (fleet.job("portrait"), True)
+    assert dead_letter.dead_lettered_at is not None
+    assert dead_letter.dead_lettered_at > 1.7e9
 
 
 async def test_monstrous_texts_fit_into_the_letter(fleet: Fleet) -> None:
@@ -146,12 +150,12 @@ async def test_monstrous_texts_fit_into_the_letter(fleet: Fleet) -> None:
         output_tail=["\N{LATIN SMALL LETTER E WITH ACUTE}" * 500_000, "the end"],
     )
 
-    (letter,) = await fleet.api.dead_letters()
+    (dead_letter,) = await fleet.api.dead_letters()
 
-    assert letter.history[-1].attempt == 99
-    assert letter.faults[0].path == "0.png"
-    assert letter.output.endswith("\N{LATIN SMALL LETTER E WITH ACUTE}\nthe end")
-    assert set(letter.message) == {"\N{EURO SIGN}"}
+    assert dead_letter.history[-1].attempt == 99
+    assert dead_letter.faults[0].path == "0.png"
+    assert dead_letter.output.endswith("\N{LATIN SMALL LETTER E WITH ACUTE}\nthe end")
+    assert set(dead_letter.message) == {"\N{EURO SIGN}"}
 
 
 async def test_list_and_show_tell_people_and_programs(fleet: Fleet) -> None:
@@ -186,9 +190,9 @@ async def test_with_one_that_cannot_be_put_back_none_is(fleet: Fleet) -> None:
     """Nor dropped: whoever mistypes an id finds everything as it was."""
     await put(fleet, "a", "b")
 
-    with pytest.raises(LetterError):
+    with pytest.raises(DeadLetterError):
         await fleet.api.requeue("a", "typo")
-    with pytest.raises(LetterError):
+    with pytest.raises(DeadLetterError):
         await fleet.api.drop("a", "typo")
 
     assert ids(await fleet.api.dead_letters()) == ["a", "b"]
@@ -206,10 +210,10 @@ async def test_the_newest_letter_that_is_a_job_is_put_back(fleet: Fleet) -> None
     (chosen,) = await fleet.api.requeue("portrait")
 
     assert chosen.message == "second"
-    assert [letter.message for letter in await fleet.api.dead_letters("portrait")] == ["first", "third"]
+    assert [dead_letter.message for dead_letter in await fleet.api.dead_letters("portrait")] == ["first", "third"]
     await fleet.api.drop("portrait")
     await put(fleet, "portrait", body=bad, reason="rejected")
-    with pytest.raises(LetterError, match="trainingType: required field is missing"):
+    with pytest.raises(DeadLetterError, match="trainingType: required field is missing"):
         await fleet.api.requeue("portrait")
 
 
@@ -234,7 +238,7 @@ async def test_a_job_that_was_completed_since_is_not_put_back(fleet: Fleet) -> N
     await fleet.submit("portrait")
     await daemon.until_logged("job_ended")
 
-    with pytest.raises(LetterError, match="it has been completed since"):
+    with pytest.raises(DeadLetterError, match="it has been completed since"):
         await fleet.api.requeue("portrait")
 
     assert Requeued not in [type(entry) for entry in await fleet.ledger()]
@@ -251,13 +255,18 @@ async def test_what_the_broker_gave_up_is_told_by_its_own_words(fleet: Fleet) ->
         assert message is not None
         await message.reject(requeue=False)
 
-    async with asyncio.timeout(PATIENCE):
-        while not (letters := await fleet.api.dead_letters()):  # noqa: ASYNC110 - a queue has no such event
+    async with asyncio.timeout(TIMEOUT):
+        while not (dead_letters := await fleet.api.dead_letters()):  # noqa: ASYNC110 - a queue has no such event
             await asyncio.sleep(0.05)
 
-    (letter,) = letters
-    assert (letter.job_id, letter.reason, letter.from_queue, letter.ended) == ("portrait", "rejected", tier, False)
-    assert letter.buried_at is not None
+    (dead_letter,) = dead_letters
+    assert (dead_letter.job_id, dead_letter.reason, dead_letter.from_queue, dead_letter.ended) == (
+        "portrait",
+        "rejected",
+        tier,
+        False,
+    )
+    assert dead_letter.dead_lettered_at is not None
     await fleet.api.requeue("portrait")
     await fleet.start("large")
     assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)

@@ -114,8 +114,8 @@ def age(*paths: Path) -> None:
 
 async def test_only_what_nobody_needs_is_removed_by_a_running_daemon(fleet: Fleet) -> None:
     """However old the rest looks: a run, its checkpoints, and what a job that was put back resumes from."""
-    cards = [CARD_24, CARD_24]
-    first = await fleet.start(mode="steady", gpus=cards)
+    devices = [CARD_24, CARD_24]
+    first = await fleet.start(mode="steady", gpus=devices)
     for number, job in enumerate(("gone", "back")):
         await fleet.submit(job, max_train_steps=200, max_attempts=1)
         await fleet.until(job, JobCheckpoint)
@@ -144,7 +144,7 @@ async def test_only_what_nobody_needs_is_removed_by_a_running_daemon(fleet: Flee
     ]
     age(state, models)
 
-    second = await fleet.start(mode="steady", gpus=cards)
+    second = await fleet.start(mode="steady", gpus=devices)
     await second.until_logged("cleaned", 4)
 
     assert [path for path in (torn, waited, models / ".gone.gone.1", entry) if path.exists()] == []

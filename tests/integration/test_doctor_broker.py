@@ -43,7 +43,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoRe
 
 def look(url: str, **changes: float) -> dict[str, Finding]:
     found = list(broker.check(Settings(amqp_url=url, prefix=NAMES.prefix, **changes)))  # type: ignore[arg-type]
-    assert all(finding.state is State.OK or finding.mend for finding in found)
+    assert all(finding.state is State.OK or finding.fix for finding in found)
     return {finding.name: finding for finding in found}
 
 
@@ -63,7 +63,7 @@ def test_what_was_not_looked_at_is_told_with_the_commands_that_tell(node: Privat
     found = look(user_url(node, "worker"))["management"]
 
     assert "the settings have no management_url" in found.found
-    for command in str(found.mend).partition("  #")[0].split(" && "):
+    for command in str(found.fix).partition("  #")[0].split(" && "):
         program, *arguments = shlex.split(command)
         rabbitmqctl(node, *arguments, program=program)
 
@@ -74,7 +74,7 @@ def test_a_user_without_rights_is_told_the_commands_that_give_them(node: Private
 
     assert found.state is State.ERROR
     assert "cannot declare a quorum queue" in found.found
-    assert found.mend == " && ".join(command_lines(Role.WORKER, NAMES, user="poor"))
+    assert found.fix == " && ".join(command_lines(Role.WORKER, NAMES, user="poor"))
 
 
 def test_a_wrong_password_is_told_as_that(node: PrivateBroker) -> None:
@@ -83,7 +83,7 @@ def test_a_wrong_password_is_told_as_that(node: PrivateBroker) -> None:
 
     assert found.state is State.ERROR
     assert "ACCESS_REFUSED" in found.found
-    assert str(found.mend).startswith("rabbitmqctl change_password worker ")
+    assert str(found.fix).startswith("rabbitmqctl change_password worker ")
     assert "wrong-one" not in f"{found}"
 
 
@@ -94,7 +94,7 @@ def test_a_broker_that_is_not_there_is_told_with_its_address() -> None:
 
     assert list(found) == ["reachable", "management", "consumer_timeout"]
     assert found["reachable"].found.startswith(f"127.0.0.1:{port}: ")
-    assert str(found["reachable"].mend).startswith("nc -vz ")
+    assert str(found["reachable"].fix).startswith("nc -vz ")
 
 
 def test_a_lease_longer_than_the_brokers_patience_is_warned_of() -> None:
@@ -102,7 +102,7 @@ def test_a_lease_longer_than_the_brokers_patience_is_warned_of() -> None:
     found = look(f"amqp://127.0.0.1:{free_port()}/", lease=7200.0)["consumer_timeout"]
 
     assert found.state is State.WARNING
-    assert "consumer_timeout = 7200000 in rabbitmq.conf" in str(found.mend)
+    assert "consumer_timeout = 7200000 in rabbitmq.conf" in str(found.fix)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_queue_that_is_otherwise_is_told_with_what_makes_room(
 
 
 def carry_out(node: PrivateBroker, finding: Finding) -> None:
-    _, *arguments = shlex.split(str(finding.mend).partition("  #")[0])
+    _, *arguments = shlex.split(str(finding.fix).partition("  #")[0])
     rabbitmqctl(node, *arguments)
 
 
@@ -195,10 +195,10 @@ def test_what_a_queue_holds_is_not_thrown_away(node: PrivateBroker, queue: str) 
 
     if queue == "intake":
         assert "holds 2 messages: " in found.found
-        assert "shovel" in str(found.mend).partition("  #")[0]
-        assert "once it is empty: rabbitmqctl delete_queue -p / fleet.intake" in str(found.mend)
+        assert "shovel" in str(found.fix).partition("  #")[0]
+        assert "once it is empty: rabbitmqctl delete_queue -p / fleet.intake" in str(found.fix)
     else:
-        assert "loses its history" in str(found.mend)
+        assert "loses its history" in str(found.fix)
 
 
 @pytest.mark.usefixtures("declared")
@@ -243,7 +243,7 @@ def test_a_broker_with_an_alarm_is_told_without_its_management(node: PrivateBrok
         rabbitmqctl(node, "set_disk_free_limit", "50MB")
 
     assert found["permissions"].found.startswith("cannot publish to it: no answer within ")
-    assert str(found["permissions"].mend).startswith("rabbitmq-diagnostics alarms")
+    assert str(found["permissions"].fix).startswith("rabbitmq-diagnostics alarms")
     assert found["queues"].state is State.OK
     assert took < 30
 
@@ -267,9 +267,9 @@ def test_a_node_on_this_host_tells_its_consumer_timeout(
 
 
 @pytest.mark.parametrize(
-    ("told", "state"),
+    ("report", "state"),
     [("3.9.29", State.ERROR), ("3.10.8", State.OK), ("4.1.0", State.OK), ("None", State.WARNING)],
 )
-def test_a_version_too_old_is_an_error(told: str, state: State) -> None:
+def test_a_version_too_old_is_an_error(report: str, state: State) -> None:
     """3.10 is the least that has what the queues need."""
-    assert broker.version(told).state is state
+    assert broker.version(report).state is state

@@ -66,13 +66,13 @@ async def on(node: PrivateBroker, what: Callable[[AbstractChannel], Awaitable[ob
 def look(node: ManagedBroker, user: str = "onlooker", password: str = "secret", **changes: Any) -> dict[str, Finding]:
     settings = {"management_url": node.management_url(user, password), "amqp_url": user_url(node, "worker")} | changes
     found = list(broker.check(Settings(prefix=NAMES.prefix, **settings)))
-    assert all(finding.state is State.OK or finding.mend for finding in found)
+    assert all(finding.state is State.OK or finding.fix for finding in found)
     assert password not in f"{found}"
     return {finding.name: finding for finding in found}
 
 
 def carry_out(node: PrivateBroker, finding: Finding) -> None:
-    for command in str(finding.mend).partition("  #")[0].split(" && "):
+    for command in str(finding.fix).partition("  #")[0].split(" && "):
         _, *arguments = shlex.split(command)
         rabbitmqctl(node, *arguments)
 
@@ -108,7 +108,7 @@ def test_policies_that_do_harm_are_told_with_what_clears_them(node: ManagedBroke
         options = ("--priority", priority, "--apply-to", kind)
         rabbitmqctl(node, command, *options, "-p", "/", name, pattern, definition)
 
-    found = settled(
+    found = completed(
         node, {f"policies.{name}" for name in ("ttl", "short-lease", "cut", "astray")} | {"operator_policies.bound"}
     )
 
@@ -118,10 +118,10 @@ def test_policies_that_do_harm_are_told_with_what_clears_them(node: ManagedBroke
         carry_out(node, found[name])
     for name in ("beaten", "harmless", "unfit", "others"):
         rabbitmqctl(node, "clear_policy", "-p", "/", name)
-    settled(node, set())
+    completed(node, set())
 
 
-def settled(node: ManagedBroker, names: set[str]) -> dict[str, Finding]:
+def completed(node: ManagedBroker, names: set[str]) -> dict[str, Finding]:
     """What is found once no more than these names are not ok; the broker counts its queues every 5 s."""
     deadline = time.monotonic() + SETTLED
     while set(not_ok(found := look(node))) != names:
@@ -185,7 +185,7 @@ def test_a_wrong_password_is_told_as_that(node: ManagedBroker) -> None:
 
     assert found.state is State.WARNING
     assert found.found.endswith("401: Login failed")
-    assert str(found.mend).startswith("rabbitmqctl change_password onlooker ")
+    assert str(found.fix).startswith("rabbitmqctl change_password onlooker ")
 
 
 def test_an_api_that_is_not_there_is_told_with_what_enables_it(node: ManagedBroker) -> None:
@@ -194,7 +194,7 @@ def test_an_api_that_is_not_there_is_told_with_what_enables_it(node: ManagedBrok
         found = look(node, management_url=url)["management"]
 
         assert found.state is State.WARNING
-        assert str(found.mend).startswith("rabbitmq-plugins enable rabbitmq_management  #")
+        assert str(found.fix).startswith("rabbitmq-plugins enable rabbitmq_management  #")
 
 
 def test_an_address_that_is_none_is_told(node: ManagedBroker) -> None:
@@ -283,4 +283,4 @@ def test_the_api_over_tls_is_believed_by_its_authority(tmp_path: Path, missing: 
         "theirs": State.WARNING,
         "none": State.WARNING,
     }
-    assert str(found["theirs"].mend).startswith("amqp_ca_file in the settings: ")
+    assert str(found["theirs"].fix).startswith("amqp_ca_file in the settings: ")

@@ -11,7 +11,7 @@ from tests.support.impatient import CONSUMER_TIMEOUT
 
 from training_worker.testing.local_broker import PrivateBroker
 
-PATIENCE = CONSUMER_TIMEOUT + 10
+TIMEOUT = CONSUMER_TIMEOUT + 10
 
 
 async def test_a_delivery_that_is_held_for_too_long_closes_its_channel(impatient_broker: PrivateBroker) -> None:
@@ -27,12 +27,12 @@ async def test_a_delivery_that_is_held_for_too_long_closes_its_channel(impatient
         await channel.default_exchange.publish(aio_pika.Message(b"job"), "jobs")
         closed = (await channel.get_underlay_channel()).closing
         await queue.consume(hold)
-        await asyncio.wait_for(delivered.wait(), PATIENCE)
+        await asyncio.wait_for(delivered.wait(), TIMEOUT)
         start = time.monotonic()
 
         with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed, match="timed out"):
-            await asyncio.wait_for(closed, PATIENCE)
+            await asyncio.wait_for(closed, TIMEOUT)
 
         assert CONSUMER_TIMEOUT - 1 < time.monotonic() - start < CONSUMER_TIMEOUT + 5
         again = await (await connection.channel()).get_queue("jobs")
-        assert (await again.get(timeout=PATIENCE)).redelivered
+        assert (await again.get(timeout=TIMEOUT)).redelivered

@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, PATIENCE, Fleet
+from tests.support.fleet import CARD_8, TIMEOUT, Fleet
 
 from training_schemas.events import (
     CONTENT_TYPE,
@@ -66,12 +66,12 @@ async def test_another_job_under_a_known_id_is_refused_and_the_known_one_trained
     other = fleet.job("portrait", max_train_steps=3)
 
     receipt = await fleet.api.submit_job(other)
-    refused = await fleet.api.wait("portrait", digest=receipt.digest, limit=PATIENCE)
+    refused = await fleet.api.wait("portrait", digest=receipt.digest, limit=TIMEOUT)
 
     assert isinstance(refused, JobRefused)
     assert refused.digest == receipt.digest == job_digest(other)
-    (letter,) = await fleet.api.dead_letters()
-    assert (letter.job_id, letter.reason, letter.job) == ("portrait", "idTaken", other)
+    (dead_letter,) = await fleet.api.dead_letters()
+    assert (dead_letter.job_id, dead_letter.reason, dead_letter.job) == ("portrait", "idTaken", other)
     await fleet.start("large")
     completed = (await fleet.events("portrait"))[-1]
     assert isinstance(completed, JobCompleted)
@@ -121,7 +121,7 @@ async def test_whoever_waits_for_a_job_that_had_ended_before_is_told_so(fleet: F
         body = encode_event(wrap(event, event_id="1", time=time.time()))
         await session.publish(fleet.names.events, routing_key(event), persistent(body, content_type=CONTENT_TYPE))
 
-    assert await fleet.api.wait("portrait", limit=PATIENCE) == event
+    assert await fleet.api.wait("portrait", limit=TIMEOUT) == event
     assert (await run(fleet, "watch", "portrait")).returncode == 0
 
 

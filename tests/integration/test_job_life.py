@@ -255,14 +255,14 @@ async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_outpu
     await fleet.submit("portrait", max_attempts=1)
 
     failed = (await fleet.events("portrait"))[-1]
-    letter = await fleet.dead()
+    dead_letter = await fleet.dead()
 
     assert isinstance(failed, JobFailed)
     assert failed.reason == "trainerCrashed"
     assert failed.message == "trainer ended without a word in phase training: exit status 9"
     assert failed.output_tail == ["the last word"]
-    assert letter.message_id == "portrait"
-    assert letter.headers["x-training-reason"] == "trainerCrashed"
+    assert dead_letter.message_id == "portrait"
+    assert dead_letter.headers["x-training-reason"] == "trainerCrashed"
 
 
 async def test_a_worker_that_is_asked_for_metrics_counts_what_it_did(fleet: Fleet) -> None:

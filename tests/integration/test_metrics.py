@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 
-from tests.support.fleet import PATIENCE, Fleet
+from tests.support.fleet import TIMEOUT, Fleet
 from tests.support.nvml import GPU_IS_LOST, Host
 from tests.support.proxy import Proxy
 from tests.support.scrape import free_port, page, samples
@@ -34,14 +34,14 @@ main()
 
 async def until_page(port: int, path: str, expected: tuple[int, str]) -> None:
     """Wait until a page says this."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while await page(port, path) != expected:  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(0.05)
 
 
 async def until_sample(port: int, name: str, labels: tuple[tuple[str, str], ...], expected: float) -> None:
     """Wait until a metric has this value."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (await samples(port)).get(name, {}).get(labels) != expected:  # noqa: ASYNC110 - the same
             await asyncio.sleep(0.05)
 
@@ -122,7 +122,7 @@ async def test_a_hung_loop_shows_where_it_is_asked_for_life(fleet: Fleet) -> Non
     port = free_port()
     await fleet.start(metrics_port=port, online=False, program=("-c", HANGING))
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (answer := await answered(port))[0] != 503:  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(0.1)
     assert answer[1].startswith("the event loop has not turned for ")
@@ -134,7 +134,7 @@ async def test_a_job_that_was_taken_over_is_a_lost_lease(proxy: Proxy, fleet: Fl
     first = await fleet.start("first", mode="slow", amqp_url=proxy.url, lease=2, metrics_port=first_port)
     await fleet.submit("portrait", max_train_steps=200)
     await fleet.until("portrait", JobProgress)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (await samples(first_port))["training_worker_lease_renewals_total"][()] < 2:  # noqa: ASYNC110 - the same
             await asyncio.sleep(0.05)
     proxy.down()

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from typing import Any
 
-from tests.support.fleet import PATIENCE, Fleet
+from tests.support.fleet import TIMEOUT, Fleet
 from tests.support.nvml import GPU_IS_LOST, Host
 
 from training_schemas.events import (
@@ -28,7 +28,7 @@ OTHER = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 
 async def beat_with(fleet: Fleet, *, job: str | None) -> WorkerHeartbeat:
     """The first heartbeat in which the first card has this job."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             for _, event in await fleet.log():
                 if isinstance(event, WorkerHeartbeat) and event.cards[0].job == job:
@@ -151,7 +151,10 @@ async def test_a_card_that_is_lost_at_the_start_does_not_keep_the_others_from_wo
     await fleet.submit("portrait")
     claimed = await fleet.until("portrait", JobClaimed)
 
-    assert [(card.gpu, card.quarantined) for card in beat.cards] == [("unreadable-0", "GPU is lost"), ("GPU-2", None)]
+    assert [(device.gpu, device.quarantined) for device in beat.cards] == [
+        ("unreadable-0", "GPU is lost"),
+        ("GPU-2", None),
+    ]
     assert isinstance(claimed, JobClaimed)
     assert claimed.gpu.uuid == "GPU-2"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.support.fleet import PATIENCE, Fleet
+from tests.support.fleet import TIMEOUT, Fleet
 from tests.support.nvml import Host
 from tests.support.prometheus import alert_rules, installed, panel_expressions, prometheus, promtool
 from tests.support.scrape import free_port, page
@@ -30,7 +30,7 @@ def needs_prometheus(missing: Callable[[str], NoReturn]) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait, without holding up the loop."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(0.2)
 

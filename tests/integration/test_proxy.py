@@ -13,7 +13,7 @@ from yarl import URL
 
 pytestmark = pytest.mark.broker
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 # How long nothing may happen, where that is what is tested.
 SILENCE = 0.3
 
@@ -30,7 +30,7 @@ LOST = (aio_pika.exceptions.AMQPError, OSError, TimeoutError)
 @asynccontextmanager
 async def channel_of(url: str) -> AsyncIterator[AbstractChannel]:
     """A channel with confirms, on a connection that may be beyond a polite end."""
-    connection = await aio_pika.connect(url, timeout=PATIENCE)
+    connection = await aio_pika.connect(url, timeout=TIMEOUT)
     try:
         yield await connection.channel()
     finally:
@@ -39,7 +39,7 @@ async def channel_of(url: str) -> AsyncIterator[AbstractChannel]:
 
 
 async def send(channel: AbstractChannel, queue: str) -> None:
-    await channel.default_exchange.publish(aio_pika.Message(b"job"), queue, timeout=PATIENCE)
+    await channel.default_exchange.publish(aio_pika.Message(b"job"), queue, timeout=TIMEOUT)
 
 
 async def depth(url: str, queue: str) -> int | None:
@@ -49,12 +49,12 @@ async def depth(url: str, queue: str) -> int | None:
         return declared.declaration_result.message_count
 
 
-async def greeted(url: str, *, patience: float = PATIENCE) -> bool:
+async def greeted(url: str, *, limit: float = TIMEOUT) -> bool:
     """Whether the broker answers a client that greets it."""
     reader, writer = await dial(url)
     writer.write(GREETING)
     try:
-        return bool(await asyncio.wait_for(reader.read(1), patience))
+        return bool(await asyncio.wait_for(reader.read(1), limit))
     except TimeoutError:
         return False
     finally:
@@ -87,7 +87,7 @@ async def test_what_is_dropped_is_lost_for_good_and_nobody_is_told(proxy: Proxy,
     async with channel_of(proxy.url) as channel:
         proxy.drop()
         sending = asyncio.create_task(send(channel, prefix))
-        assert not await greeted(proxy.url, patience=SILENCE)
+        assert not await greeted(proxy.url, limit=SILENCE)
 
         proxy.pass_on()
         assert await greeted(proxy.url)
@@ -147,7 +147,7 @@ async def test_frames_before_a_cut_arrive_whole(
         with pytest.raises(LOST):
             await send(channel, prefix)
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while await depth(broker_url, prefix) != arrives:  # noqa: ASYNC110 - a queue has no such event
             await asyncio.sleep(0.02)
 

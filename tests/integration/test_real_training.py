@@ -87,13 +87,13 @@ async def test_each_type_of_sdxl_is_trained_from_the_queue(
 
 async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: Path) -> None:
     """Here two processes on the CPU; what they used is what both used, and a stop in the middle costs no step."""
-    cards = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
-    first = await start(fleet, materials, "first", **cards)
+    devices = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
+    first = await start(fleet, materials, "first", **devices)
     await submit(fleet, max_train_steps=30, gpu_count=2, config_overrides={"gradient_accumulation_steps": 2})
     await fleet.until("robot", JobProgress, count=5)
     first.signal(signal.SIGTERM)
     assert await first.ended() == 0
-    await start(fleet, materials, "second", **cards)
+    await start(fleet, materials, "second", **devices)
 
     events = await fleet.events("robot")
 

@@ -30,8 +30,8 @@ async def test_sixty_mixed_jobs_find_cards_that_fit_and_no_card_idles(fleet: Fle
         needs[f"job-{number}"] = MemoryTier(tier)
         await fleet.submit(f"job-{number}", kind, gpu_memory_tier=tier)
 
-    for worker, card in (("small", CARD_8), ("middle", CARD_24), ("large", CARD_80)):
-        await fleet.start(worker, gpus=[card])
+    for worker, device in (("small", CARD_8), ("middle", CARD_24), ("large", CARD_80)):
+        await fleet.start(worker, gpus=[device])
     taken = await claims(fleet, 60)
     await fleet.all_events(60, JobCompleted)
 

@@ -54,9 +54,9 @@ async def test_a_message_of_100_mb_is_refused_unread_and_its_beginning_kept(flee
     event = await rejected(fleet, message)
 
     assert [fault.reason for fault in event.faults] == [f"message of {len(message)} bytes; at most 1048576 are read"]
-    letter = await fleet.dead()
-    assert letter.body == message[:LONGEST_BODY]
-    assert letter.headers[SIZE_HEADER] == len(message)
+    dead_letter = await fleet.dead()
+    assert dead_letter.body == message[:LONGEST_BODY]
+    assert dead_letter.headers[SIZE_HEADER] == len(message)
     assert len(daemon.logged("broker_lost")) == 0
     assert await lives(fleet, daemon)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support import real_training
-from tests.support.fleet import PATIENCE, Daemon, Fleet
+from tests.support.fleet import TIMEOUT, Daemon, Fleet
 from tests.support.nvml import Host
 from tests.support.processes import is_gone
 
@@ -53,7 +53,7 @@ async def test_jobs_are_trained_by_the_trainers_that_waited_for_them(fleet: Flee
     assert started(daemon) == [(first, True), (second, True)]
     daemon.signal(signal.SIGTERM)
     assert await daemon.ended() == 0
-    assert is_gone(waits, PATIENCE)
+    assert is_gone(waits, TIMEOUT)
 
 
 async def test_no_trainer_waits_while_another_one_trains(fleet: Fleet) -> None:
@@ -110,7 +110,7 @@ async def test_no_trainer_waits_for_a_daemon_that_has_ended(fleet: Fleet, number
     daemon.signal(number)
 
     await daemon.ended()
-    assert is_gone(waiting, PATIENCE)
+    assert is_gone(waiting, TIMEOUT)
 
 
 async def test_a_daemon_that_is_executed_anew_has_a_new_trainer_waiting(fleet: Fleet) -> None:
@@ -170,7 +170,7 @@ async def test_no_trainer_waits_on_a_card_that_is_quarantined(fleet: Fleet, host
 
     host.says(CARD, "temperature 99")
     await daemon.until_logged("card_quarantined")
-    assert is_gone(waiting, PATIENCE)
+    assert is_gone(waiting, TIMEOUT)
     assert len(daemon.logged("standby_ready")) == 1
 
     host.says(CARD, "temperature 60")
@@ -186,7 +186,7 @@ async def test_no_trainer_waits_in_a_worker_that_is_paused(fleet: Fleet) -> None
     (waiting,) = await ready(daemon)
 
     await fleet.api.pause("w1")
-    assert await asyncio.to_thread(is_gone, waiting, PATIENCE)
+    assert await asyncio.to_thread(is_gone, waiting, TIMEOUT)
 
     await fleet.api.resume("w1")
     assert len(await ready(daemon, 2)) == 2

@@ -19,7 +19,7 @@ from yarl import URL
 from training_schemas.ledger import Barrier, Claimed, EndEntry, decode_entry
 from training_worker.broker.names import LEDGER_KEY, Names
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 FRAME_OVERHEAD = 8
 METHOD = 1
 
@@ -88,7 +88,7 @@ class Wire:
     def _publication(self, frame: Any, unit: bytes) -> str | None:
         # What goes to the ledger by its key is an entry as well.
         if frame.exchange and frame.routing_key != LEDGER_KEY:
-            return "say_end" if frame.exchange == self._names.events else "requeue"
+            return "publish_end" if frame.exchange == self._names.events else "requeue"
         if frame.routing_key == self._lease:
             return "publish_lease"
         entry = decode_entry(_body(unit))
@@ -169,7 +169,7 @@ class Gate:
         if self._server is not None:
             self._server.close()
         await self.cut(noticed=True)
-        await asyncio.wait_for(asyncio.gather(*self._serving, return_exceptions=True), PATIENCE)
+        await asyncio.wait_for(asyncio.gather(*self._serving, return_exceptions=True), TIMEOUT)
 
     async def let(self, step: str, *also: str) -> None:
         """Let the worker take this step, and the others ``also``, until the next call; wait until it has."""
@@ -177,7 +177,7 @@ class Gate:
             self._step, self._allowed, self._passed = step, {step, *also}, False
             self._changed.notify_all()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(self._settled), PATIENCE)
+                await asyncio.wait_for(self._changed.wait_for(self._settled), TIMEOUT)
             if not self._passed:
                 ready = " or ".join(self._ready) or "none"
                 raise DisagreementError(f"the model's next step is {step}, the code's is {ready}")

@@ -7,18 +7,18 @@ from typing import Any
 
 import msgspec
 from aio_pika.abc import AbstractIncomingMessage
-from tests.model.gate import PATIENCE, DisagreementError, Gate
+from tests.model.gate import TIMEOUT, DisagreementError, Gate
 from tests.model.state import Connection, State
 
 from training_schemas.events import JobCancelled
 from training_schemas.ledger import AttemptFailed, Cancelled, Released
 from training_schemas.usage import Usage
-from training_worker.broker.connection import Link
-from training_worker.broker.event_publisher import Speaker
+from training_worker.broker import connection as broker
+from training_worker.broker.event_publisher import EventPublisher
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session
 from training_worker.errors import BrokerError
-from training_worker.ledger.job_history import Standing
+from training_worker.ledger.job_history import ClaimRecord
 from training_worker.ledger.ledger import Ledger
 from training_worker.ownership.claim import Claim, NotOurs
 from training_worker.ownership.ownership import Owner, Ownership
@@ -32,7 +32,7 @@ POLL = 0.005
 USED = Usage(gpu_seconds=1.0)
 
 
-class SteppedLink(Link):
+class SteppedLink(broker.Connection):
     """A link that connects when it is let."""
 
     may_connect: asyncio.Event
@@ -52,7 +52,7 @@ class Host:
         self._url = url
         self._names = names
         self._queued = queued
-        self._journal: Standing | None = None
+        self._journal: ClaimRecord | None = None
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -60,9 +60,9 @@ class Host:
         self._link.may_connect = asyncio.Event()
         self._running = asyncio.create_task(self._link.run())
         self._owner = Owner(
-            link=self._link,
+            connection=self._link,
             ledger=Ledger(self._link, clock=time.time),
-            speaker=Speaker(self._link, self._name, simulated=True, clock=time.time),
+            publisher=EventPublisher(self._link, self._name, simulated=True, clock=time.time),
             worker=self._name,
             lease=LEASE,
             grace=GRACE,
@@ -73,7 +73,7 @@ class Host:
         self._ownership: Ownership | None = None
         self._hold: asyncio.Task[bool] | None = None
         self._work: tuple[str, asyncio.Task[bool]] | None = None
-        self._told = False
+        self._published_rate = False
 
     async def connect(self) -> None:
         """Have the link open a session.
@@ -83,7 +83,7 @@ class Host:
         """
         if self._journal is not None and self._hold is not None and self._hold.done():
             await self._drop_work()
-            self._take_up(self._journal)
+            self._reattach(self._journal)
         self._link.may_connect.set()
         self._session = await _soon(self._link.session())
 
@@ -121,13 +121,13 @@ class Host:
         ownership = self._mine
         entry = ownership.entry(Cancelled, usage=USED)
         numbers = {"job_id": entry.job_id, "attempt": entry.attempt, "sequence": 9}
-        words = self._owner.speaker.state(
+        words = self._owner.publisher.state(
             JobCancelled, f"{entry.job_id}/{entry.attempt}/9", **numbers, step=0, usage=USED
         )
         entry = msgspec.structs.replace(entry, event=msgspec.Raw(words.message.body))
-        if not (await ownership.report(entry) and await ownership.say_end()):
+        if not (await ownership.report(entry) and await ownership.publish_end()):
             return False
-        self._told = True
+        self._published_rate = True
         return await ownership.leave()
 
     async def _release(self) -> bool:
@@ -158,10 +158,10 @@ class Host:
                 await self._gate.let("ack_lease")
             case "lock" if after.workers[me].todo and after.workers[me].todo[0].__name__ == "unlock":
                 await self._gate.let("lock", "read_ledger")
-            case "say_end":
+            case "publish_end":
                 if self._claim is None:
                     await self.begin("finish")
-                await self._gate.let("say_end", "read_ledger")
+                await self._gate.let("publish_end", "read_ledger")
             case _:
                 await self._gate.let(step)
 
@@ -172,9 +172,9 @@ class Host:
                 return not link.lock
             case "ack_older" | "ack_copies":
                 return link.lease <= (step == "ack_older")
-            case "say_end":
+            case "publish_end":
                 # The model's worker says it again on each connection, the code only while it is in doubt.
-                return self._told
+                return self._published_rate
             case _:
                 return step in ("await_lease", "next_attempt")
 
@@ -189,7 +189,7 @@ class Host:
             assert self._work is not None
             _expect("again", await _soon(self._work[1]), expected=True)
             self._work = None
-        self._journal = self._mine.standing
+        self._journal = self._mine.claim_record
         _expect("attempt", self._mine.attempt, attempt)
 
     def _keep_hold(self) -> None:
@@ -208,7 +208,7 @@ class Host:
         for task in (self._claim, self._hold):
             await _end(task)
         self._claim = self._hold = self._ownership = self._journal = None
-        self._told = False
+        self._published_rate = False
 
     async def _drop_work(self) -> None:
         if self._work is not None:
@@ -241,10 +241,10 @@ class Host:
         """A daemon comes back, and takes up what is in the journal."""
         self._begin_life()
         if self._journal is not None:
-            self._take_up(self._journal)
+            self._reattach(self._journal)
 
-    def _take_up(self, journal: Standing) -> None:
-        self._told = False
+    def _reattach(self, journal: ClaimRecord) -> None:
+        self._published_rate = False
         self._ownership = Ownership(self._owner, self._queued, journal, lambda _: None)
         self._keep_hold()
 
@@ -268,7 +268,7 @@ async def _got(get: Callable[..., Awaitable[AbstractIncomingMessage | None]]) ->
 
 async def _soon(awaitable: Awaitable[Any]) -> Any:
     try:
-        return await asyncio.wait_for(_shielded(awaitable), PATIENCE)
+        return await asyncio.wait_for(_shielded(awaitable), TIMEOUT)
     except TimeoutError:
         raise DisagreementError("the code has not come as far as the model") from None
 

@@ -111,7 +111,7 @@ def write_end(state: State, me: int, protocol: "Protocol") -> State:
     return state.but(ends=state.ends + 1)
 
 
-def say_end(state: State, me: int, protocol: "Protocol") -> State:
+def publish_end(state: State, me: int, protocol: "Protocol") -> State:
     """Publish the event of the end; it has the same id each time."""
     return state.but(said=True)
 
@@ -151,9 +151,9 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     renew: Steps = (publish_lease, await_lease, ack_older)
     rejoin: Steps = (lock, read_ledger, declare_lease, consume_lease, publish_lease, await_lease, ack_older)
     superseded: Steps = (unlock, stop_trainer, remove_folder)
-    end_found: Steps = (consume_lease, say_end, ack_tier, drop_copies, unlock, remove_folder)
-    own_end_found: Steps = (say_end, drop_copies, unlock, remove_folder)
-    finish: Steps = (write_end, say_end, drop_copies, unlock, remove_folder)
+    end_found: Steps = (consume_lease, publish_end, ack_tier, drop_copies, unlock, remove_folder)
+    own_end_found: Steps = (publish_end, drop_copies, unlock, remove_folder)
+    finish: Steps = (write_end, publish_end, drop_copies, unlock, remove_folder)
     # Once unlocked, the next owner's copy would be given to a consumer that is still there.
     release: Steps = (stop_consuming, unlock, requeue, ack_copies, remove_folder)
     retry_here: Steps = (next_attempt, announce, make_folder)

@@ -11,7 +11,7 @@ from tests.model.replay import replay, shortest, through, walk
 from training_schemas.ledger import AttemptFailed, Released
 from training_worker.ownership.claim import Claim
 from training_worker.ownership.lease import Lease
-from training_worker.ownership.ownership import Grip, Ownership
+from training_worker.ownership.ownership import OwnedSession, Ownership
 from training_worker.queue.job_message import QueuedJob
 
 WALKS = int(os.environ.get("REPLAY_WALKS", "12"))
@@ -25,7 +25,7 @@ async def hand_over_nothing(claim: Claim) -> None:
 
 async def settle_and_lease(claim: Claim) -> None:
     """The tier queue's delivery is acknowledged before the lease has a copy."""
-    await claim.settle()
+    await claim.acknowledge()
     assert claim._lease is not None
     await claim._lease.renew(claim._job.message())
 
@@ -33,14 +33,14 @@ async def settle_and_lease(claim: Claim) -> None:
 async def drop_and_give_back(ownership: Ownership, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
     """A job that is given back is dropped before it is put back."""
 
-    async def give_back(grip: Grip) -> None:
-        await grip.lease.stop_taking()
-        await grip.lock.release()
-        await grip.lease.drop()
-        await grip.session.publish(ownership.link.names.jobs, job.tier_key, job.message())
+    async def give_back(owned_session: OwnedSession) -> None:
+        await owned_session.lease.stop_consuming()
+        await owned_session.lock.release()
+        await owned_session.lease.drop()
+        await owned_session.session.publish(ownership.connection.names.jobs, job.tier_key, job.message())
         ownership._over.set()
 
-    return await ownership._on_grip(give_back)
+    return await ownership._with_owned_session(give_back)
 
 
 async def give_back_late(ownership: Ownership, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[type, str, Wrong, str, tuple[str, ...]]] = {
     ),
     "release that goes on consuming": (
         Lease,
-        "stop_taking",
+        "stop_consuming",
         go_on_taking,
         "the model's next step is stop_consuming, the code's is unlock",
         ("requeue", "ack_copies", "remove_folder"),

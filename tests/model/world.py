@@ -9,7 +9,7 @@ from typing import Any, Self
 import msgspec
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
-from tests.model.gate import PATIENCE, DisagreementError, Gate, Job, Wire
+from tests.model.gate import TIMEOUT, DisagreementError, Gate, Job, Wire
 from tests.model.host import GRACE, POLL, Host
 from tests.model.state import Connection, State
 from tests.support.owning import a_queued_job
@@ -198,7 +198,7 @@ class World:
 
     async def _get(self, name: str) -> AbstractIncomingMessage:
         queue = await self._probe.get_queue(name, ensure=False)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while (message := await queue.get(fail=False)) is None:
             if time.monotonic() > deadline:
                 raise DisagreementError(f"no copy in {name}")
@@ -206,7 +206,7 @@ class World:
         return message
 
     async def _compare(self, state: State) -> None:
-        expected, deadline = view(state), time.monotonic() + PATIENCE
+        expected, deadline = view(state), time.monotonic() + TIMEOUT
         while (actual := await self._view()) != expected:
             if time.monotonic() > deadline:
                 raise DisagreementError("\n".join(_differences(expected, actual)))
@@ -248,7 +248,7 @@ class World:
         return await self._session.channel(prefetch=0)
 
     async def _until_unlocked(self) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while await self._locked():
             if time.monotonic() > deadline:
                 raise DisagreementError("the lock outlives its connection")

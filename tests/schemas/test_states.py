@@ -37,8 +37,8 @@ from training_schemas.states import (
     IllegalTransitionError,
     JobState,
     next_state,
+    reported_state,
     state_after,
-    told_state,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "events"
@@ -128,7 +128,7 @@ def test_each_later_phase_is_a_state_of_the_same_name(number: int) -> None:
 
 def test_a_step_is_training_whatever_phase_was_announced() -> None:
     """A trainer need not say that it goes on after a checkpoint."""
-    assert told_state(said(JobProgress, phase=Phase.STARTING)) == JobState.TRAINING
+    assert reported_state(said(JobProgress, phase=Phase.STARTING)) == JobState.TRAINING
 
 
 @pytest.mark.parametrize("event", [submitted(JobWarning), submitted(JobRefused), said(JobWarning)], ids=repr)
@@ -193,7 +193,7 @@ def test_a_job_can_be_claimed_while_it_waits_and_after_its_owner_was_lost(state:
 @pytest.mark.parametrize("state", [*WAITING, *RUNNING])
 def test_a_worker_may_part_with_a_job_before_and_while_it_trains(state: JobState, kind: type[JobEvent]) -> None:
     """It was cancelled, given back, failed, or found finished."""
-    assert next_state(state, said(kind)) == told_state(said(kind))
+    assert next_state(state, said(kind)) == reported_state(said(kind))
 
 
 @pytest.mark.parametrize("state", [JobState.SUBMITTED, *WAITING, *sorted(TERMINAL_STATES)])
@@ -274,6 +274,6 @@ def test_a_state_changes_only_as_the_table_says(state: JobState, event: JobEvent
     try:
         after = next_state(state, event)
     except IllegalTransitionError:
-        assert told_state(event) not in NEXT_STATES[state]
+        assert reported_state(event) not in NEXT_STATES[state]
     else:
-        assert after == state or (after in NEXT_STATES[state] and after == told_state(event))
+        assert after == state or (after in NEXT_STATES[state] and after == reported_state(event))

@@ -13,7 +13,7 @@ from typing import Self
 from training_worker.testing.local_broker import PrivateBroker, free_port
 
 SIZE = 3
-PATIENCE = 60.0
+TIMEOUT = 60.0
 POLL = 0.1
 
 # Like the keeper of a node: it ends when its standard input does, and so with its owner.
@@ -85,7 +85,7 @@ class Cluster:
         flags = ["-noinput", "-hidden", "-start_epmd", "false", "-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
         environ = {"PATH": os.environ["PATH"], "HOME": str(node.folder), "ERL_EPMD_PORT": str(self._epmd_port)}
         command = ["erl", *flags, "-sname", name, "-eval", code]
-        done = subprocess.run(command, env=environ, capture_output=True, timeout=PATIENCE, check=False, text=True)
+        done = subprocess.run(command, env=environ, capture_output=True, timeout=TIMEOUT, check=False, text=True)
         return done.stdout
 
     def __enter__(self) -> Self:
@@ -116,9 +116,9 @@ def _lay_out(folder: Path, cookie: str, join: list[str]) -> None:
 
 def _until(answer: Callable[[], str], otherwise: str) -> str:
     """Ask until there is an answer."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not (found := answer()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{otherwise} within {PATIENCE:.0f} s")
+            raise TimeoutError(f"{otherwise} within {TIMEOUT:.0f} s")
         time.sleep(POLL)
     return found

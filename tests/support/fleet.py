@@ -27,7 +27,7 @@ from training_worker.broker.topology import delete_topology
 from training_worker.client.async_client import AsyncTrainingWorkerAPI
 from training_worker.client.job_builder import make_job
 from training_worker.errors import BrokerError
-from training_worker.runs.process_identity import Identity
+from training_worker.runs.process_identity import ProcessIdentity
 
 ROOT = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
@@ -38,7 +38,7 @@ CARD_24 = "NVIDIA GeForce RTX 4090:24564MiB"
 CARD_80 = "NVIDIA H100 80GB HBM3:81559MiB"
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 # Of the daemons under test, and the defaults.
 DELAYS = (1, 20, 30, 120, 600)
@@ -70,7 +70,7 @@ class Daemon:
 
     async def ended(self) -> int:
         """Wait for the end and return the exit status."""
-        return await asyncio.to_thread(self.process.wait, PATIENCE)
+        return await asyncio.to_thread(self.process.wait, TIMEOUT)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log's entries with this key."""
@@ -83,7 +83,7 @@ class Daemon:
 
     async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until the log has that many entries with this key."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while len(entries := self.logged(event)) < count:
                 assert self.process.poll() is None, self.log.read_text()
                 await asyncio.sleep(0.05)
@@ -176,7 +176,7 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 daemon.kill()
         for run in self.folder.glob("state-*/runs/*/process"):
-            identity = Identity.read(run)
+            identity = ProcessIdentity.read(run)
             if identity is not None and identity.is_alive:
                 os.killpg(identity.pid, signal.SIGKILL)
 
@@ -210,7 +210,7 @@ class Fleet:
 
     async def events(self, job_id: str) -> list[JobEvent]:
         """All of a job's events, once it has ended; the broker may be away meanwhile."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 with contextlib.suppress(BrokerError):
                     return [event async for event in self.api.events(job_id)]
@@ -218,7 +218,7 @@ class Fleet:
 
     async def until(self, job_id: str, kind: type[JobEvent], count: int = 1) -> JobEvent:
         """Wait for the n-th event of a kind about a job."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             async for event in self.api.events(job_id):
                 count -= isinstance(event, kind)
                 if count == 0:
@@ -228,7 +228,7 @@ class Fleet:
     async def all_events(self, count: int, kind: type[Event]) -> list[Event]:
         """The first events of a kind, whatever they are about."""
         found: list[Event] = []
-        async with asyncio.timeout(PATIENCE), self.session() as session:
+        async with asyncio.timeout(TIMEOUT), self.session() as session:
             async for body in read_log(session, self.names.events_log, 0):
                 event = decode_event(body).read()
                 if isinstance(event, kind):
@@ -240,7 +240,7 @@ class Fleet:
     async def log(self) -> list[tuple[str, Event]]:
         """What the log of events holds now, with the events' ids."""
         end, found = f"end-{secrets.token_hex(8)}", []
-        async with asyncio.timeout(PATIENCE), self.session() as session:
+        async with asyncio.timeout(TIMEOUT), self.session() as session:
             # A worker that does not exist has the last word: all before it has been read.
             marker = encode_event(wrap(WorkerOffline(worker="end", simulated=True, why=end), event_id=end, time=0))
             await session.publish(self.names.events, "worker.end.offline", persistent(marker))
@@ -263,7 +263,7 @@ class Fleet:
     async def ledger(self) -> list[AnyEntry]:
         """What the ledger holds, without the markers."""
         entries: list[AnyEntry] = []
-        async with asyncio.timeout(PATIENCE), self.session() as session:
+        async with asyncio.timeout(TIMEOUT), self.session() as session:
             marker = Barrier(time=0, nonce="end-of-test")
             await session.publish("", self.names.ledger, persistent(msgspec.json.encode(marker)))
             async for body in read_log(session, self.names.ledger, 0):
@@ -276,7 +276,7 @@ class Fleet:
 
     async def dead(self) -> AbstractIncomingMessage:
         """The next message of the dead queue."""
-        async with asyncio.timeout(PATIENCE), self.channel() as channel:
+        async with asyncio.timeout(TIMEOUT), self.channel() as channel:
             queue = await channel.get_queue(self.names.dead, ensure=False)
             while (message := await queue.get(fail=False)) is None:  # noqa: ASYNC110 - a queue has no such event
                 await asyncio.sleep(0.05)

@@ -37,9 +37,9 @@ class ManagedBroker(PrivateBroker):
         super()._lay_out()
         for name in PLUGINS:
             for plugin in self._libraries(name):
-                link = self.folder / "plugins" / plugin.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(plugin)
+                connection = self.folder / "plugins" / plugin.name
+                connection.unlink(missing_ok=True)
+                connection.symlink_to(plugin)
         (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
 
     def management_url(self, user: str, password: str = "secret", scheme: str = "http") -> str:

@@ -9,23 +9,23 @@ from aio_pika import Message
 from training_presets.planner import plan_job
 from training_schemas.events import JobEvent, decode_event
 from training_schemas.ledger import AnyEntry, decode_entry
-from training_worker.attempts.event_outbox import Reporter
-from training_worker.broker.connection import Link
-from training_worker.broker.event_publisher import Speaker
+from training_worker.attempts.event_outbox import EventOutbox
+from training_worker.broker.connection import Connection
+from training_worker.broker.event_publisher import EventPublisher
 from training_worker.broker.names import Names
 from training_worker.client.job_builder import flux_lora_job
-from training_worker.ledger.job_history import JobHistory, Standing
+from training_worker.ledger.job_history import ClaimRecord, JobHistory
 from training_worker.ledger.ledger import Ledger
 from training_worker.ownership.ownership import Owner, Ownership
 from training_worker.queue.job_message import QueuedJob
-from training_worker.runs.run_directory import Bookmark, RunFolder
+from training_worker.runs.run_directory import Bookmark, RunDirectory
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 NOW = 86_400.0
 
 
-class RecordingLink(Link):
+class RecordingLink(Connection):
     """A link whose broker is a list; it can be away."""
 
     def __init__(self) -> None:
@@ -67,17 +67,17 @@ def a_queued_job(**fields: Any) -> QueuedJob:
     return QueuedJob(job=job, plan=plan_job(job), submitted_at=1000.0)
 
 
-def speaker(link: Link) -> Speaker:
+def publisher(connection: Connection) -> EventPublisher:
     """A worker that trains on a stand-in, at a fixed time."""
-    return Speaker(link, "w1", simulated=True, clock=lambda: NOW)
+    return EventPublisher(connection, "w1", simulated=True, clock=lambda: NOW)
 
 
-def an_owner(link: Link) -> Owner:
+def an_owner(connection: Connection) -> Owner:
     """A worker that could own jobs."""
     return Owner(
-        link=link,
-        ledger=Ledger(link, clock=lambda: NOW),
-        speaker=speaker(link),
+        connection=connection,
+        ledger=Ledger(connection, clock=lambda: NOW),
+        publisher=publisher(connection),
         worker="w1",
         lease=120.0,
         grace=30,
@@ -85,29 +85,29 @@ def an_owner(link: Link) -> Owner:
     )
 
 
-def own(link: Link, queued: QueuedJob | None = None, before: JobHistory | None = None) -> Ownership:
+def own(connection: Connection, queued: QueuedJob | None = None, before: JobHistory | None = None) -> Ownership:
     """The ownership of a job that nobody holds yet."""
-    standing = Standing(claim="c1", before=before or JobHistory())
-    return Ownership(an_owner(link), queued or a_queued_job(), standing, inbox=lambda _: None)
+    claim_record = ClaimRecord(claim="c1", before=before or JobHistory())
+    return Ownership(an_owner(connection), queued or a_queued_job(), claim_record, inbox=lambda _: None)
 
 
-def a_reporter(link: Link, folder: RunFolder | None = None, attempt: int = 1) -> Reporter:
+def a_reporter(connection: Connection, folder: RunDirectory | None = None, attempt: int = 1) -> EventOutbox:
     """Who tells of an attempt at that job."""
-    return Reporter(speaker(link), link.publish, "portrait", attempt, Bookmark(folder))
+    return EventOutbox(publisher(connection), connection.publish, "portrait", attempt, Bookmark(folder))
 
 
-async def told(reporter: Reporter) -> None:
+async def told(outbox: EventOutbox) -> None:
     """Publish all that was emitted."""
-    running = asyncio.create_task(reporter.run())
-    await asyncio.wait_for(reporter.flush(), PATIENCE)
+    running = asyncio.create_task(outbox.run())
+    await asyncio.wait_for(outbox.flush(), TIMEOUT)
     running.cancel()
     await asyncio.wait({running})
 
 
-async def told_in_part(reporter: Reporter, link: RecordingLink, count: int) -> None:
+async def told_in_part(outbox: EventOutbox, connection: RecordingLink, count: int) -> None:
     """Publish so many messages of what was emitted, and die."""
-    link.left = count
-    running = asyncio.create_task(reporter.run())
+    connection.left = count
+    running = asyncio.create_task(outbox.run())
     for _ in range(10 * count + 10):
         await asyncio.sleep(0)
     running.cancel()

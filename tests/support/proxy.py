@@ -12,7 +12,7 @@ from yarl import URL
 FLUSH_TIMEOUT = 5.0
 
 
-class Link:
+class Connection:
     """One connection through the proxy; a deaf one passes nothing on, not even its end."""
 
     def __init__(self, writer: asyncio.StreamWriter, *, deaf: bool) -> None:
@@ -42,7 +42,7 @@ class Proxy:
 
     def __init__(self, broker_url: str) -> None:
         self._broker = URL(broker_url)
-        self._links: set[Link] = set()
+        self._links: set[Connection] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
         self._passing = asyncio.Event()
@@ -72,8 +72,8 @@ class Proxy:
 
     def cut(self) -> None:
         """End all connections; new ones are let through at once."""
-        for link in self._links:
-            link.abort()
+        for connection in self._links:
+            connection.abort()
 
     def down(self) -> None:
         """End all connections and refuse new ones."""
@@ -95,8 +95,8 @@ class Proxy:
         The connections of this time never recover; those that are opened meanwhile get no answer.
         """
         self._dropping = True
-        for link in self._links:
-            link.deaf = True
+        for connection in self._links:
+            connection.deaf = True
 
     def pass_on(self) -> None:
         """Let connections through that are opened from now on."""
@@ -111,35 +111,35 @@ class Proxy:
         self._frames_left = frames
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = Link(writer, deaf=self._dropping)
-        self._links.add(link)
+        connection = Connection(writer, deaf=self._dropping)
+        self._links.add(connection)
         with suppress(OSError):
-            if link.deaf:
+            if connection.deaf:
                 await reader.read()
             else:
-                await self._join(link, reader, writer)
-        link.abort()
-        link.ended.set()
-        self._links.discard(link)
+                await self._join(connection, reader, writer)
+        connection.abort()
+        connection.ended.set()
+        self._links.discard(connection)
 
-    async def _join(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _join(self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(self._broker.host, self._broker.port)
-        link.add(far_writer)
-        await asyncio.gather(self._pump(link, reader, far_writer), self._pump(link, far_reader, writer))
+        connection.add(far_writer)
+        await asyncio.gather(self._pump(connection, reader, far_writer), self._pump(connection, far_reader, writer))
 
-    async def _pump(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = Frames()
         with suppress(OSError):
             while data := await reader.read(65536):
                 for frame in frames.feed(data):
-                    await self._pass(link, frame, writer)
+                    await self._pass(connection, frame, writer)
         await self._passing.wait()
-        if not link.deaf:
+        if not connection.deaf:
             writer.close()
 
-    async def _pass(self, link: Link, frame: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, connection: Connection, frame: bytes, writer: asyncio.StreamWriter) -> None:
         await self._passing.wait()
-        if link.deaf:
+        if connection.deaf:
             return
         writer.write(frame)
         if self._is_last(frame):
@@ -157,13 +157,13 @@ class Proxy:
 
     async def _cut_flushed(self) -> None:
         links = list(self._links)
-        for link in links:
-            link.deaf = True
+        for connection in links:
+            connection.deaf = True
         with suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT):
-                await asyncio.gather(*(link.flush() for link in links))
-        for link in links:
-            link.abort()
+                await asyncio.gather(*(connection.flush() for connection in links))
+        for connection in links:
+            connection.abort()
 
     async def __aenter__(self) -> Self:
         await self.up()
@@ -176,4 +176,4 @@ class Proxy:
         self.resume()
         with suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT):
-                await asyncio.gather(*(link.ended.wait() for link in self._links))
+                await asyncio.gather(*(connection.ended.wait() for connection in self._links))

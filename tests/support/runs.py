@@ -25,16 +25,16 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import RunLease, RunSpec
-from training_worker.attempts.timings import Measures
+from training_worker.attempts.timings import Timings
 from training_worker.client.job_builder import flux_lora_job
-from training_worker.gpu.devices import Card
-from training_worker.ledger.job_history import JobHistory, Standing
+from training_worker.gpu.devices import GpuDevice
+from training_worker.ledger.job_history import ClaimRecord, JobHistory
 from training_worker.observations import unobserved
 from training_worker.queue.job_message import QueuedJob
 from training_worker.runs.run import Run, RunRecord
-from training_worker.runs.run_directory import RunFolder
+from training_worker.runs.run_directory import RunDirectory
 
-CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
+CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
 LEASE = RunLease(deadline=1000.0, max_isolation=1800.0)
 SPEC = RunSpec(
     job_id="portrait",
@@ -55,8 +55,8 @@ SPEC = RunSpec(
 RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),
     submitted_at=1000.5,
-    standing=Standing(claim="c2", before=JobHistory(digest="d", claim="c1", counted=1)),
-    card=CARD,
+    claim_record=ClaimRecord(claim="c2", before=JobHistory(digest="d", claim="c1", counted=1)),
+    device=CARD,
     engine=EngineName.DIFFUSERS,
     changes={"batchSize": 2},
     resumed_step=5,
@@ -70,22 +70,22 @@ def make_run(state_dir: Path, job_id: str = "portrait", started_at: float = 2000
     record = msgspec.structs.replace(
         RECORD, job=msgspec.structs.replace(RECORD.job, job_id=job_id), started_at=started_at
     )
-    folder = RunFolder.create(state_dir, spec, LEASE, record)
+    folder = RunDirectory.create(state_dir, spec, LEASE, record)
     queued = QueuedJob.submitted(msgspec.json.encode(record.job), record.submitted_at)
     return Run(folder=folder, spec=spec, record=record, queued=queued)
 
 
-def unmeasured() -> Measures:
+def unmeasured() -> Timings:
     """Measures that nobody asks for."""
-    return Measures(unobserved, TrainingType.FLUX_LORA, CARD.uuid)
+    return Timings(unobserved, TrainingType.FLUX_LORA, CARD.uuid)
 
 
-def make_folder(state_dir: Path) -> RunFolder:
+def make_folder(state_dir: Path) -> RunDirectory:
     """Its folder alone."""
     return make_run(state_dir).folder
 
 
-def append(folder: RunFolder, *records: AnyRecord) -> None:
+def append(folder: RunDirectory, *records: AnyRecord) -> None:
     """Write records as a trainer does: each of them whole."""
     with folder.progress.open("ab", buffering=0) as file:
         for record in records:

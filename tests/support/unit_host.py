@@ -13,7 +13,7 @@ from training_schemas.events import JobCompleted, JobProgress
 UNIT = "training-worker.service"
 PROGRAM = "/opt/training-worker/bin/training-worker"
 CONFIG = "/etc/training-worker/worker.toml"
-PATIENCE = 60.0
+TIMEOUT = 60.0
 # Of a trainer that is to outlive what is done to its daemon: half a minute at 20 steps a second.
 LONG = 600
 
@@ -55,7 +55,7 @@ class Host:
 
     async def until(self, name: str, test: Callable[[str], object], unit: str = UNIT) -> str:
         """Wait until a property is as it should be."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not test(value := self.shown(name, unit)):
             assert time.monotonic() < deadline, f"{name} is {value}"
             await asyncio.sleep(0.5)

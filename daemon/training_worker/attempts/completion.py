@@ -22,14 +22,14 @@ from training_schemas.events import (
 )
 from training_schemas.ledger import AttemptFailed, Cancelled, Completed, EndEntry, Failed, Released, TerminalEntry
 from training_schemas.usage import Usage
-from training_worker.attempts.control import Wishes
-from training_worker.attempts.event_outbox import Reporter, Words
+from training_worker.attempts.control import ControlRequests
+from training_worker.attempts.event_outbox import EventOutbox, NumberedEvent
 from training_worker.attempts.outcome import NOTHING_USED, Broken, Done, Outcome, Stopped
 from training_worker.attempts.prediction import measure
 from training_worker.attempts.retry_policy import Action, Decision, decide
 from training_worker.observations import AttemptOutcome
 from training_worker.ownership.ownership import Ownership
-from training_worker.queue.dead_letter_queue import bury
+from training_worker.queue.dead_letter_queue import dead_letter_job
 from training_worker.queue.job_message import QueuedJob
 from training_worker.runs.run import Run
 from training_worker.runs.run_directory import CLOSING_FILE
@@ -45,14 +45,14 @@ class Closing(Wire, frozen=True, kw_only=True):
     """
 
     entry: Completed | Failed | Cancelled | Released | AttemptFailed
-    words: Words
+    last_event: NumberedEvent = msgspec.field(name="words")
     outcome: AttemptOutcome
     delay: int = 0
     avoid: str | None = None
     here: bool = False
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class FinalizedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt ended for this worker, what it used, and whether another one follows here.
 
     ``final`` is for the end of a job that has no result, said by this worker.
@@ -64,21 +64,21 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     final: bool = False
 
 
-class Settlement:
+class Completion:
     """The end of one attempt, while the job is still ours."""
 
     def __init__(
         self,
         queued: QueuedJob,
         ownership: Ownership,
-        wishes: Wishes,
-        reporter: Reporter,
+        control: ControlRequests,
+        outbox: EventOutbox,
         run: Run | None,
     ) -> None:
         self._queued = queued
         self._ownership = ownership
-        self._wishes = wishes
-        self._reporter = reporter
+        self._control = control
+        self._outbox = outbox
         self._run = run
 
     def decide(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
@@ -95,7 +95,7 @@ class Settlement:
         match outcome:
             case Done():
                 return self._completed(outcome)
-            case _ if self._wishes.cancelled:
+            case _ if self._control.cancelled:
                 return self._cancelled(outcome)
             case Stopped():
                 return self._released(outcome)
@@ -125,9 +125,11 @@ class Settlement:
         return self._end(entry, AttemptOutcome.CANCELLED, JobCancelled, step=self._ownership.history.saved_step)
 
     def _released(self, outcome: Stopped) -> Closing:
-        words = self._reporter.word(JobReleased, why=self._wishes.why, step=outcome.step, usage=outcome.usage)
+        event = self._outbox.encode(JobReleased, why=self._control.why, step=outcome.step, usage=outcome.usage)
         return Closing(
-            entry=self._ownership.entry(Released, usage=outcome.usage), words=words, outcome=AttemptOutcome.RELEASED
+            entry=self._ownership.entry(Released, usage=outcome.usage),
+            last_event=event,
+            outcome=AttemptOutcome.RELEASED,
         )
 
     def _broken(self, outcome: Broken, delays: Sequence[int]) -> Closing:
@@ -163,7 +165,7 @@ class Settlement:
             counted=decision.counted,
             usage=outcome.usage,
         )
-        words = self._reporter.word(
+        event = self._outbox.encode(
             JobRetrying,
             reason=outcome.reason,
             message=outcome.message,
@@ -175,50 +177,50 @@ class Settlement:
         )
         avoid = None if here else entry.worker
         return Closing(
-            entry=entry, words=words, outcome=AttemptOutcome.RETRIED, delay=decision.delay, avoid=avoid, here=here
+            entry=entry, last_event=event, outcome=AttemptOutcome.RETRIED, delay=decision.delay, avoid=avoid, here=here
         )
 
-    def _end(self, entry: TerminalEntry, outcome: AttemptOutcome, event: type[JobEvent], **fields: Any) -> Closing:
+    def _end(self, entry: TerminalEntry, outcome: AttemptOutcome, kind: type[JobEvent], **fields: Any) -> Closing:
         attempts = list(self._ownership.history.after(entry).attempts)
-        words = self._reporter.word(event, **fields, usage=entry.usage, attempts=attempts)
+        event = self._outbox.encode(kind, **fields, usage=entry.usage, attempts=attempts)
         # The ledger keeps the event too: should we die before it is said, whoever finds the entry says it for us.
-        return Closing(entry=msgspec.structs.replace(entry, event=words.event), words=words, outcome=outcome)
+        return Closing(entry=msgspec.structs.replace(entry, event=event.event), last_event=event, outcome=outcome)
 
-    async def carry_out(self, closing: Closing) -> Settled:
+    async def carry_out(self, closing: Closing) -> FinalizedAttempt:
         """Say and write how the attempt ended, and give up the job: for good, for now, or not at all."""
         if isinstance(closing.entry, EndEntry):
             ours = await self._finish(closing, closing.entry)
         else:
-            self._reporter.say(closing.words)
-            await self._reporter.flush()
+            self._outbox.publish(closing.last_event)
+            await self._outbox.flush()
             ours = await self._pass_on(closing, closing.entry)
         outcome = closing.outcome if ours else AttemptOutcome.SUPERSEDED
         log.info("job_ended", outcome=outcome)
         final = ours and isinstance(closing.entry, Failed | Cancelled)
-        return Settled(
+        return FinalizedAttempt(
             outcome=outcome, usage=closing.entry.usage or NOTHING_USED, again=ours and closing.here, final=final
         )
 
     async def _finish(self, closing: Closing, entry: TerminalEntry) -> bool:
-        await self._reporter.flush()
+        await self._outbox.flush()
         if isinstance(entry, Failed):
             # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
-            await self._bury(closing, entry)
+            await self._dead_letter(closing, entry)
         if not await self._ownership.report(entry):
             return False
         if self._ownership.found_reported:
-            await self._ownership.say_end()
+            await self._ownership.publish_end()
         else:
-            self._reporter.say(closing.words)
-            await self._reporter.flush()
+            self._outbox.publish(closing.last_event)
+            await self._outbox.flush()
         await self._ownership.leave()
         return True
 
-    async def _bury(self, closing: Closing, entry: Failed) -> None:
-        event = decode_event(bytes(closing.words.event)).read()
+    async def _dead_letter(self, closing: Closing, entry: Failed) -> None:
+        event = decode_event(bytes(closing.last_event.event)).read()
         assert isinstance(event, JobFailed)  # noqa: S101 - what a failure is told with
-        await bury(
-            self._ownership.link,
+        await dead_letter_job(
+            self._ownership.connection,
             self._queued.message().body,
             job_id=self._queued.job_id,
             reason=entry.reason,

@@ -7,12 +7,12 @@ import structlog
 from training_schemas.commands import CancelJob, CheckpointJob, SampleJob, decode_job_command
 from training_schemas.spec import RunRequest
 from training_schemas.validation import UNREADABLE
-from training_worker.runs.run_directory import STOP_FILE, RunFolder, StopOrder
+from training_worker.runs.run_directory import STOP_FILE, RunDirectory, StopOrder
 
 log = structlog.get_logger()
 
 
-class Wishes:
+class ControlRequests:
     """What has been asked of a job that is being trained.
 
     ``stop`` is set once its trainer is to end, ``abort`` once it is to end without grace, and ``detach`` once it is to
@@ -25,17 +25,17 @@ class Wishes:
         self.cancelled = False
         self.abort = asyncio.Event()
         self.why = "trainer stopped by itself"
-        self._folder: RunFolder | None = None
+        self._folder: RunDirectory | None = None
         self._requests: list[RunRequest] = []
         self._slot_order: str | None = None
 
-    def for_next_job(self) -> "Wishes":
+    def for_next_job(self) -> "ControlRequests":
         """Nothing is asked of the next job yet; what was asked of the slot holds for it too."""
-        wishes = Wishes()
-        wishes.detach, wishes.abort = self.detach, self.abort
+        control = ControlRequests()
+        control.detach, control.abort = self.detach, self.abort
         if self._slot_order is not None:
-            wishes.release(self._slot_order)
-        return wishes
+            control.release(self._slot_order)
+        return control
 
     def release(self, why: str) -> None:
         """The slot is to give back whatever it trains."""
@@ -58,7 +58,7 @@ class Wishes:
             case SampleJob():
                 self._request(RunRequest.SAMPLE)
 
-    def attach(self, folder: RunFolder) -> None:
+    def attach(self, folder: RunDirectory) -> None:
         """The job has a trainer: what it was asked for waits no longer; what an earlier daemon ordered still holds."""
         self._folder = folder
         order = folder.find(STOP_FILE, StopOrder)

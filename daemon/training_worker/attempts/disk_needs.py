@@ -30,7 +30,7 @@ def reserve(  # noqa: PLR0913, PLR0917 - all that decides it
     reservation: Reservation,
 ) -> None:
     """Reserve what a run will write. Raises `AttemptError` if there is no room for it on this host's disks."""
-    if room.card.simulated:
+    if room.device.simulated:
         # So are the models that it trains: tiny ones, of which the model of disk knows nothing.
         return
     job = queued.job

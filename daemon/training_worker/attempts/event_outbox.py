@@ -10,12 +10,12 @@ from aio_pika import Message
 from training_schemas.base import Wire
 from training_schemas.events import JobEvent
 from training_schemas.ledger import AnyEntry
-from training_worker.broker.event_publisher import Speaker, event_message
+from training_worker.broker.event_publisher import EventPublisher, event_message
 from training_worker.broker.session import persistent
 from training_worker.runs.run_directory import Bookmark, Cursor
 
 
-class Said(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Something that waits to be published, and where the attempt's telling stands once it is."""
 
     exchange: str
@@ -24,7 +24,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     cursor: Cursor
 
 
-class Words(Wire, frozen=True, kw_only=True):
+class NumberedEvent(Wire, frozen=True, kw_only=True):
     """An attempt's last event, put into words: its number, its id, its routing key, and the event itself."""
 
     sequence: int
@@ -36,7 +36,7 @@ class Words(Wire, frozen=True, kw_only=True):
 Publish = Callable[[str, str, Message], Awaitable[object]]
 
 
-class Reporter:
+class EventOutbox:
     """Numbers an attempt's events and hands them to a task that publishes them one after the other.
 
     `emit` never waits: a trainer is not held up by a broker that is away. Entries of the ledger go the same way, so
@@ -50,16 +50,18 @@ class Reporter:
         bookmark: how far an earlier daemon has come, and where it is kept; what was said is not said again.
     """
 
-    def __init__(self, speaker: Speaker, publish: Publish, job_id: str, attempt: int, bookmark: Bookmark) -> None:
-        self._speaker = speaker
+    def __init__(
+        self, publisher: EventPublisher, publish: Publish, job_id: str, attempt: int, bookmark: Bookmark
+    ) -> None:
+        self._publisher = publisher
         self._publish = publish
         self._job_id = job_id
         self._attempt = attempt
         self._bookmark = bookmark
         self._next = bookmark.cursor
-        self._queue: asyncio.Queue[Said] = asyncio.Queue()
+        self._queue: asyncio.Queue[OutgoingMessage] = asyncio.Queue()
 
-    def has_told(self, offset: int) -> bool:
+    def has_published(self, offset: int) -> bool:
         """Whether what stands in the progress file before ``offset`` has been told, by whichever daemon."""
         return offset <= self._bookmark.cursor.offset
 
@@ -72,36 +74,36 @@ class Reporter:
         """Say something about the job; with it, all is told that the progress file holds before offset ``upto``."""
         if upto is not None:
             self._next = msgspec.structs.replace(self._next, offset=upto)
-        self.say(self.word(kind, **fields))
+        self.publish(self.encode(kind, **fields))
 
-    def word(self, kind: type[JobEvent], **fields: Any) -> Words:
+    def encode(self, kind: type[JobEvent], **fields: Any) -> NumberedEvent:
         """Put the next thing to be said into words; it must be said next."""
         sequence = self._next.sequence + 1
         event_id = f"{self._job_id}/{self._attempt}/{sequence}"
         numbers = {"job_id": self._job_id, "attempt": self._attempt, "sequence": sequence}
-        statement = self._speaker.state(kind, event_id, **numbers, **fields)
-        return Words(sequence=sequence, event_id=event_id, key=statement.key, event=msgspec.Raw(statement.body))
+        encoded = self._publisher.state(kind, event_id, **numbers, **fields)
+        return NumberedEvent(sequence=sequence, event_id=event_id, key=encoded.key, event=msgspec.Raw(encoded.body))
 
-    def say(self, words: Words) -> None:
+    def publish(self, event: NumberedEvent) -> None:
         """Say it, unless it has been said."""
-        if words.sequence <= self._bookmark.cursor.sequence:
+        if event.sequence <= self._bookmark.cursor.sequence:
             return
-        self._next = msgspec.structs.replace(self._next, sequence=words.sequence)
-        self._put(self._speaker.exchange, words.key, event_message(words.event_id, bytes(words.event)))
+        self._next = msgspec.structs.replace(self._next, sequence=event.sequence)
+        self._put(self._publisher.exchange, event.key, event_message(event.event_id, bytes(event.event)))
 
     def write(self, entry: AnyEntry) -> None:
         """Write into the ledger, in its turn."""
-        self._put("", self._speaker.ledger, persistent(msgspec.json.encode(entry)))
+        self._put("", self._publisher.ledger, persistent(msgspec.json.encode(entry)))
 
     def _put(self, exchange: str, key: str, message: Message) -> None:
-        self._queue.put_nowait(Said(exchange=exchange, key=key, message=message, cursor=self._next))
+        self._queue.put_nowait(OutgoingMessage(exchange=exchange, key=key, message=message, cursor=self._next))
 
     async def run(self) -> None:
         """Publish what is emitted, for ever."""
         while True:
-            said = await self._queue.get()
-            await self._publish(said.exchange, said.key, said.message)
-            self._bookmark.move(said.cursor)
+            outgoing = await self._queue.get()
+            await self._publish(outgoing.exchange, outgoing.key, outgoing.message)
+            self._bookmark.move(outgoing.cursor)
             self._queue.task_done()
 
     async def flush(self) -> None:

@@ -11,33 +11,33 @@ from structlog.contextvars import bound_contextvars
 from training_schemas.events import JobClaimed, JobWarning
 from training_schemas.progress import FailureReason
 from training_schemas.spec import RunLease
-from training_worker.attempts.completion import Closing, Settled, Settlement
-from training_worker.attempts.control import Wishes
+from training_worker.attempts.completion import Closing, Completion, FinalizedAttempt
+from training_worker.attempts.control import ControlRequests
 from training_worker.attempts.engine_selection import NEVER_RESUMING
-from training_worker.attempts.event_outbox import Reporter
+from training_worker.attempts.event_outbox import EventOutbox
 from training_worker.attempts.outcome import Broken, Detached, Done, Outcome, Stopped
 from training_worker.attempts.prediction import overruns, predict_here, ratios
-from training_worker.attempts.progress import Teller
+from training_worker.attempts.progress import ProgressReader
 from training_worker.attempts.result import Account, promote, read_result
 from training_worker.attempts.retry_policy import MOST_LOST, too_often_lost
 from training_worker.attempts.run_spec import changes, resolve_spec, resume_point
-from training_worker.attempts.step_rates import Rates
-from training_worker.attempts.supervisor import Limits, Runner
-from training_worker.attempts.timings import Measures
-from training_worker.attempts.usage import Meter
+from training_worker.attempts.step_rates import StepRates
+from training_worker.attempts.supervisor import Limits, Supervisor
+from training_worker.attempts.timings import Timings
+from training_worker.attempts.usage import UsageMeter
 from training_worker.attempts.workloads import workload_of_spec
-from training_worker.broker.event_publisher import Speaker
+from training_worker.broker.event_publisher import EventPublisher
 from training_worker.errors import AttemptError
-from training_worker.gpu.devices import Card, Room, energy_wh_since, room_on
+from training_worker.gpu.devices import GpuDevice, Room, energy_wh_since, room_on
 from training_worker.gpu.nvml import DriverHangsError
 from training_worker.ledger.job_history import JobHistory
 from training_worker.observations import AttemptEnded, AttemptStarted, JobWaited, Observer, PredictionChecked
 from training_worker.ownership.ownership import Owner, Ownership
 from training_worker.queue.job_message import QueuedJob
-from training_worker.runs.child_process import Child
+from training_worker.runs.child_process import ChildProcess
 from training_worker.runs.environment import trainer_environment
 from training_worker.runs.run import Run, RunRecord
-from training_worker.runs.run_directory import CLOSING_FILE, Bookmark, RunFolder
+from training_worker.runs.run_directory import CLOSING_FILE, Bookmark, RunDirectory
 from training_worker.runs.standby import Standby
 from training_worker.runs.state_layout import output_folder
 from training_worker.settings import Settings
@@ -64,19 +64,19 @@ log = structlog.get_logger()
 class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a slot works with, the same for all of its jobs."""
 
-    card: Card
+    device: GpuDevice
     settings: Settings
     owner: Owner
-    speaker: Speaker
+    publisher: EventPublisher
     observe: Observer
-    rates: Rates
+    rates: StepRates
     standby: Standby
     reservations: Reservations
     find_fault: FindFault
     is_crowded: IsCrowded
 
 
-class OwnedJob:
+class JobRunner:
     """One job that is ours, on one slot; ``reservation`` is its room on the host's disks.
 
     ``found`` is the run that an earlier daemon left, if one did.
@@ -86,17 +86,17 @@ class OwnedJob:
         self,
         queued: QueuedJob,
         ownership: Ownership,
-        wishes: Wishes,
+        control: ControlRequests,
         context: SlotContext,
         reservation: Reservation,
         found: Run | None = None,
     ) -> None:
         self._queued = queued
         self._ownership = ownership
-        self._wishes = wishes
+        self._control = control
         self._context = context
         self._reservation = reservation
-        self._card = context.card
+        self._device = context.device
         self._settings = context.settings
         self._found = found
         self._run: Run | None = found
@@ -105,13 +105,13 @@ class OwnedJob:
         """Train and settle. Returns when nothing of the job is left with this worker, or when it is detached."""
         async with asyncio.TaskGroup() as group:
             holding = group.create_task(self._hold(), name="hold")
-            self._tell_wait()
+            self._report_wait()
             while await self._attempt_again():
                 pass
-            if self._wishes.detach.is_set():
+            if self._control.detach.is_set():
                 holding.cancel()
 
-    def _tell_wait(self) -> None:
+    def _report_wait(self) -> None:
         """Say how long the job waited, at its first claim; of one that nobody knows the age of, nothing."""
         first = self._found is None and self._ownership.before.attempt == 0
         if first and self._queued.submitted_at > 0:
@@ -124,7 +124,7 @@ class OwnedJob:
 
     async def _hold(self) -> None:
         if not await self._ownership.hold(self._renewed):
-            self._wishes.end("superseded")
+            self._control.end("superseded")
 
     def _renewed(self, deadline: float) -> None:
         if self._run is not None:
@@ -136,14 +136,14 @@ class OwnedJob:
     async def _attempt(self) -> bool:
         """One attempt. True if another one follows here."""
         training_type, tier = self._queued.plan.training_type, self._queued.plan.tier
-        self._context.observe(AttemptStarted(training_type=training_type, tier=tier, gpu=self._card.uuid))
+        self._context.observe(AttemptStarted(training_type=training_type, tier=tier, gpu=self._device.uuid))
         found, self._found = self._found, None
         early = None if found is not None else await self._prepare()
-        reporter = self._make_reporter()
+        outbox = self._make_reporter()
         async with asyncio.TaskGroup() as group:
-            telling = group.create_task(reporter.run(), name="reporter")
-            outcome = early or await self._train(reporter, found)
-            end = None if isinstance(outcome, Detached) else await self._settle(outcome, reporter)
+            telling = group.create_task(outbox.run(), name="reporter")
+            outcome = early or await self._train(outbox, found)
+            end = None if isinstance(outcome, Detached) else await self._finalize(outcome, outbox)
             telling.cancel()
         if end is None:
             return False
@@ -151,7 +151,7 @@ class OwnedJob:
             AttemptEnded(
                 training_type=training_type,
                 tier=tier,
-                gpu=self._card.uuid,
+                gpu=self._device.uuid,
                 outcome=end.outcome,
                 reason=outcome.reason if isinstance(outcome, Broken) else None,
                 usage=end.usage,
@@ -160,11 +160,11 @@ class OwnedJob:
         await self._clean_up(end)
         return end.again
 
-    def _make_reporter(self) -> Reporter:
+    def _make_reporter(self) -> EventOutbox:
         folder = None if self._run is None else self._run.folder
         ownership = self._ownership
-        return Reporter(
-            self._context.speaker, ownership.publish, self._queued.job_id, ownership.attempt, Bookmark(folder)
+        return EventOutbox(
+            self._context.publisher, ownership.publish, self._queued.job_id, ownership.attempt, Bookmark(folder)
         )
 
     async def _prepare(self) -> Outcome | None:
@@ -173,8 +173,8 @@ class OwnedJob:
         if (result := await asyncio.to_thread(read_result, self._queued.job)) is not None:
             return Done(record=result)
         if before.cancel_requested:
-            self._wishes.cancel()
-        if self._wishes.stop.is_set():
+            self._control.cancel()
+        if self._control.stop.is_set():
             return Stopped(step=before.saved_step)
         try:
             self._check_limits(before)
@@ -194,7 +194,7 @@ class OwnedJob:
 
     async def _room(self) -> Room:
         try:
-            return await asyncio.to_thread(room_on, self._card)
+            return await asyncio.to_thread(room_on, self._device)
         except DriverHangsError:
             raise AttemptError(FailureReason.HOST_UNFIT, "cannot train: the driver does not answer") from None
 
@@ -206,39 +206,39 @@ class OwnedJob:
         record = RunRecord(
             job=job,
             submitted_at=self._queued.submitted_at,
-            standing=ownership.standing,
-            card=self._card,
+            claim_record=ownership.claim_record,
+            device=self._device,
             engine=spec.engine,
             changes=changes(self._queued.plan, spec.parameters),
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
             predicted=predict_here(
-                workload_of_spec(spec), spec.engine, self._card, self._settings.cards, self._context.rates
+                workload_of_spec(spec), spec.engine, self._device, self._settings.cards, self._context.rates
             ),
             energy_j=room.energy_j,
         )
         try:
-            folder = RunFolder.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
+            folder = RunDirectory.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
         except OSError as error:
             raise AttemptError(FailureReason.HOST_UNFIT, f"cannot make run folder: {error}") from None
         return Run(folder=folder, spec=spec, record=record, queued=self._queued)
 
-    async def _train(self, reporter: Reporter, found: Run | None) -> Outcome | Detached:
+    async def _train(self, outbox: EventOutbox, found: Run | None) -> Outcome | Detached:
         run = self._run
         assert run is not None  # noqa: S101 - prepared, or found
-        runner = self._make_runner(run, reporter)
-        if not reporter.started:
-            self._announce(run, reporter)
+        supervisor = self._make_runner(run, outbox)
+        if not outbox.started:
+            self._announce(run, outbox)
         if run.folder.find(CLOSING_FILE, Closing) is not None:
             # What it comes to has been written down; what was to be said before that may not have been said.
-            return await runner.look_back(run.last_sign(), rebooted=False)
-        self._wishes.attach(run.folder)
+            return await supervisor.look_back(run.last_sign(), rebooted=False)
+        self._control.attach(run.folder)
         follow = self._start_trainer if found is None else self._find_trainer
-        outcome = await follow(run, runner)
-        self._wishes.detached()
+        outcome = await follow(run, supervisor)
+        self._control.detached()
         match outcome:
             case Done():
-                return await self._promote(run, outcome, reporter)
+                return await self._promote(run, outcome, outbox)
             case Broken(reason=reason) if reason in SUSPICIOUS:
                 return await self._blamed(outcome, run)
             case _:
@@ -246,82 +246,82 @@ class OwnedJob:
 
     async def _blamed(self, outcome: Broken, run: Run) -> Broken:
         """What a sick card has broken is not held against the job."""
-        fault = await self._context.find_fault(run.record.card.uuid)
+        fault = await self._context.find_fault(run.record.device.uuid)
         if fault is None:
             return outcome
         message = f"the card is sick: {fault}; {outcome.message}"
         return msgspec.structs.replace(outcome, reason=FailureReason.GPU_UNHEALTHY, message=message)
 
-    def _make_runner(self, run: Run, reporter: Reporter) -> Runner:
+    def _make_runner(self, run: Run, outbox: EventOutbox) -> Supervisor:
         record, job = run.record, self._queued.job
-        card = self._card
-        meter = Meter(card.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=card.count)
+        device = self._device
+        meter = UsageMeter(device.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=device.count)
         resumes = record.engine not in NEVER_RESUMING
-        measures = Measures(self._context.observe, run.spec.training_type, card.uuid)
-        teller = Teller(
-            run.folder, meter, reporter, self._ownership, measures, saved_step=record.resumed_step, resumes=resumes
+        measures = Timings(self._context.observe, run.spec.training_type, device.uuid)
+        progress = ProgressReader(
+            run.folder, meter, outbox, self._ownership, measures, saved_step=record.resumed_step, resumes=resumes
         )
         limits = Limits(
             stop_grace=self._settings.stop_grace,
             stall_preparing=self._settings.stall_preparing,
             stall_training=self._settings.stall_training,
-            budget_usd=None if job.max_cost_usd is None else job.max_cost_usd - record.standing.before.cost_usd,
+            budget_usd=None if job.max_cost_usd is None else job.max_cost_usd - record.claim_record.before.cost_usd,
         )
-        return Runner(run.folder, meter, teller, self._wishes, limits)
+        return Supervisor(run.folder, meter, progress, self._control, limits)
 
-    def _announce(self, run: Run, reporter: Reporter) -> None:
+    def _announce(self, run: Run, outbox: EventOutbox) -> None:
         record = run.record
-        reporter.emit(
+        outbox.emit(
             JobClaimed,
             training_type=run.spec.training_type,
-            gpu=self._card.describe(),
+            gpu=self._device.describe(),
             engine=record.engine,
             resume_step=record.resumed_step,
             changes=record.changes,
             predicted=record.predicted,
         )
-        if self._queued.job.max_cost_usd is not None and self._card.usd_per_hour is None:
-            message = f"maxCostUSD cannot be kept: no price is known for {self._card.name}"
-            reporter.emit(JobWarning, message=message)
+        if self._queued.job.max_cost_usd is not None and self._device.usd_per_hour is None:
+            message = f"maxCostUSD cannot be kept: no price is known for {self._device.name}"
+            outbox.emit(JobWarning, message=message)
 
-    async def _start_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
+    async def _start_trainer(self, run: Run, supervisor: Supervisor) -> Outcome | Detached:
         name = run.spec.engine
         try:
             child = await self._context.standby.hand_over(name, run)
             warm = child is not None
-            child = child or run.start(self._settings.engines[name].command, trainer_environment(self._card))
+            child = child or run.start(self._settings.engines[name].command, trainer_environment(self._device))
         except OSError as error:
             return Broken(reason=FailureReason.HOST_UNFIT, message=f"cannot start trainer: {error}")
         log.info("trainer_started", pid=child.pid, folder=str(run.folder.path), standby=warm)
-        return await self._follow(child, run, runner)
+        return await self._follow(child, run, supervisor)
 
-    async def _follow(self, child: Child, run: Run, runner: Runner) -> Outcome | Detached:
+    async def _follow(self, child: ChildProcess, run: Run, supervisor: Supervisor) -> Outcome | Detached:
         """See a trainer that runs to its end, and add what energy it took."""
-        outcome = await runner.follow(child)
+        outcome = await supervisor.follow(child)
         if isinstance(outcome, Detached):
             return outcome
-        energy_wh = await energy_wh_since(run.record.card, run.record.energy_j)
+        energy_wh = await energy_wh_since(run.record.device, run.record.energy_j)
         usage = msgspec.structs.replace(outcome.usage, energy_wh=energy_wh)
         return msgspec.structs.replace(outcome, usage=usage)
 
-    async def _find_trainer(self, run: Run, runner: Runner) -> Outcome | Detached:
+    async def _find_trainer(self, run: Run, supervisor: Supervisor) -> Outcome | Detached:
         identity = run.identity
         if identity is None:
             log.warning("trainer_never_started", folder=str(run.folder.path))
             return Stopped(step=run.record.resumed_step)
-        child = Child.find(identity)
+        child = ChildProcess.find(identity)
         if child is not None:
             log.info("trainer_found", pid=child.pid, folder=str(run.folder.path))
-            outcome = await self._follow(child, run, runner)
+            outcome = await self._follow(child, run, supervisor)
         else:
             log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
             await asyncio.to_thread(identity.kill_leftovers)
-            outcome = await runner.look_back(run.last_sign(), rebooted=not identity.same_boot)
+            outcome = await supervisor.look_back(run.last_sign(), rebooted=not identity.same_boot)
         # It waited for this run, and the daemon died before it could tell it.
         unheard = isinstance(outcome, Broken) and not run.has_begun
         return Stopped(step=run.record.resumed_step) if unheard else outcome
 
-    async def _promote(self, run: Run, done: Done, reporter: Reporter) -> Outcome:
+    async def _promote(self, run: Run, done: Done, outbox: EventOutbox) -> Outcome:
         # Whoever was cut off must not put its result in the place of the next owner's.
         if not await self._ownership.confirm():
             return done
@@ -336,25 +336,25 @@ class OwnedJob:
             record = await asyncio.to_thread(promote, self._queued.job, run.spec, done.record, account)
         except AttemptError as error:
             return Broken.because_of(error, done.usage)
-        for message in overruns(run.record.predicted, done, self._card):
-            reporter.emit(JobWarning, message=message)
-        step_seconds, peak_memory = ratios(run.record.predicted, done, self._card)
+        for message in overruns(run.record.predicted, done, self._device):
+            outbox.emit(JobWarning, message=message)
+        step_seconds, peak_memory = ratios(run.record.predicted, done, self._device)
         self._context.observe(PredictionChecked(step_seconds=step_seconds, peak_memory=peak_memory))
         if done.seconds_per_step is not None:
-            self._context.rates.note(self._card, run.spec.engine, workload_of_spec(run.spec), done.seconds_per_step)
+            self._context.rates.note(self._device, run.spec.engine, workload_of_spec(run.spec), done.seconds_per_step)
         return msgspec.structs.replace(done, record=record)
 
-    async def _settle(self, outcome: Outcome, reporter: Reporter) -> Settled:
-        settlement = Settlement(self._queued, self._ownership, self._wishes, reporter, self._run)
+    async def _finalize(self, outcome: Outcome, outbox: EventOutbox) -> FinalizedAttempt:
+        completion = Completion(self._queued, self._ownership, self._control, outbox, self._run)
         decided = None if self._run is None else self._run.folder.find(CLOSING_FILE, Closing)
-        return await settlement.carry_out(decided or settlement.decide(outcome, self._settings.retry_delays))
+        return await completion.carry_out(decided or completion.decide(outcome, self._settings.retry_delays))
 
-    async def _clean_up(self, end: Settled) -> None:
+    async def _clean_up(self, end: FinalizedAttempt) -> None:
         run, self._run = self._run, None
         if run is not None:
             await asyncio.to_thread(self._put_away, run, end)
 
-    def _put_away(self, run: Run, end: Settled) -> None:
+    def _put_away(self, run: Run, end: FinalizedAttempt) -> None:
         if end.final:
             output = str(output_folder(run.record.job))
             job = EndedJob(job_id=run.spec.job_id, output_path=output, attempt=run.spec.attempt)

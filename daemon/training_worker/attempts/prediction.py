@@ -9,8 +9,8 @@ from training_schemas.jobs import EngineName
 from training_schemas.plans import Measured, Prediction
 from training_schemas.usage import AttemptSummary
 from training_worker.attempts.outcome import Done
-from training_worker.attempts.step_rates import Rates
-from training_worker.gpu.devices import Card
+from training_worker.attempts.step_rates import StepRates
+from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.nvml import MIB
 
 # How many times as long as planned a step may take before it is told: the model of time is off by 2.4 at worst.
@@ -18,27 +18,27 @@ SLOWER = 2.5
 
 
 def predict_here(
-    work: Workload, engine: EngineName, card: Card, extra: list[CardSpec], rates: Rates
+    work: Workload, engine: EngineName, device: GpuDevice, extra: list[CardSpec], rates: StepRates
 ) -> Prediction | None:
     """What a run takes on a card of this host, at the rate it had here before; None if nobody knows the card."""
-    spec = find_card(card.name, card.memory_mib, extra)
-    measured = rates.find(card, engine, work)
+    spec = find_card(device.name, device.memory_mib, extra)
+    measured = rates.find(device, engine, work)
     if spec is None:
         return None
     time = estimate_time(work, spec, measured=measured)
     return Prediction(
-        card=card.name,
+        card=device.name,
         peak_vram_mib=estimate_memory(work).peak_mib,
         seconds_per_step=time.seconds_per_step,
-        gpu_seconds=time.seconds * card.count,
-        cost_usd=cost_usd(time.seconds, card.usd_per_hour),
+        gpu_seconds=time.seconds * device.count,
+        cost_usd=cost_usd(time.seconds, device.usd_per_hour),
         from_measurements=measured is not None,
     )
 
 
-def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
+def overruns(predicted: Prediction | None, done: Done, device: GpuDevice) -> list[str]:
     """What a run took clearly more of than its plan said, in words; none of a card that is only simulated."""
-    if predicted is None or card.simulated:
+    if predicted is None or device.simulated:
         return []
     found = []
     peak, step, total = done.record.peak_vram_mib, done.seconds_per_step, done.usage.gpu_seconds
@@ -52,9 +52,9 @@ def overruns(predicted: Prediction | None, done: Done, card: Card) -> list[str]:
     return found
 
 
-def ratios(predicted: Prediction | None, done: Done, card: Card) -> tuple[float | None, float | None]:
+def ratios(predicted: Prediction | None, done: Done, device: GpuDevice) -> tuple[float | None, float | None]:
     """Seconds a step and peak memory by what was planned, where both are known; of a simulated card neither."""
-    if predicted is None or card.simulated:
+    if predicted is None or device.simulated:
         return None, None
     step, peak = done.seconds_per_step, done.record.peak_vram_mib
     return (

@@ -24,18 +24,18 @@ from training_schemas.progress import (
     WarningRecord,
     decode_record,
 )
-from training_worker.attempts.event_outbox import Reporter
-from training_worker.attempts.timings import Measures
-from training_worker.attempts.usage import Meter
+from training_worker.attempts.event_outbox import EventOutbox
+from training_worker.attempts.timings import Timings
+from training_worker.attempts.usage import UsageMeter
 from training_worker.errors import AttemptError
 from training_worker.ownership.ownership import Ownership
 from training_worker.runs.file_tail import follow_lines
-from training_worker.runs.run_directory import RunFolder
+from training_worker.runs.run_directory import RunDirectory
 
 log = structlog.get_logger()
 
 
-class Teller:
+class ProgressReader:
     """Follows one attempt's progress file.
 
     What an earlier daemon has told is read as well, and not told again. ``phase_began`` is set with each phase, and
@@ -45,20 +45,20 @@ class Teller:
 
     def __init__(  # noqa: PLR0913 - what it reads, and all that it tells
         self,
-        folder: RunFolder,
-        meter: Meter,
-        reporter: Reporter,
+        folder: RunDirectory,
+        meter: UsageMeter,
+        outbox: EventOutbox,
         ownership: Ownership,
-        measures: Measures,
+        measures: Timings,
         *,
         saved_step: int,
         resumes: bool = True,
     ) -> None:
         self._folder = folder
         self._meter = meter
-        self._reporter = reporter
+        self._outbox = outbox
         self._ownership = ownership
-        self._measures = measures
+        self._timings = measures
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self._last_step_at: float | None = None
         self.phase = Phase.STARTING
@@ -86,13 +86,13 @@ class Teller:
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.warning("record_unreadable", error=str(error), line=line[:200])
                 continue
-            self._take_in(record)
-            new = not self._reporter.has_told(offset)
-            self._measures.take_in(record, new=new)
+            self._apply(record)
+            new = not self._outbox.has_published(offset)
+            self._timings.apply(record, new=new)
             if new:
                 self._tell(record, offset)
 
-    def _take_in(self, record: AnyRecord) -> None:
+    def _apply(self, record: AnyRecord) -> None:
         self.last = record
         self.last_at = self._clock()
         match record:
@@ -100,7 +100,7 @@ class Teller:
                 self.phase, self._last_step_at = record.phase, None
                 self.phase_began.set()
             case StepRecord():
-                self._take_in_step(record)
+                self._apply_step(record)
             case CheckpointRecord() if self._resumes:
                 self.saved_step = record.step
                 self._meter.kept(record.time)
@@ -108,7 +108,7 @@ class Teller:
             case _:
                 pass
 
-    def _take_in_step(self, record: StepRecord) -> None:
+    def _apply_step(self, record: StepRecord) -> None:
         self._meter.step(record.step, record.time)
         if self._last_step_at is not None:
             self.longest_step = max(self.longest_step, record.time - self._last_step_at)
@@ -118,15 +118,15 @@ class Teller:
             self.raise_alarm(FailureReason.LOSS_NOT_FINITE, message)
 
     def _tell(self, record: AnyRecord, offset: int) -> None:
-        emit = self._reporter.emit
+        emit = self._outbox.emit
         match record:
             case PhaseRecord():
                 emit(JobPhase, upto=offset, phase=record.phase, total=record.total)
             case StepRecord(loss=float()):
-                self._tell_step(record, offset)
+                self._report_step(record, offset)
             case CheckpointRecord():
                 if self._resumes:
-                    self._reporter.write(self._entry(record))
+                    self._outbox.write(self._entry(record))
                 emit(JobCheckpoint, upto=offset, step=record.step, path=record.path)
             case SampleRecord():
                 emit(JobSample, upto=offset, step=record.step, path=record.path, prompt=record.prompt)
@@ -141,8 +141,8 @@ class Teller:
         usage = self._meter.usage()
         return self._ownership.entry(CheckpointSaved, step=record.step, path=record.path, usage=usage)
 
-    def _tell_step(self, record: StepRecord, offset: int) -> None:
-        self._reporter.emit(
+    def _report_step(self, record: StepRecord, offset: int) -> None:
+        self._outbox.emit(
             JobProgress,
             upto=offset,
             phase=self.phase,

@@ -54,7 +54,7 @@ def crowded_out(plan: Plan, room: Room) -> int | None:
     try:
         fit(plan, room.free_mib)
     except DoesNotFitError as error:
-        return error.needed_mib if error.needed_mib <= room.card.memory_mib else None
+        return error.needed_mib if error.needed_mib <= room.device.memory_mib else None
     return None
 
 
@@ -89,7 +89,7 @@ def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
         dataset_path=job.dataset_path,
         attempt_path=str(_make_attempt_folder(job, attempt)),
         resume_from=None if engine in NEVER_RESUMING else _resume_path(before),
-        device="cpu" if room.card.simulated else "cuda",
+        device="cpu" if room.device.simulated else "cuda",
         parameters=msgspec.to_builtins(parameters),
         cache_path=str(caches_dir(settings.state_dir)),
         cache_limit_mib=int(settings.cache_limit * 1024),

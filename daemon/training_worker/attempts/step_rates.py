@@ -12,7 +12,7 @@ import structlog
 from training_presets.workload import Workload
 from training_schemas.jobs import EngineName, TrainingType
 from training_schemas.plans import MeasuredRate
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 
 FILE = "rates.json"
 
@@ -20,7 +20,7 @@ FILE = "rates.json"
 MOST_RATES = 500
 
 # How many of them are told: they are said anew on each connection.
-MOST_TOLD = 50
+MOST_PUBLISHED = 50
 
 # How much the newest measurement counts against those before it.
 NEWEST = 0.5
@@ -39,32 +39,34 @@ USUAL = [
 log = structlog.get_logger()
 
 
-class Rates:
+class StepRates:
     """Measured seconds a step, kept in the state directory."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE
         self._seconds: dict[str, float] = self._load()
 
-    def find(self, card: Card, engine: EngineName, work: Workload) -> float | None:
+    def find(self, device: GpuDevice, engine: EngineName, work: Workload) -> float | None:
         """Seconds a step of such a workload by an engine on such a card; None if there has been none."""
-        return self._seconds.get(_key(card, engine, work))
+        return self._seconds.get(_key(device, engine, work))
 
-    def note(self, card: Card, engine: EngineName, work: Workload, seconds: float) -> None:
+    def note(self, device: GpuDevice, engine: EngineName, work: Workload, seconds: float) -> None:
         """A step of such a workload took so long on average."""
-        key = _key(card, engine, work)
+        key = _key(device, engine, work)
         before = self._seconds.pop(key, None)
         self._seconds[key] = seconds if before is None else NEWEST * seconds + (1 - NEWEST) * before
         for oldest in list(self._seconds)[:-MOST_RATES]:
             del self._seconds[oldest]
         self._save()
 
-    def newest(self, cards: Iterable[Card]) -> list[MeasuredRate]:
+    def newest(self, devices: Iterable[GpuDevice]) -> list[MeasuredRate]:
         """Those of these kinds of cards that were measured last, the newest first."""
-        kinds = {_kind(card) for card in cards}
+        kinds = {_kind(device) for device in devices}
         known = ((*key.partition(" {"), seconds) for key, seconds in reversed(self._seconds.items()))
-        told = (_told(kind, mark + settings, seconds) for kind, mark, settings, seconds in known if kind in kinds)
-        return list(islice((rate for rate in told if rate is not None), MOST_TOLD))
+        told = (
+            _published_rate(kind, mark + settings, seconds) for kind, mark, settings, seconds in known if kind in kinds
+        )
+        return list(islice((rate for rate in told if rate is not None), MOST_PUBLISHED))
 
     def _load(self) -> dict[str, float]:
         try:
@@ -85,17 +87,17 @@ class Rates:
             log.warning("rates_not_saved", path=str(self._path), error=str(error))
 
 
-def _key(card: Card, engine: EngineName, work: Workload) -> str:
+def _key(device: GpuDevice, engine: EngineName, work: Workload) -> str:
     settings = {name: value for name, value in msgspec.to_builtins(work).items() if name not in IRRELEVANT}
     settings["engine"] = engine
-    return f"{_kind(card)} {json.dumps(settings, sort_keys=True)}"
+    return f"{_kind(device)} {json.dumps(settings, sort_keys=True)}"
 
 
-def _kind(card: Card) -> str:
-    return f"{SIMULATED if card.simulated else ''}{card.name}"
+def _kind(device: GpuDevice) -> str:
+    return f"{SIMULATED if device.simulated else ''}{device.name}"
 
 
-def _told(kind: str, text: str, seconds: float) -> MeasuredRate | None:
+def _published_rate(kind: str, text: str, seconds: float) -> MeasuredRate | None:
     """A rate as events have it; None if its settings are not what this version writes."""
     try:
         settings = msgspec.json.decode(text, type=dict[str, Any])

@@ -10,12 +10,12 @@ import structlog
 
 from training_schemas.progress import DoneRecord, FailedRecord, FailureReason, Phase, StoppedRecord
 from training_worker.asyncio_tools import first_of
-from training_worker.attempts.control import Wishes
+from training_worker.attempts.control import ControlRequests
 from training_worker.attempts.outcome import Broken, Detached, Done, Outcome, Stopped
-from training_worker.attempts.progress import Teller
-from training_worker.attempts.usage import Meter
-from training_worker.runs.child_process import UNKNOWN, Child, Exit
-from training_worker.runs.run_directory import RunFolder
+from training_worker.attempts.progress import ProgressReader
+from training_worker.attempts.usage import UsageMeter
+from training_worker.runs.child_process import UNKNOWN, ChildProcess, Exit
+from training_worker.runs.run_directory import RunDirectory
 
 # A step that takes longer than the bound is no stall, if others took nearly as long.
 STALLED_STEPS = 10
@@ -35,21 +35,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     budget_usd: float | None
 
 
-class Runner:
+class Supervisor:
     """Sees one attempt's trainer through."""
 
-    def __init__(self, folder: RunFolder, meter: Meter, teller: Teller, wishes: Wishes, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: RunDirectory,
+        meter: UsageMeter,
+        progress: ProgressReader,
+        control: ControlRequests,
+        limits: Limits,
+    ) -> None:
         self._folder = folder
         self._meter = meter
-        self._teller = teller
-        self._wishes = wishes
+        self._progress = progress
+        self._control = control
         self._limits = limits
 
-    async def follow(self, child: Child) -> Outcome | Detached:
+    async def follow(self, child: ChildProcess) -> Outcome | Detached:
         """See a trainer that runs to its end."""
         ended = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._teller.follow(ended), name="tail")
+            group.create_task(self._progress.follow(ended), name="tail")
             watching = group.create_task(self._watch(), name="watchdog")
             shortening = group.create_task(self._shorten_output(), name="output")
             end = await self._end_of(child)
@@ -79,7 +86,7 @@ class Runner:
         self._meter.stop(last_sign)
         ended = asyncio.Event()
         ended.set()
-        await self._teller.follow(ended)
+        await self._progress.follow(ended)
         outcome = self._judge(UNKNOWN)
         if rebooted and isinstance(outcome, Broken) and outcome.reason is FailureReason.TRAINER_CRASHED:
             return msgspec.structs.replace(
@@ -87,15 +94,15 @@ class Runner:
             )
         return outcome
 
-    async def _end_of(self, child: Child) -> Exit | None:
-        wishes = self._wishes
-        await first_of(child.ended, wishes.detach, wishes.stop, self._teller.alarm)
+    async def _end_of(self, child: ChildProcess) -> Exit | None:
+        control = self._control
+        await first_of(child.ended, control.detach, control.stop, self._progress.alarm)
         if child.ended.is_set():
             return await child.wait()
-        if wishes.detach.is_set():
+        if control.detach.is_set():
             return None
         try:
-            return await child.stop(self._limits.stop_grace, wishes.abort)
+            return await child.stop(self._limits.stop_grace, control.abort)
         except TimeoutError:
             # It hangs in the kernel, as under a broken driver. The job is not kept waiting for it.
             log.error("trainer_cannot_be_killed", pid=child.pid)  # noqa: TRY400 - the traceback says nothing
@@ -103,24 +110,24 @@ class Runner:
 
     async def _watch(self) -> None:
         """Raise the alarm when the trainer has stalled or has used up its budget."""
-        moved = self._teller.phase_began
+        moved = self._progress.phase_began
         while (left := min(self._until_stalled(), self._until_spent())) > 0:
             moved.clear()
             await first_of(moved, timeout=left)
         if self._until_spent() <= 0:
             message = f"stopped: the job has cost its limit of {self._limits.budget_usd:g} USD for this attempt"
-            self._teller.raise_alarm(FailureReason.BUDGET_EXHAUSTED, message)
+            self._progress.raise_alarm(FailureReason.BUDGET_EXHAUSTED, message)
         else:
-            message = f"stopped: nothing new for {self._stall_bound():.0f} s in phase {self._teller.phase}"
-            self._teller.raise_alarm(FailureReason.STALLED, message)
+            message = f"stopped: nothing new for {self._stall_bound():.0f} s in phase {self._progress.phase}"
+            self._progress.raise_alarm(FailureReason.STALLED, message)
 
     def _until_stalled(self) -> float:
-        return self._teller.last_at + self._stall_bound() - asyncio.get_running_loop().time()
+        return self._progress.last_at + self._stall_bound() - asyncio.get_running_loop().time()
 
     def _stall_bound(self) -> float:
-        if self._teller.phase is not Phase.TRAINING:
+        if self._progress.phase is not Phase.TRAINING:
             return self._limits.stall_preparing
-        return max(self._limits.stall_training, STALLED_STEPS * self._teller.longest_step)
+        return max(self._limits.stall_training, STALLED_STEPS * self._progress.longest_step)
 
     def _until_spent(self) -> float:
         if self._limits.budget_usd is None:
@@ -129,32 +136,32 @@ class Runner:
         return float("inf") if left is None else left
 
     @property
-    def _told_to_stop(self) -> bool:
-        return self._wishes.stop.is_set() or self._teller.alarm.is_set()
+    def _asked_to_stop(self) -> bool:
+        return self._control.stop.is_set() or self._progress.alarm.is_set()
 
     def _judge(self, end: Exit) -> Outcome:
-        teller, usage = self._teller, self._meter.usage_if_lost()
-        match teller.last:
+        progress, usage = self._progress, self._meter.usage_if_lost()
+        match progress.last:
             # Its end may have been our own signal, come too late.
-            case DoneRecord() if end.status == 0 or end == UNKNOWN or self._told_to_stop:
+            case DoneRecord() if end.status == 0 or end == UNKNOWN or self._asked_to_stop:
                 return Done(
-                    record=teller.last, usage=self._meter.usage(), seconds_per_step=self._meter.seconds_per_step()
+                    record=progress.last, usage=self._meter.usage(), seconds_per_step=self._meter.seconds_per_step()
                 )
             case FailedRecord(reason=reason, message=message, faults=faults):
                 tail = self._folder.output_tail()
                 return Broken(reason=reason, message=message, faults=faults, output_tail=tail, usage=usage)
-            case _ if teller.trouble is not None:
+            case _ if progress.trouble is not None:
                 return msgspec.structs.replace(
-                    Broken.because_of(teller.trouble, usage), output_tail=self._folder.output_tail()
+                    Broken.because_of(progress.trouble, usage), output_tail=self._folder.output_tail()
                 )
             case StoppedRecord():
-                return Stopped(step=teller.saved_step, usage=usage)
-            case _ if self._wishes.stop.is_set():
-                return Stopped(step=teller.saved_step, usage=usage)
+                return Stopped(step=progress.saved_step, usage=usage)
+            case _ if self._control.stop.is_set():
+                return Stopped(step=progress.saved_step, usage=usage)
             case _:
                 return Broken(
                     reason=FailureReason.TRAINER_CRASHED,
-                    message=f"trainer ended without a word in phase {teller.phase}: {end}",
+                    message=f"trainer ended without a word in phase {progress.phase}: {end}",
                     output_tail=self._folder.output_tail(),
                     usage=usage,
                 )

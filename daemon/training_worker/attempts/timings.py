@@ -15,7 +15,7 @@ from training_schemas.progress import (
 from training_worker.observations import Observer, PhaseEnded, ProgressMade, StepTaken
 
 
-class Measures:
+class Timings:
     """Follows the records by their own times, so that a daemon that finds the trainer again measures on."""
 
     def __init__(self, observe: Observer, training_type: TrainingType, gpu: str) -> None:
@@ -25,7 +25,7 @@ class Measures:
         self._phase: tuple[Phase, float] | None = None
         self._last_step: float | None = None
 
-    def take_in(self, record: AnyRecord, *, new: bool) -> None:
+    def apply(self, record: AnyRecord, *, new: bool) -> None:
         """The next record; one that is not ``new`` was told, and counted, by an earlier daemon."""
         if new:
             self._observe(ProgressMade(gpu=self._gpu, time=record.time))
@@ -34,13 +34,13 @@ class Measures:
                 self._end_phase(record.time, new=new)
                 self._phase = (record.phase, record.time)
             case StepRecord():
-                self._take_in_step(record, new=new)
+                self._apply_step(record, new=new)
             case DoneRecord() | StoppedRecord() | FailedRecord():
                 self._end_phase(record.time, new=new)
             case _:
                 pass
 
-    def _take_in_step(self, record: StepRecord, *, new: bool) -> None:
+    def _apply_step(self, record: StepRecord, *, new: bool) -> None:
         seconds = None if self._last_step is None else max(0.0, record.time - self._last_step)
         self._last_step = record.time
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else None

@@ -10,7 +10,7 @@ from training_schemas.usage import Usage
 WINDOW = 20
 
 
-class Meter:
+class UsageMeter:
     """Counts from ``started``, when the trainer's process began: from then on nobody else can use the card.
 
     All times are unix seconds, so that a daemon that finds the trainer again counts on. ``usd_per_hour`` is that of all

@@ -18,7 +18,7 @@ LONGEST_DELAY = 15.0
 log = structlog.get_logger()
 
 
-class Link:
+class Connection:
     """Keeps a session open for as long as `run` runs."""
 
     def __init__(

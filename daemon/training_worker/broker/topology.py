@@ -43,8 +43,8 @@ def shared_queues(names: Names, delays: Collection[int] = ()) -> Iterator[QueueS
     needs them.
     """
     # Looking at a letter counts as a delivery, and RabbitMQ 4 drops what was delivered 20 times.
-    letters: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": LOOKS_LIMIT}
-    yield QueueSpec(name=names.dead, arguments=letters)
+    dead_letters: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": LOOKS_LIMIT}
+    yield QueueSpec(name=names.dead, arguments=dead_letters)
     yield QueueSpec(name=names.intake, arguments=_work_queue(names), bindings=((names.jobs, SUBMIT_KEY),))
     for family in ModelFamily:
         for tier in MemoryTier:

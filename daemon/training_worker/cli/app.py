@@ -13,7 +13,7 @@ import rich_click as click
 
 from training_schemas.validation import InvalidMessageError
 from training_worker.cli.plan_command import plan
-from training_worker.errors import LetterError, NoGpuError, SettingsError, TrainingWorkerError
+from training_worker.errors import DeadLetterError, NoGpuError, SettingsError, TrainingWorkerError
 from training_worker.version import __version__
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
     the daemon anew in place, while training goes on.
     """
-    from training_worker.gpu.devices import worker_cards  # noqa: PLC0415
+    from training_worker.gpu.devices import worker_gpus  # noqa: PLC0415
     from training_worker.logging_config import configure_logging  # noqa: PLC0415
     from training_worker.settings import load_settings  # noqa: PLC0415
     from training_worker.worker.stages import Ending  # noqa: PLC0415
@@ -60,13 +60,13 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
     from training_worker.worker.worker import Worker  # noqa: PLC0415
 
     if check:
-        worker_cards(load_settings(config, _without_credentials(os.environ)))
+        worker_gpus(load_settings(config, _without_credentials(os.environ)))
         return
     settings = load_settings(config, os.environ)
     configure_logging(verbose=verbose)
-    cards = worker_cards(settings)
+    devices = worker_gpus(settings)
     with _observed(settings) as observe:
-        ending = asyncio.run(Worker(settings, cards, observe, Notifier(os.environ)).run())
+        ending = asyncio.run(Worker(settings, devices, observe, Notifier(os.environ)).run())
     if ending is Ending.REPLACED:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program
     sys.exit(1 if ending is Ending.ABORTED else 0)
@@ -153,27 +153,27 @@ def workers(*, as_json: bool) -> None:
 @click.argument("worker_id", metavar="WORKER|all")
 def drain(worker_id: str) -> None:
     """Have a worker finish what it trains, take nothing new, and end."""
-    from training_worker.cli.job_commands import tell_worker  # noqa: PLC0415
+    from training_worker.cli.job_commands import command_worker  # noqa: PLC0415
 
-    sys.exit(tell_worker(worker_id, "drain"))
+    sys.exit(command_worker(worker_id, "drain"))
 
 
 @app.command()
 @click.argument("worker_id", metavar="WORKER|all")
 def pause(worker_id: str) -> None:
     """Have a worker take nothing new until it is resumed."""
-    from training_worker.cli.job_commands import tell_worker  # noqa: PLC0415
+    from training_worker.cli.job_commands import command_worker  # noqa: PLC0415
 
-    sys.exit(tell_worker(worker_id, "pause"))
+    sys.exit(command_worker(worker_id, "pause"))
 
 
 @app.command()
 @click.argument("worker_id", metavar="WORKER|all")
 def resume(worker_id: str) -> None:
     """Have a paused worker take jobs again."""
-    from training_worker.cli.job_commands import tell_worker  # noqa: PLC0415
+    from training_worker.cli.job_commands import command_worker  # noqa: PLC0415
 
-    sys.exit(tell_worker(worker_id, "resume"))
+    sys.exit(command_worker(worker_id, "resume"))
 
 
 @app.group()
@@ -185,9 +185,9 @@ def dead() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(*, as_json: bool) -> None:
     """List the dead queue, oldest first."""
-    from training_worker.cli.dead_letter_commands import list_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import list_dead_letters  # noqa: PLC0415
 
-    list_letters(as_json=as_json)
+    list_dead_letters(as_json=as_json)
 
 
 @dead.command()
@@ -195,27 +195,27 @@ def list_(*, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(job_id: str, *, as_json: bool) -> None:
     """Show all about a job that gave up: why, its attempts, its last output, and the job."""
-    from training_worker.cli.dead_letter_commands import show_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import show_dead_letters  # noqa: PLC0415
 
-    show_letters(job_id, as_json=as_json)
+    show_dead_letters(job_id, as_json=as_json)
 
 
 @dead.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 def requeue(job_ids: tuple[str, ...]) -> None:
     """Put jobs back: their attempts begin anew, from the last checkpoint."""
-    from training_worker.cli.dead_letter_commands import requeue_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import requeue_dead_letters  # noqa: PLC0415
 
-    requeue_letters(job_ids)
+    requeue_dead_letters(job_ids)
 
 
 @dead.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 def drop(job_ids: tuple[str, ...]) -> None:
     """Drop all letters of these jobs for good."""
-    from training_worker.cli.dead_letter_commands import drop_letters  # noqa: PLC0415
+    from training_worker.cli.dead_letter_commands import drop_dead_letters  # noqa: PLC0415
 
-    drop_letters(job_ids)
+    drop_dead_letters(job_ids)
 
 
 app.add_command(plan)
@@ -277,7 +277,7 @@ def main() -> None:
         sys.exit(EX_DATAERR)
     except (SettingsError, NoGpuError) as error:
         _fail(error, EX_CONFIG)
-    except LetterError as error:
+    except DeadLetterError as error:
         _fail(error, 1)
     except TrainingWorkerError as error:
         _fail(error, EX_UNAVAILABLE)

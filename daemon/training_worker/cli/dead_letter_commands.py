@@ -14,66 +14,80 @@ from training_schemas.usage import AttemptSummary
 from training_worker.cli.job_view import money
 from training_worker.cli.terminal import printable
 from training_worker.client.async_client import AsyncTrainingWorkerAPI
-from training_worker.errors import LetterError
+from training_worker.errors import DeadLetterError
 from training_worker.queue.dead_letter import DeadLetter
 
 
-def list_letters(*, as_json: bool) -> None:
+def list_dead_letters(*, as_json: bool) -> None:
     """Print a line for each dead letter."""
-    letters = asyncio.run(AsyncTrainingWorkerAPI().dead_letters())
+    dead_letters = asyncio.run(AsyncTrainingWorkerAPI().dead_letters())
     if as_json:
-        _print_json(letters)
+        _print_json(dead_letters)
         return
-    table = Table("job", "reason", "attempts", "buried", "message")
-    for letter in letters:
-        row = (letter.job_id, letter.reason, str(len(letter.history)), _time(letter.buried_at), letter.message)
+    table = Table("job", "reason", "attempts", "dead-lettered", "message")
+    for dead_letter in dead_letters:
+        row = (
+            dead_letter.job_id,
+            dead_letter.reason,
+            str(len(dead_letter.history)),
+            _time(dead_letter.dead_lettered_at),
+            dead_letter.message,
+        )
         table.add_row(*(Text(printable(cell), overflow="ellipsis", no_wrap=True) for cell in row))
     Console().print(table)
 
 
-def show_letters(job_id: str, *, as_json: bool) -> None:
-    """Print all about a job's dead letters. Raises `LetterError` if it has none."""
-    letters = asyncio.run(AsyncTrainingWorkerAPI().dead_letters(job_id))
-    if not letters:
-        raise LetterError(f"the dead queue has no letter of {job_id}")
+def show_dead_letters(job_id: str, *, as_json: bool) -> None:
+    """Print all about a job's dead letters. Raises `DeadLetterError` if it has none."""
+    dead_letters = asyncio.run(AsyncTrainingWorkerAPI().dead_letters(job_id))
+    if not dead_letters:
+        raise DeadLetterError(f"the dead queue has no letter of {job_id}")
     if as_json:
-        _print_json(letters)
+        _print_json(dead_letters)
         return
-    print("\n\n".join(printable(_described(letter)) for letter in letters))
+    print("\n\n".join(printable(_described(dead_letter)) for dead_letter in dead_letters))
 
 
-def requeue_letters(job_ids: Sequence[str]) -> None:
-    """Put jobs back. Raises `LetterError`."""
-    for letter in asyncio.run(AsyncTrainingWorkerAPI().requeue(*job_ids)):
-        print(f"{letter.job_id}: put back after {letter.reason}")
+def requeue_dead_letters(job_ids: Sequence[str]) -> None:
+    """Put jobs back. Raises `DeadLetterError`."""
+    for dead_letter in asyncio.run(AsyncTrainingWorkerAPI().requeue(*job_ids)):
+        print(f"{dead_letter.job_id}: put back after {dead_letter.reason}")
 
 
-def drop_letters(job_ids: Sequence[str]) -> None:
-    """Drop jobs' letters. Raises `LetterError`."""
-    for letter in asyncio.run(AsyncTrainingWorkerAPI().drop(*job_ids)):
-        print(printable(f"{letter.job_id}: dropped {letter.reason}: {letter.message}\n{_body(letter)}"))
+def drop_dead_letters(job_ids: Sequence[str]) -> None:
+    """Drop jobs' dead letters. Raises `DeadLetterError`."""
+    for dead_letter in asyncio.run(AsyncTrainingWorkerAPI().drop(*job_ids)):
+        print(
+            printable(
+                f"{dead_letter.job_id}: dropped {dead_letter.reason}: {dead_letter.message}\n{_body(dead_letter)}"
+            )
+        )
 
 
-def _print_json(letters: list[DeadLetter]) -> None:
-    print(msgspec.json.encode([_as_json(letter) for letter in letters]).decode())
+def _print_json(dead_letters: list[DeadLetter]) -> None:
+    print(msgspec.json.encode([_as_json(dead_letter) for dead_letter in dead_letters]).decode())
 
 
-def _as_json(letter: DeadLetter) -> dict[str, Any]:
-    """The letter with its body as JSON where it is JSON, and as text elsewhere."""
+def _as_json(dead_letter: DeadLetter) -> dict[str, Any]:
+    """The dead letter with its body as JSON where it is JSON, and as text elsewhere."""
     try:
-        body = msgspec.json.decode(letter.body)
+        body = msgspec.json.decode(dead_letter.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = letter.body.decode(errors="replace")
-    return {**msgspec.to_builtins(letter), "body": body}
+        body = dead_letter.body.decode(errors="replace")
+    # The former name of "deadLetteredAt", for one release more.
+    return {**msgspec.to_builtins(dead_letter), "body": body, "buriedAt": dead_letter.dead_lettered_at}
 
 
-def _described(letter: DeadLetter) -> str:
-    lines = [f"{letter.job_id}: {letter.reason}: {letter.message}", f"buried: {_time(letter.buried_at)}"]
-    lines += [f"from: {letter.from_queue}"] if letter.from_queue else []
-    lines += [f"  {fault.path or 'message'}: {fault.reason}" for fault in letter.faults]
-    lines += [_attempt(attempt) for attempt in letter.history]
-    lines += ["output:", *(f"  {line}" for line in letter.output.splitlines())] if letter.output else []
-    return "\n".join([*lines, "job:", _body(letter)])
+def _described(dead_letter: DeadLetter) -> str:
+    lines = [
+        f"{dead_letter.job_id}: {dead_letter.reason}: {dead_letter.message}",
+        f"dead-lettered: {_time(dead_letter.dead_lettered_at)}",
+    ]
+    lines += [f"from: {dead_letter.from_queue}"] if dead_letter.from_queue else []
+    lines += [f"  {fault.path or 'message'}: {fault.reason}" for fault in dead_letter.faults]
+    lines += [_attempt(attempt) for attempt in dead_letter.history]
+    lines += ["output:", *(f"  {line}" for line in dead_letter.output.splitlines())] if dead_letter.output else []
+    return "\n".join([*lines, "job:", _body(dead_letter)])
 
 
 def _attempt(attempt: AttemptSummary) -> str:
@@ -81,11 +95,11 @@ def _attempt(attempt: AttemptSummary) -> str:
     return f"attempt {attempt.attempt} on {attempt.worker}: {attempt.outcome}  {money(attempt.usage)}{why}"
 
 
-def _body(letter: DeadLetter) -> str:
+def _body(dead_letter: DeadLetter) -> str:
     try:
-        return msgspec.json.format(letter.body, indent=2).decode(errors="replace")
+        return msgspec.json.format(dead_letter.body, indent=2).decode(errors="replace")
     except (msgspec.DecodeError, RecursionError):
-        return letter.body.decode(errors="replace")
+        return dead_letter.body.decode(errors="replace")
 
 
 def _time(seconds: float | None) -> str:

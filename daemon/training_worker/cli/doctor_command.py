@@ -25,7 +25,9 @@ def show_findings(config: Path | None, *, as_json: bool) -> int:
     with Console(stderr=True).status("looking at the host, its engines and the broker"):
         findings = list(examine(settings))
     if as_json:
-        print(msgspec.json.encode(findings).decode())
+        # "mend" is the former name of "fix", for one release more.
+        found = [msgspec.to_builtins(finding) | {"mend": finding.fix} for finding in findings]
+        print(msgspec.json.encode(found).decode())
     else:
         _print_table(findings)
     return 1 if has_error(findings) else 0
@@ -39,8 +41,8 @@ def _print_table(findings: list[Finding]) -> None:
         console.print(Text(group, style="bold"))
         for finding in members:
             console.print(_line(finding, width))
-            if finding.mend is not None:
-                console.print(Text(f"{INDENT * 3}mend: {printable(finding.mend)}"))
+            if finding.fix is not None:
+                console.print(Text(f"{INDENT * 3}fix: {printable(finding.fix)}"))
 
 
 def _line(finding: Finding, width: int) -> Text:

@@ -8,7 +8,7 @@ from training_schemas.events import JobCompleted, JobDuplicate, JobEvent
 from training_schemas.jobs import TrainingJob
 from training_schemas.validation import decode_strictly, refused
 from training_worker.broker.names import ALL_WORKERS
-from training_worker.cli.job_view import in_words, make_view
+from training_worker.cli.job_view import describe_estimate, make_view
 from training_worker.client.async_client import AsyncTrainingWorkerAPI
 from training_worker.client.results import CancelAnswer, CancelState
 
@@ -30,7 +30,7 @@ def submit_file(file: str, *, watch: bool) -> int:
     receipt = asyncio.run(AsyncTrainingWorkerAPI().submit_job(read_job(file)))
     plan = receipt.plan
     print(f"{receipt.job_id}: submitted, {plan.training_type} with preset {plan.preset}, for cards of {plan.tier}")
-    print(f"{receipt.job_id}: {in_words(receipt.estimate)}")
+    print(f"{receipt.job_id}: {describe_estimate(receipt.estimate)}")
     if not watch:
         return 0
     return asyncio.run(_watch(receipt.job_id, receipt.submitted_at - SLACK, receipt.digest))
@@ -75,15 +75,15 @@ def _described(answer: CancelAnswer) -> str:
 
 def checkpoint_job(job_id: str) -> int:
     """Ask for a checkpoint. 0 if an owner took the command, else 1."""
-    return _tell_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().checkpoint_now(job_id)), "a checkpoint")
+    return _command_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().checkpoint_now(job_id)), "a checkpoint")
 
 
 def sample_job(job_id: str) -> int:
     """Ask for sample pictures. 0 if an owner took the command, else 1."""
-    return _tell_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().sample_now(job_id)), "sample pictures")
+    return _command_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().sample_now(job_id)), "sample pictures")
 
 
-def _tell_job(job_id: str, told: bool, what: str) -> int:
+def _command_job(job_id: str, told: bool, what: str) -> int:
     if told:
         print(f"{job_id}: asked its worker for {what}")
         return 0
@@ -91,12 +91,12 @@ def _tell_job(job_id: str, told: bool, what: str) -> int:
     return 1
 
 
-def tell_worker(worker_id: str, word: str) -> int:
+def command_worker(worker_id: str, command: str) -> int:
     """Send ``drain``, ``pause`` or ``resume`` to a worker or to all. 0 if one took it, else 1."""
     api = AsyncTrainingWorkerAPI()
     calls = {"drain": api.drain, "pause": api.pause, "resume": api.resume}
-    if asyncio.run(calls[word](worker_id)):
-        print(f"{worker_id}: told to {word}")
+    if asyncio.run(calls[command](worker_id)):
+        print(f"{worker_id}: told to {command}")
         return 0
     who = "no worker" if worker_id == ALL_WORKERS else f"no worker {worker_id}"
     print(f"training-worker: {who} is connected", file=sys.stderr)

@@ -32,7 +32,7 @@ from training_schemas.events import (
 )
 from training_schemas.plans import SettingChange
 from training_schemas.progress import Phase
-from training_schemas.states import IllegalTransitionError, JobState, next_state, told_state
+from training_schemas.states import IllegalTransitionError, JobState, next_state, reported_state
 from training_schemas.usage import Usage
 
 BAR_WIDTH = 40
@@ -62,7 +62,7 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
         case JobQueued():
             cards = "a card" if event.gpu_count == 1 else f"{event.gpu_count} cards"
             return f"queued for {cards} of {event.tier}, preset {event.preset}" + "".join(
-                f"; {change_in_words(change)}" for change in event.changes
+                f"; {describe_change(change)}" for change in event.changes
             )
         case JobClaimed():
             after = f", going on after step {event.resume_step}" if event.resume_step else ""
@@ -99,7 +99,7 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
             return event.TYPE.split(".")[2]
 
 
-def in_words(estimate: CostEstimate) -> str:
+def describe_estimate(estimate: CostEstimate) -> str:
     """An estimate in a line."""
     low, high = estimate.hours_range
     cost = "price unknown"
@@ -130,7 +130,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def change_in_words(change: SettingChange) -> str:
+def describe_change(change: SettingChange) -> str:
     """A changed setting in a line."""
     return f"{change.setting} {change.after} instead of {change.before}, {change.why}"
 
@@ -187,7 +187,7 @@ class LiveView:
             self._state = next_state(self._state, event)
         except IllegalTransitionError:
             # A view that was opened in the middle of a job's life takes an event at its word.
-            self._state = told_state(event) or self._state
+            self._state = reported_state(event) or self._state
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))

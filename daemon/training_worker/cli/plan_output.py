@@ -20,7 +20,7 @@ from training_presets.workload import Workload
 from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
 from training_schemas.validation import refused
-from training_worker.cli.job_view import change_in_words, in_words
+from training_worker.cli.job_view import describe_change, describe_estimate
 from training_worker.settings import Settings
 
 # Settings of a preset that are shown, by the heading of their column.
@@ -76,10 +76,10 @@ def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json:
     console = Console()
     console.print(table)
     for change in plan.changes:
-        console.print(change_in_words(change), soft_wrap=True)
+        console.print(describe_change(change), soft_wrap=True)
     for advice in plan.warnings:
         console.print(f"{advice.level}: {advice.message}")
-    console.print(in_words(estimate), soft_wrap=True)
+    console.print(describe_estimate(estimate), soft_wrap=True)
 
 
 def show_workload(work: Workload, gpu: str | None, settings: Settings, *, as_json: bool) -> None:
@@ -236,7 +236,7 @@ def _print_details(answer: Answer, console: Console) -> None:
     if answer.reason is not None:
         console.print(answer.reason, soft_wrap=True)
     for change in answer.changes:
-        console.print(change_in_words(change), soft_wrap=True)
+        console.print(describe_change(change), soft_wrap=True)
     parts = list(dict.fromkeys(name for phase in answer.breakdown.values() for name in phase))
     table = Table("GiB", *answer.breakdown)
     for part in parts:

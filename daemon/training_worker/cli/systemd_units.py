@@ -184,7 +184,11 @@ def _commands(root: Path, command: list[str]) -> list[Step]:
 
 def _enabled(root: Path) -> list[str]:
     links = (root / UNITS).glob("*.wants/training-worker*.service")
-    return [link.name for link in links if link.name == UNIT or link.name.startswith("training-worker@")]
+    return [
+        connection.name
+        for connection in links
+        if connection.name == UNIT or connection.name.startswith("training-worker@")
+    ]
 
 
 def _active(root: Path) -> list[str]:

@@ -41,7 +41,7 @@ def _table(states: list[WorkerState], now: float) -> Table:
 
 def _rows(state: WorkerState, now: float) -> Iterator[tuple[str, ...]]:
     condition = f"{state.condition}: {state.why}" if state.why else str(state.condition)
-    heard = f"{max(0.0, now - state.heard_at):.0f} s ago"
+    heard = f"{max(0.0, now - state.last_seen_at):.0f} s ago"
     cards = [_card(card) for card in state.cards] or [("-",) * 6]
     yield state.worker, condition, heard, *cards[0]
     yield from (("", "", "", *card) for card in cards[1:])

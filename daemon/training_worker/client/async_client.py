@@ -172,13 +172,13 @@ class AsyncTrainingWorkerAPI(Advisor):
         workers, since = Workers(), time.time() - history
         try:
             async with asyncio.timeout(READING_LIMIT), self._session() as session:
-                async for event, said_at in self._said_until_now(session, since):
-                    workers.take_in(event, said_at)
+                async for event, published_at in self._published_until_now(session, since):
+                    workers.apply(event, published_at)
         except TimeoutError:
             raise BrokerError(f"cannot read {self._names.events_log}: not done after {READING_LIMIT:.0f} s") from None
         return workers.states(time.time())
 
-    async def _said_until_now(self, session: "Session", since: float) -> AsyncIterator[tuple[Event, float]]:
+    async def _published_until_now(self, session: "Session", since: float) -> AsyncIterator[tuple[Event, float]]:
         """What was said since a time and before this call, each with when it was said."""
         import asyncio  # noqa: PLC0415
 
@@ -192,19 +192,19 @@ class AsyncTrainingWorkerAPI(Advisor):
                 body = await asyncio.wait_for(anext(bodies), QUIET)
             except TimeoutError:
                 return
-            _, said_at, event = _read_event(body)
-            if event is not None and said_at >= since:
-                yield event, said_at
-            if said_at > now:
+            _, published_at, event = _read_event(body)
+            if event is not None and published_at >= since:
+                yield event, published_at
+            if published_at > now:
                 return
 
     async def dead_letters(self, job_id: str | None = None) -> list[DeadLetter]:
         """What lies in the dead queue, of this job or of all, oldest first. Raises `BrokerError`."""
         async with self._dead_queue() as queue:
-            return [letter for letter in queue.letters if job_id in (None, letter.job_id)]
+            return [dead_letter for dead_letter in queue.dead_letters if job_id in (None, dead_letter.job_id)]
 
     async def requeue(self, *job_ids: str) -> list[DeadLetter]:
-        """Put jobs back from the dead queue: each one's newest letter. Raises `LetterError`, `BrokerError`.
+        """Put jobs back from the dead queue: each one's newest letter. Raises `DeadLetterError`, `BrokerError`.
 
         Their attempts begin anew, from their last checkpoint. Nothing is put back unless all can be.
         """
@@ -212,7 +212,7 @@ class AsyncTrainingWorkerAPI(Advisor):
             return await queue.requeue(job_ids)
 
     async def drop(self, *job_ids: str) -> list[DeadLetter]:
-        """Drop all dead letters of these jobs. Raises `LetterError`, and then drops none; `BrokerError`."""
+        """Drop all dead letters of these jobs. Raises `DeadLetterError`, and then drops none; `BrokerError`."""
         async with self._dead_queue() as queue:
             return await queue.drop(job_ids)
 

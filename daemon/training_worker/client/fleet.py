@@ -32,7 +32,7 @@ class WorkerCondition(StrEnum):
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker by its last words; ``heard_at`` is when it said them (unix seconds).
+    """A worker by its last words; ``last_seen_at`` is when it said them (unix seconds).
 
     ``cards`` are as in its heartbeats, before the first of which only their names and memory are known. ``why`` is the
     reason that it gave for draining, or for leaving.
@@ -40,7 +40,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
     worker: str
     condition: WorkerCondition
-    heard_at: float
+    last_seen_at: float
     host: str | None = None
     version: str | None = None
     simulated: bool = False
@@ -57,14 +57,14 @@ class Workers:
     def __init__(self) -> None:
         self._known: dict[str, WorkerState] = {}
 
-    def take_in(self, event: Event, time: float) -> None:
+    def apply(self, event: Event, time: float) -> None:
         """The next event; ``time`` is when it was said (unix seconds). What is of a job, or of nobody here, is none."""
         before = self._known.get(event.worker) or WorkerState(
-            worker=event.worker, condition=WorkerCondition.OPEN, heard_at=time, simulated=event.simulated
+            worker=event.worker, condition=WorkerCondition.OPEN, last_seen_at=time, simulated=event.simulated
         )
         after = _after(before, event)
         if after is not None:
-            self._known[event.worker] = msgspec.structs.replace(after, heard_at=time)
+            self._known[event.worker] = msgspec.structs.replace(after, last_seen_at=time)
 
     def states(self, now: float) -> list[WorkerState]:
         """All of them by name, as they are ``now`` (unix seconds)."""
@@ -104,7 +104,7 @@ def _after(before: WorkerState, event: Event) -> WorkerState | None:
 
 
 def _as_of(state: WorkerState, now: float) -> WorkerState:
-    missed = now - state.heard_at > MOST_MISSED * state.interval_seconds
+    missed = now - state.last_seen_at > MOST_MISSED * state.interval_seconds
     if state.condition is not WorkerCondition.OFFLINE and missed:
         return msgspec.structs.replace(state, condition=WorkerCondition.SILENT)
     return state

@@ -68,11 +68,11 @@ class TrainingWorkerAPI(Advisor):
         return self._call(self._api.dead_letters(job_id))
 
     def requeue(self, *job_ids: str) -> list[DeadLetter]:
-        """Put jobs back from the dead queue. Raises `LetterError`, `BrokerError`."""
+        """Put jobs back from the dead queue. Raises `DeadLetterError`, `BrokerError`."""
         return self._call(self._api.requeue(*job_ids))
 
     def drop(self, *job_ids: str) -> list[DeadLetter]:
-        """Drop all dead letters of these jobs. Raises `LetterError`, `BrokerError`."""
+        """Drop all dead letters of these jobs. Raises `DeadLetterError`, `BrokerError`."""
         return self._call(self._api.drop(*job_ids))
 
     def wait(

@@ -36,9 +36,9 @@ def check(settings: Settings) -> Iterator[Finding]:
     except BrokerError as error:
         yield of_broker("reachable", State.ERROR, str(error), "amqp_url in the settings: amqp://USER:PASSWORD@HOST/")
         return
-    told, found = asyncio.run(_look(settings, address))
+    report, found = asyncio.run(_look(settings, address))
     yield from found
-    yield _patience(settings, address, told)
+    yield _consumer_timeout(settings, address, report)
 
 
 async def _look(settings: Settings, address: URL) -> tuple[broker_management.Known, list[Finding]]:
@@ -66,12 +66,12 @@ async def _look_inside(
     trial = Trial(connection, names)
     refused = await trial.make()
     known = await broker_management.look(
-        settings, vhost, cluster=_told_by(connection, "cluster_name"), trial=trial.queue_name
+        settings, vhost, cluster=_server_property(connection, "cluster_name"), trial=trial.queue_name
     )
     refused = refused or await trial.end()
     found = [
         of_broker("reachable", State.OK, f"{address.host}:{address.port} as {address.user}"),
-        version(_told_by(connection, "version")),
+        version(_server_property(connection, "version")),
         _rights(refused, names, address, vhost),
         *shared,
         *known.findings,
@@ -105,28 +105,28 @@ def _unreachable(address: URL, error: Exception) -> Finding:
     where = f"{address.host}:{address.port}"
     why = f"{error}{tls_advice(address, str(error))}" if str(error) else f"no answer within {LIMIT:.0f} s"
     if "ACCESS_REFUSED" in why:
-        mend = f"rabbitmqctl change_password {address.user} NEW  # or amqp_url in the settings"
+        fix = f"rabbitmqctl change_password {address.user} NEW  # or amqp_url in the settings"
     else:
-        mend = f"nc -vz {address.host} {address.port}  # then: rabbitmq-diagnostics listeners, on the broker's host"
-    return of_broker("reachable", State.ERROR, f"{where}: {why}", mend)
+        fix = f"nc -vz {address.host} {address.port}  # then: rabbitmq-diagnostics listeners, on the broker's host"
+    return of_broker("reachable", State.ERROR, f"{where}: {why}", fix)
 
 
-def _told_by(connection: AbstractConnection, what: str) -> str:
+def _server_property(connection: AbstractConnection, what: str) -> str:
     transport = connection.transport
-    told = None if transport is None else transport.connection.server_properties.get(what)
-    return told.decode() if isinstance(told, bytes) else str(told)
+    report = None if transport is None else transport.connection.server_properties.get(what)
+    return report.decode() if isinstance(report, bytes) else str(report)
 
 
-def version(told: str) -> Finding:
+def version(report: str) -> Finding:
     """What the broker's own version says."""
     try:
-        numbers = tuple(map(int, told.split(".")[:2]))
+        numbers = tuple(map(int, report.split(".")[:2]))
     except ValueError:
-        return of_broker("version", State.WARNING, f"not known: {told}", "rabbitmqctl version")
+        return of_broker("version", State.WARNING, f"not known: {report}", "rabbitmqctl version")
     if numbers < LEAST_VERSION:
-        mend = "apt-get install --only-upgrade rabbitmq-server  # on the broker's host"
-        return of_broker("version", State.ERROR, f"RabbitMQ {told}, where 3.10 or later is needed", mend)
-    return of_broker("version", State.OK, f"RabbitMQ {told}")
+        fix = "apt-get install --only-upgrade rabbitmq-server  # on the broker's host"
+        return of_broker("version", State.ERROR, f"RabbitMQ {report}, where 3.10 or later is needed", fix)
+    return of_broker("version", State.OK, f"RabbitMQ {report}")
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,13 +188,13 @@ def _rights(refused: Refused | None, names: Names, address: URL, vhost: str) -> 
         return of_broker("permissions", State.OK, "a quorum queue was declared, published to, consumed and deleted")
     if refused.silent:
         look = "rabbitmq-diagnostics alarms && rabbitmq-diagnostics cluster_status"
-        mend = f"{look}  # on the broker's host: an alarm, or too few nodes, keep it from answering"
+        fix = f"{look}  # on the broker's host: an alarm, or too few nodes, keep it from answering"
     else:
-        mend = " && ".join(command_lines(Role.WORKER, names, user=address.user or "guest", vhost=vhost))
-    return of_broker("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", mend)
+        fix = " && ".join(command_lines(Role.WORKER, names, user=address.user or "guest", vhost=vhost))
+    return of_broker("permissions", State.ERROR, f"cannot {refused.doing}: {refused.why}", fix)
 
 
-def _patience(settings: Settings, address: URL, known: broker_management.Known) -> Finding:
+def _consumer_timeout(settings: Settings, address: URL, known: broker_management.Known) -> Finding:
     if known.consumer_timeout is not None:
         return consumer_timeout.judge(settings, known.consumer_timeout, "a policy of the lease queues")
     limit = consumer_timeout.of_node(address.host or "", address.port or AMQP_PORTS[address.scheme])

@@ -4,20 +4,20 @@ from collections.abc import Collection, Iterator
 
 from training_worker.broker.topology import QueueSpec
 from training_worker.doctor.findings import Finding, State, of_broker
-from training_worker.doctor.management_api import Alarm, Told
+from training_worker.doctor.management_api import Alarm, BrokerReport
 
-MENDS = {
+FIXES = {
     "disk space": "rabbitmq-diagnostics -n {node} status  # free space on its host, or lower disk_free_limit",
     "memory": "rabbitmq-diagnostics -n {node} memory_breakdown --unit MB  # more memory, or fewer who use it",
 }
 
 
-def check(told: Told, specs: Collection[QueueSpec]) -> Iterator[Finding]:
+def check(report: BrokerReport, specs: Collection[QueueSpec]) -> Iterator[Finding]:
     """What the broker suffers from, and which of these queues."""
-    yield from _alarms(told.alarms)
-    yield from _nodes(told)
-    yield _majority(told, specs)
-    yield _bindings(told, specs)
+    yield from _alarms(report.alarms)
+    yield from _nodes(report)
+    yield _majority(report, specs)
+    yield _bindings(report, specs)
 
 
 def _alarms(alarms: list[Alarm]) -> Iterator[Finding]:
@@ -25,27 +25,27 @@ def _alarms(alarms: list[Alarm]) -> Iterator[Finding]:
         yield of_broker("alarms", State.OK, "none: messages are taken")
     for alarm in alarms:
         found = f"{alarm.node} has too little {alarm.resource}: no message is taken"
-        mend = MENDS.get(alarm.resource, "rabbitmq-diagnostics -n {node} alarms").format(node=alarm.node)
-        yield of_broker("alarms", State.ERROR, found, mend)
+        fix = FIXES.get(alarm.resource, "rabbitmq-diagnostics -n {node} alarms").format(node=alarm.node)
+        yield of_broker("alarms", State.ERROR, found, fix)
 
 
-def _nodes(told: Told) -> Iterator[Finding]:
-    down = [node.name for node in told.nodes if not node.running]
-    apart = [node.name for node in told.nodes if node.partitions]
+def _nodes(report: BrokerReport) -> Iterator[Finding]:
+    down = [node.name for node in report.nodes if not node.running]
+    apart = [node.name for node in report.nodes if node.partitions]
     if apart:
         found = f"{', '.join(apart)} went on without the others, and know different things"
         yield of_broker(
             "nodes", State.ERROR, found, "rabbitmqctl stop_app && rabbitmqctl start_app  # on the smaller side"
         )
     if down:
-        found = f"{', '.join(down)} of {len(told.nodes)} do not run"
+        found = f"{', '.join(down)} of {len(report.nodes)} do not run"
         yield of_broker("nodes", State.WARNING, found, _start(down))
     if not apart and not down:
-        yield of_broker("nodes", State.OK, f"{len(told.nodes)}: all run")
+        yield of_broker("nodes", State.OK, f"{len(report.nodes)}: all run")
 
 
-def _majority(told: Told, specs: Collection[QueueSpec]) -> Finding:
-    there = [told.queues[spec.name] for spec in specs if spec.name in told.queues]
+def _majority(report: BrokerReport, specs: Collection[QueueSpec]) -> Finding:
+    there = [report.queues[spec.name] for spec in specs if spec.name in report.queues]
     stuck = [queue for queue in there if queue.members and len(queue.online) * 2 <= len(queue.members)]
     if not stuck:
         return of_broker("majorities", State.OK, "each queue has most of its replicas")
@@ -60,12 +60,12 @@ def _start(nodes: list[str]) -> str:
     return f"systemctl start rabbitmq-server  # on {hosts}"
 
 
-def _bindings(told: Told, specs: Collection[QueueSpec]) -> Finding:
+def _bindings(report: BrokerReport, specs: Collection[QueueSpec]) -> Finding:
     needed = {(exchange, key, spec.name) for spec in specs for exchange, key in spec.bindings}
-    needed = {one for one in needed if one[2] in told.queues}
-    missing = sorted(needed - told.bindings)
+    needed = {one for one in needed if one[2] in report.queues}
+    missing = sorted(needed - report.bindings)
     if not missing:
         return of_broker("bindings", State.OK, f"all {len(needed)} of the queues that are there")
     lost = "; ".join(f"{queue} is not bound to {exchange} by {key}" for exchange, key, queue in missing)
-    mend = "systemctl reload training-worker  # a worker binds its queues when it connects"
-    return of_broker("bindings", State.ERROR, lost, mend)
+    fix = "systemctl reload training-worker  # a worker binds its queues when it connects"
+    return of_broker("bindings", State.ERROR, lost, fix)

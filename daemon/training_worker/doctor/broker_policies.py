@@ -16,7 +16,7 @@ import msgspec
 from training_worker.broker.names import Names
 from training_worker.broker.topology import every_tier_queue, shared_queues
 from training_worker.doctor.findings import Finding, State, of_broker
-from training_worker.doctor.management_api import Policy, Told
+from training_worker.doctor.management_api import BrokerReport, Policy
 
 NAMED = 3
 AGE = re.compile(r"(\d+)([YMDhms])")
@@ -126,16 +126,16 @@ HARMS = (
 )
 
 
-def judge(told: Told, things: Collection[Thing], vhost: str) -> Iterator[Finding]:
+def judge(report: BrokerReport, things: Collection[Thing], vhost: str) -> Iterator[Finding]:
     """A finding for each policy that does harm, one where none does, and one for queues that nothing is known of."""
-    seen = {thing.name: told.queues.get(thing.name) or told.exchanges.get(thing.name) for thing in things}
-    unknown = [name for name in seen if name in told.queues and told.queues[name].policy is msgspec.UNSET]
+    seen = {thing.name: report.queues.get(thing.name) or report.exchanges.get(thing.name) for thing in things}
+    unknown = [name for name in seen if name in report.queues and report.queues[name].policy is msgspec.UNSET]
     if unknown:
-        yield _untold(unknown, vhost)
+        yield _unreadable(unknown, vhost)
     harmful = [
-        *_harmful(told.policies, things, {name: one.policy for name, one in seen.items() if one}, "", vhost),
+        *_harmful(report.policies, things, {name: one.policy for name, one in seen.items() if one}, "", vhost),
         *_harmful(
-            told.operator_policies,
+            report.operator_policies,
             things,
             {name: one.operator_policy for name, one in seen.items() if one},
             "operator_",
@@ -147,10 +147,10 @@ def judge(told: Told, things: Collection[Thing], vhost: str) -> Iterator[Finding
         yield of_broker("policies", State.OK, "none changes what jobs depend on")
 
 
-def _untold(unknown: list[str], vhost: str) -> Finding:
+def _unreadable(unknown: list[str], vhost: str) -> Finding:
     found = f"the broker does not say which policies govern {_shortened(unknown)}"
-    mend = f"rabbitmqctl list_queues -p {shlex.quote(vhost)} name policy operator_policy effective_policy_definition"
-    return of_broker("policies", State.WARNING, found, mend)
+    fix = f"rabbitmqctl list_queues -p {shlex.quote(vhost)} name policy operator_policy effective_policy_definition"
+    return of_broker("policies", State.WARNING, found, fix)
 
 
 def _harmful(
@@ -161,13 +161,13 @@ def _harmful(
         harms = [(harm, harmed) for harm in HARMS if (harmed := _harmed(harm, policy.definition, governed))]
         if not harms:
             continue
-        told = [
+        report = [
             f"{harm.key} = {policy.definition[harm.key]} on {_shortened(harmed)}: {harm.does}" for harm, harmed in harms
         ]
         yield of_broker(
             f"{whose}policies.{policy.name}",
             State.ERROR if any(harm.state is State.ERROR for harm, _ in harms) else State.WARNING,
-            "; ".join(told),
+            "; ".join(report),
             f"rabbitmqctl clear_{whose}policy -p {shlex.quote(vhost)} {shlex.quote(policy.name)}"
             "  # or set it anew, with a pattern that leaves the fleet's names out",
         )

@@ -54,8 +54,8 @@ def _conclude(what: str, seen: list[Seen]) -> list[Finding]:
         found = f"there are no {what} of this fleet yet: the first worker that starts declares them"
         return [of_broker(what, State.OK, found)]
     if absent:
-        mend = "systemctl reload training-worker  # a worker declares what is missing when it connects"
-        wrong.append(of_broker(what, State.WARNING, f"{', '.join(absent)} not there, as others are", mend))
+        fix = "systemctl reload training-worker  # a worker declares what is missing when it connects"
+        wrong.append(of_broker(what, State.WARNING, f"{', '.join(absent)} not there, as others are", fix))
     return wrong or [of_broker(what, State.OK, f"{len(seen)} are there, as the workers declare them")]
 
 
@@ -70,8 +70,8 @@ async def _exchange(connection: AbstractConnection, name: str, names: Names, vho
         return Seen(name=name, wrong=_refused("exchanges", name, names, error))
     except ChannelPreconditionFailed as error:
         delete = f'rabbit_exchange:delete(rabbit_misc:r(<<"{vhost}">>, exchange, <<"{name}">>), false, <<"doctor">>).'
-        mend = f"rabbitmqctl eval {shlex.quote(delete)}  # then start a worker, which declares and binds it anew"
-        return Seen(name=name, wrong=_wrong("exchanges", name, names, f"{name}: {difference(str(error))}", mend))
+        fix = f"rabbitmqctl eval {shlex.quote(delete)}  # then start a worker, which declares and binds it anew"
+        return Seen(name=name, wrong=_wrong("exchanges", name, names, f"{name}: {difference(str(error))}", fix))
     await channel.close()
     return Seen(name=name)
 
@@ -88,8 +88,8 @@ async def _queue(connection: AbstractConnection, spec: QueueSpec, names: Names, 
     except ChannelPreconditionFailed as error:
         held = "" if _is_stream(spec) else f" holds {messages} messages"
         found = f"{spec.name}{held}: {difference(str(error))}"
-        mend = _replacing(spec, messages, vhost)
-        return Seen(name=spec.name, wrong=_wrong("queues", spec.name, names, found, mend))
+        fix = _replacing(spec, messages, vhost)
+        return Seen(name=spec.name, wrong=_wrong("queues", spec.name, names, found, fix))
     await channel.close()
     return Seen(name=spec.name)
 
@@ -108,9 +108,9 @@ def difference(refusal: str) -> str:
     return f"{found['what']} is {theirs}, where {ours} is needed"
 
 
-def _value(told: str) -> str:
-    found = VALUE.fullmatch(told)
-    return (found["value"] or "''") if found else told
+def _value(report: str) -> str:
+    found = VALUE.fullmatch(report)
+    return (found["value"] or "''") if found else report
 
 
 def _is_stream(spec: QueueSpec) -> bool:
@@ -139,10 +139,10 @@ def _replacing(spec: QueueSpec, messages: int, vhost: str) -> str:
 
 
 def _refused(what: str, name: str, names: Names, error: Exception) -> Finding:
-    mend = "the rights that `permissions` above names"
+    fix = "the rights that `permissions` above names"
     short = name.removeprefix(f"{names.prefix}.")
-    return of_broker(f"{what}.{short}", State.WARNING, f"{name} cannot be compared: {error}", mend)
+    return of_broker(f"{what}.{short}", State.WARNING, f"{name} cannot be compared: {error}", fix)
 
 
-def _wrong(what: str, name: str, names: Names, found: str, mend: str) -> Finding:
-    return of_broker(f"{what}.{name.removeprefix(f'{names.prefix}.')}", State.ERROR, found, mend)
+def _wrong(what: str, name: str, names: Names, found: str, fix: str) -> Finding:
+    return of_broker(f"{what}.{name.removeprefix(f'{names.prefix}.')}", State.ERROR, found, fix)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 from training_worker.doctor import broker, engines, host, model_weights
 from training_worker.doctor.findings import BROKER, Finding
-from training_worker.doctor.gpus import HostCards, look_at_cards
+from training_worker.doctor.gpus import HostGpus, look_at_gpus
 from training_worker.settings import Settings
 
-Check = Callable[[Settings, HostCards], Iterator[Finding]]
+Check = Callable[[Settings, HostGpus], Iterator[Finding]]
 
 GROUPS: dict[str, Check] = {
     host.GROUP: host.check,
@@ -19,6 +19,6 @@ GROUPS: dict[str, Check] = {
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Make all checks; each finding comes as soon as it is known."""
-    cards = look_at_cards(settings)
+    devices = look_at_gpus(settings)
     for check in GROUPS.values():
-        yield from check(settings, cards)
+        yield from check(settings, devices)

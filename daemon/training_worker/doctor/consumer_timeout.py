@@ -30,17 +30,17 @@ def judge(settings: Settings, known: float | None, where: str) -> Finding:
     held = settings.lease / 2
     holds = f"a delivery is held for {held:.0f} s at most, half the lease"
     more = f"rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, {int(held * 2000)}).'"
-    mend = f"{more}  # and consumer_timeout = {int(held * 2000)} in rabbitmq.conf; or a shorter lease in the settings"
+    fix = f"{more}  # and consumer_timeout = {int(held * 2000)} in rabbitmq.conf; or a shorter lease in the settings"
     if known is None:
         look = f"on the broker's host: rabbitmqctl eval '{ASK}'"
         found = f"{holds}; the broker's own limit, {USUAL:.0f} s by default, is not known: {look}"
-        return _finding(State.WARNING, found, mend) if held >= USUAL else _finding(State.OK, found)
+        return _finding(State.WARNING, found, fix) if held >= USUAL else _finding(State.OK, found)
     if known == FOREVER:
         return _finding(State.OK, f"{holds}; {where} has no limit")
     if held < known:
         return _finding(State.OK, f"{holds}; {where} allows {known:.0f} s")
     found = f"{holds}, and {where} allows {known:.0f} s: owners lose their channel while they train"
-    return _finding(State.ERROR, found, mend)
+    return _finding(State.ERROR, found, fix)
 
 
 def of_node(host: str, port: int) -> float | None:
@@ -84,5 +84,5 @@ def _can_bind(address: str) -> bool:
         return True
 
 
-def _finding(state: State, found: str, mend: str | None = None) -> Finding:
-    return of_broker("consumer_timeout", state, found, mend)
+def _finding(state: State, found: str, fix: str | None = None) -> Finding:
+    return of_broker("consumer_timeout", state, found, fix)

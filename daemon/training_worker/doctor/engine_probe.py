@@ -30,7 +30,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     modules: tuple[str, ...] = ()
 
 
-class SeenCard(msgspec.Struct, frozen=True, kw_only=True):
+class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
     """A card that torch sees."""
 
     name: str
@@ -43,7 +43,7 @@ class Torch(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     cuda: str | None = None
     architectures: list[str] = []
-    cards: list[SeenCard] = []
+    devices: list[SeenGpu] = []
     error: str | None = None
 
 

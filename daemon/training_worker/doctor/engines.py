@@ -11,7 +11,7 @@ import msgspec
 
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker.attempts.engine_selection import served_types
-from training_worker.doctor.engine_probe import LIMIT, Probed, SeenCard, Torch, Wanted, probe
+from training_worker.doctor.engine_probe import LIMIT, Probed, SeenGpu, Torch, Wanted, probe
 from training_worker.doctor.engine_requirements import (
     COMMIT,
     ENVIRONMENTS,
@@ -21,8 +21,8 @@ from training_worker.doctor.engine_requirements import (
     Requirement,
 )
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.gpus import HostCards
-from training_worker.gpu.devices import Card
+from training_worker.doctor.gpus import HostGpus
+from training_worker.gpu.devices import GpuDevice
 from training_worker.runs.environment import bare_environment
 from training_worker.settings import EngineSettings, Settings, program_of
 
@@ -42,9 +42,9 @@ MOVES = {
 ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
 
 
-def check(settings: Settings, host: HostCards, limit: float = LIMIT) -> Iterator[Finding]:
+def check(settings: Settings, host: HostGpus, limit: float = LIMIT) -> Iterator[Finding]:
     """Look at each engine, for ``limit`` seconds at most."""
-    examinations = {name: Examination(name, engine, host.cards) for name, engine in settings.engines.items()}
+    examinations = {name: Examination(name, engine, host.devices) for name, engine in settings.engines.items()}
     stray = _stray(examinations)
     for name, examination in examinations.items():
         yield from [examination.misplaced()] if name is stray else examination.findings(limit)
@@ -71,17 +71,17 @@ def _types(settings: Settings) -> Finding:
         name="types",
         state=State.WARNING,
         found=f"the built-in trainer is not to train {', '.join(missing)}: no job of {' or '.join(families)} is taken",
-        mend=f"training_types of engines.{EngineName.DIFFUSERS} in the settings: add them, or leave the setting out",
+        fix=f"training_types of engines.{EngineName.DIFFUSERS} in the settings: add them, or leave the setting out",
     )
 
 
 class Examination:
     """One engine, looked at on a host with these cards; none where it has none and the settings make up none."""
 
-    def __init__(self, name: EngineName, engine: EngineSettings, cards: list[Card]) -> None:
+    def __init__(self, name: EngineName, engine: EngineSettings, devices: list[GpuDevice]) -> None:
         self._name = name
         self._engine = engine
-        self._cards = cards
+        self._devices = devices
         self._interpreter = engine.command[0]
         self._pip = f"{shlex.quote(self._interpreter)} -m pip install"
 
@@ -164,39 +164,39 @@ class Examination:
         return f"{self._pip} --no-deps 'git+{REPOSITORY}@{COMMIT}'"
 
     def _package(self, needed: Requirement, version: str | None) -> Finding:
-        mend = f"{self._pip} {shlex.quote(needed.specifier)}"
+        fix = f"{self._pip} {shlex.quote(needed.specifier)}"
         if version is None and needed.optional is not None:
-            return self._warning(needed.name, f"not installed: needed for {needed.optional}", mend)
+            return self._warning(needed.name, f"not installed: needed for {needed.optional}", fix)
         if version is None:
-            return self._error(needed.name, "not installed", mend)
+            return self._error(needed.name, "not installed", fix)
         if not needed.allows(version):
             bounds = msgspec.structs.replace(needed, known=None).specifier
-            return self._error(needed.name, f"{version}, where {bounds} is needed", mend)
+            return self._error(needed.name, f"{version}, where {bounds} is needed", fix)
         if needed.known not in (None, version):
-            return self._warning(needed.name, f"{version}, tried with {needed.known} alone", mend)
+            return self._warning(needed.name, f"{version}, tried with {needed.known} alone", fix)
         return self._ok(needed.name, version)
 
     def _commit(self, commit: str | None) -> Finding:
         if commit == COMMIT:
             return self._ok("commit", commit[:SHORT])
         found = "not known" if commit is None else commit[:SHORT]
-        mend = self._install_source.replace("--no-deps", "--no-deps --force-reinstall")
-        return self._warning("commit", f"{found}, tried with {COMMIT[:SHORT]} alone", mend)
+        fix = self._install_source.replace("--no-deps", "--no-deps --force-reinstall")
+        return self._warning("commit", f"{found}, tried with {COMMIT[:SHORT]} alone", fix)
 
     def _torch(self, torch: Torch) -> Finding:
         built = f"torch {torch.version} for CUDA {torch.cuda}"
         if torch.error is not None:
             return self._error("cuda", f"torch cannot be imported: {torch.error}", self._reinstall)
-        if self._cards and all(card.simulated for card in self._cards):
+        if self._devices and all(device.simulated for device in self._devices):
             return self._ok("cuda", f"torch {torch.version}; trains on the CPU, for the cards are made up")
         if torch.cuda is None:
-            mend = f"{self._reinstall}  # built with CUDA"
-            return self._error("cuda", f"torch {torch.version} is built without CUDA", mend)
-        if not torch.cards:
+            fix = f"{self._reinstall}  # built with CUDA"
+            return self._error("cuda", f"torch {torch.version} is built without CUDA", fix)
+        if not torch.devices:
             return self._error(
                 "cuda", f"{built} finds no card", f"nvidia-smi  # the driver must know CUDA {torch.cuda}"
             )
-        return self._seen_cards(torch, built)
+        return self._seen_gpus(torch, built)
 
     @property
     def _reinstall(self) -> str:
@@ -204,15 +204,15 @@ class Examination:
         builds = "torch torchvision" if self._name is EngineName.INVOKE else "torch"
         return f"{self._pip.replace(' install', ' uninstall -y')} {builds} && {self._pip} {builds}"
 
-    def _seen_cards(self, torch: Torch, built: str) -> Finding:
-        unfit = [card for card in torch.cards if not runs_on(card, torch.architectures)]
+    def _seen_gpus(self, torch: Torch, built: str) -> Finding:
+        unfit = [device for device in torch.devices if not runs_on(device, torch.architectures)]
         if unfit:
-            these = ", ".join(f"{card.name} ({card.capability[0]}.{card.capability[1]})" for card in unfit)
+            these = ", ".join(f"{device.name} ({device.capability[0]}.{device.capability[1]})" for device in unfit)
             return self._error("cuda", f"{built} has no code for {these}", self._reinstall)
-        names = ", ".join(card.name for card in torch.cards)
-        wanted = sum(card.count for card in self._cards)
-        if len(torch.cards) < wanted:
-            found = f"{built} sees {len(torch.cards)} of {wanted} cards: {names}"
+        names = ", ".join(device.name for device in torch.devices)
+        wanted = sum(device.count for device in self._devices)
+        if len(torch.devices) < wanted:
+            found = f"{built} sees {len(torch.devices)} of {wanted} cards: {names}"
             return self._error("cuda", found, "nvidia-smi -L  # the cards that the driver sees")
         return self._ok("cuda", f"{built}: {names}")
 
@@ -232,8 +232,8 @@ class Examination:
         else:
             name, doing = "training", f"importing {'torch' if answers.torch is None else module}"
         output = f"\n{probed.output}" if probed.output else ""
-        mend = self._setting if answers.python is None else self._by_hand(module)
-        return self._error(name, f"{doing}: {probed.fault or 'says nothing'}{output}", mend)
+        fix = self._setting if answers.python is None else self._by_hand(module)
+        return self._error(name, f"{doing}: {probed.fault or 'says nothing'}{output}", fix)
 
     def _by_hand(self, module: str) -> str:
         return f"{shlex.quote(self._interpreter)} -c 'import {module}'  # says what is missing"
@@ -241,18 +241,18 @@ class Examination:
     def _ok(self, what: str, found: str) -> Finding:
         return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.OK, found=found)
 
-    def _warning(self, what: str, found: str, mend: str) -> Finding:
-        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.WARNING, found=found, mend=mend)
+    def _warning(self, what: str, found: str, fix: str) -> Finding:
+        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.WARNING, found=found, fix=fix)
 
-    def _error(self, what: str, found: str, mend: str) -> Finding:
-        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.ERROR, found=found, mend=mend)
+    def _error(self, what: str, found: str, fix: str) -> Finding:
+        return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.ERROR, found=found, fix=fix)
 
 
-def runs_on(card: SeenCard, architectures: list[str]) -> bool:
+def runs_on(device: SeenGpu, architectures: list[str]) -> bool:
     """Whether a build has code for a card: compiled for its major version, or to be compiled by the driver."""
     matches = [match for match in map(ARCHITECTURE.fullmatch, architectures) if match]
     for match in matches:
         built = (int(match["major"]), int(match["minor"]))
-        if built <= card.capability and (match["kind"] == "compute" or built[0] == card.capability[0]):
+        if built <= device.capability and (match["kind"] == "compute" or built[0] == device.capability[0]):
             return True
     return not matches

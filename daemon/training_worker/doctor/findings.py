@@ -1,4 +1,4 @@
-"""What a check found, and what mends it."""
+"""What a check found, and what fixes it."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -20,20 +20,20 @@ class State(StrEnum):
 class Finding(Wire, frozen=True, kw_only=True):
     """One thing that was looked at.
 
-    ``name`` is the same on every host, with the part before the dot for what was looked at. ``mend`` is the command or
-    the setting that mends what is not ok.
+    ``name`` is the same on every host, with the part before the dot for what was looked at. ``fix`` is the command or
+    the setting that repairs what is not ok.
     """
 
     group: str
     name: str
     state: State
     found: str
-    mend: str | None = None
+    fix: str | None = None
 
 
-def of_broker(name: str, state: State, found: str, mend: str | None = None) -> Finding:
+def of_broker(name: str, state: State, found: str, fix: str | None = None) -> Finding:
     """A finding of the group `BROKER`."""
-    return Finding(group=BROKER, name=name, state=state, found=found, mend=mend)
+    return Finding(group=BROKER, name=name, state=state, found=found, fix=fix)
 
 
 def has_error(findings: Iterable[Finding]) -> bool:

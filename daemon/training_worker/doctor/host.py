@@ -13,9 +13,9 @@ from training_schemas.jobs import TrainingType
 from training_worker.attempts.engine_selection import served_types
 from training_worker.client.job_builder import make_job
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.gpus import HostCards
+from training_worker.doctor.gpus import HostGpus
 from training_worker.errors import SettingsError
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 from training_worker.settings import Settings
 from training_worker.storage.disk_usage import GIB, existing, free_bytes
 
@@ -26,13 +26,13 @@ LEAST_MEMORY = 8 * GIB
 # A clock before this was never set: certificates, ledger times and the ages of files depend on it. Unix seconds, 2025.
 EARLIEST = 1_735_689_600
 LIMIT = 10.0
-SEE_CARDS = "nvidia-smi  # must list the cards; install the driver if not"
-CHOOSE_CARDS = "nvidia-smi -L  # the cards that there are, for gpus, only_gpus and gpus_per_job in the settings"
+SEE_GPUS = "nvidia-smi  # must list the cards; install the driver if not"
+CHOOSE_GPUS = "nvidia-smi -L  # the cards that there are, for gpus, only_gpus and gpus_per_job in the settings"
 
 
-def check(settings: Settings, host: HostCards) -> Iterator[Finding]:
+def check(settings: Settings, host: HostGpus) -> Iterator[Finding]:
     """Look at the host, whose cards have been looked at."""
-    yield _cards(host)
+    yield _devices(host)
     yield _memory()
     needs = {kind: _usual_need(kind) for kind in TrainingType if kind in served_types(settings)}
     yield _disk("state", settings.state_dir, {kind: need.state for kind, need in needs.items()})
@@ -41,33 +41,35 @@ def check(settings: Settings, host: HostCards) -> Iterator[Finding]:
     yield clock(time.time(), _synchronised())
 
 
-def _cards(host: HostCards) -> Finding:
-    cards = host.cards
+def _devices(host: HostGpus) -> Finding:
+    devices = host.devices
     if isinstance(host.error, SettingsError):
-        return _finding("cards", State.ERROR, str(host.error), CHOOSE_CARDS)
+        return _finding("cards", State.ERROR, str(host.error), CHOOSE_GPUS)
     if host.error is not None:
-        return _finding("cards", State.ERROR, str(host.error), SEE_CARDS)
-    if all(card.simulated for card in cards):
-        found = f"NVML shows none; {_named(cards)} made up by the settings, on which tiny models are trained by the CPU"
-        return _finding("cards", State.WARNING, found, SEE_CARDS)
+        return _finding("cards", State.ERROR, str(host.error), SEE_GPUS)
+    if all(device.simulated for device in devices):
+        found = (
+            f"NVML shows none; {_named(devices)} made up by the settings, on which tiny models are trained by the CPU"
+        )
+        return _finding("cards", State.WARNING, found, SEE_GPUS)
     if host.sick:
         reasons = "; ".join(f"{uuid} gets no jobs: {reason}" for uuid, reason in host.sick.items())
-        return _finding("cards", State.ERROR, f"{_named(cards)}; {reasons}", "nvidia-smi -q  # how each card does")
-    small = [card for card in cards if card.tier is None]
+        return _finding("cards", State.ERROR, f"{_named(devices)}; {reasons}", "nvidia-smi -q  # how each card does")
+    small = [device for device in devices if device.tier is None]
     if small:
         return _finding(
-            "cards", State.WARNING, f"{_named(cards)}; too small for any job: {_named(small)}", CHOOSE_CARDS
+            "cards", State.WARNING, f"{_named(devices)}; too small for any job: {_named(small)}", CHOOSE_GPUS
         )
-    return _finding("cards", State.OK, _named(cards))
+    return _finding("cards", State.OK, _named(devices))
 
 
-def _named(cards: list[Card]) -> str:
+def _named(devices: list[GpuDevice]) -> str:
     """The slots, each with its cards."""
     return ", ".join(
-        f"{card.name} with {card.memory_mib} MiB"
-        if card.count == 1
-        else f"{card.count} {card.name} together, each with {card.memory_mib} MiB"
-        for card in cards
+        f"{device.name} with {device.memory_mib} MiB"
+        if device.count == 1
+        else f"{device.count} {device.name} together, each with {device.memory_mib} MiB"
+        for device in devices
     )
 
 
@@ -76,8 +78,8 @@ def _memory() -> Finding:
     total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are available"
     if free < LEAST_MEMORY:
-        mend = "ps --sort=-rss -eo pid,rss,comm | head  # what takes it"
-        return _finding("memory", State.WARNING, f"{found}; trainers want {LEAST_MEMORY / GIB:.0f}", mend)
+        fix = "ps --sort=-rss -eo pid,rss,comm | head  # what takes it"
+        return _finding("memory", State.WARNING, f"{found}; trainers want {LEAST_MEMORY / GIB:.0f}", fix)
     return _finding("memory", State.OK, found)
 
 
@@ -128,5 +130,5 @@ def _synchronised() -> bool | None:
     return {"yes": True, "no": False}.get(done.stdout.strip())
 
 
-def _finding(name: str, state: State, found: str, mend: str | None = None) -> Finding:
-    return Finding(group=GROUP, name=name, state=state, found=found, mend=mend)
+def _finding(name: str, state: State, found: str, fix: str | None = None) -> Finding:
+    return Finding(group=GROUP, name=name, state=state, found=found, fix=fix)

@@ -84,7 +84,7 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     routing_key: str
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class BrokerReport(msgspec.Struct, frozen=True, kw_only=True):
     """All that was asked for."""
 
     overview: Overview
@@ -105,7 +105,7 @@ class Management:
         self._ca_file = ca_file
         self._limit = limit
 
-    async def tell(self, vhost: str, exchanges: tuple[str, ...]) -> Told:
+    async def tell(self, vhost: str, exchanges: tuple[str, ...]) -> BrokerReport:
         """Ask for all that concerns a virtual host, with the bindings of these exchanges. Raises `ManagementError`."""
         host = quote(vhost, safe="")
         there = await self._get(f"exchanges/{host}?columns=name,policy", list[Governed])
@@ -114,7 +114,7 @@ class Management:
             path = f"exchanges/{host}/{quote(exchange, safe='')}/bindings/source"
             found = await self._get(path, list[Binding])
             bindings |= {(one.source, one.routing_key, one.destination) for one in found}
-        return Told(
+        return BrokerReport(
             overview=await self._get("overview", Overview),
             policies=await self._policies(f"policies/{host}"),
             operator_policies=await self._policies(f"operator-policies/{host}"),
@@ -176,7 +176,7 @@ class Management:
 
 def _reason(body: bytes) -> str:
     try:
-        told = msgspec.json.decode(body, type=dict[str, Any])
+        report = msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.MsgspecError:
         return "no reason"
-    return str(told.get("reason") or told.get("error") or "no reason")
+    return str(report.get("reason") or report.get("error") or "no reason")

@@ -57,8 +57,8 @@ def source_of(name: str, folder: Path) -> Source:
 def check(settings: Settings) -> Iterator[Finding]:
     """Look at each model's folder; nothing of it is loaded."""
     if not settings.models:
-        mend = '[models] in the settings: "black-forest-labs/FLUX.1-dev" = "/weights/FLUX.1-dev"'
-        yield Finding(group=GROUP, name="models", state=State.ERROR, found="no model is allowed", mend=mend)
+        fix = '[models] in the settings: "black-forest-labs/FLUX.1-dev" = "/weights/FLUX.1-dev"'
+        yield Finding(group=GROUP, name="models", state=State.ERROR, found="no model is allowed", fix=fix)
     for name, folder in settings.models.items():
         yield _look(name, folder, source_of(name, folder))
 
@@ -108,5 +108,5 @@ def _incomplete(name: str, found: str, source: Source, *without: str) -> Finding
     return _error(name, f"{found}{source.beware}", source.brings(*without))
 
 
-def _error(name: str, found: str, mend: str) -> Finding:
-    return Finding(group=GROUP, name=name, state=State.ERROR, found=found, mend=mend)
+def _error(name: str, found: str, fix: str) -> Finding:
+    return Finding(group=GROUP, name=name, state=State.ERROR, found=found, fix=fix)

@@ -73,12 +73,12 @@ def head(folder: str) -> str | None:
 def torch_build() -> dict[str, Any]:
     """How torch was built and what it sees. Nothing is put on a card: another's training may fill it."""
     torch: Any = importlib.import_module("torch")
-    found: dict[str, Any] = {"version": str(torch.__version__), "cuda": torch.version.cuda, "cards": []}
+    found: dict[str, Any] = {"version": str(torch.__version__), "cuda": torch.version.cuda, "devices": []}
     if torch.cuda.is_available():
         found["architectures"] = torch.cuda.get_arch_list()
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
-            found["cards"].append({"name": torch.cuda.get_device_name(index), "capability": [major, minor]})
+            found["devices"].append({"name": torch.cuda.get_device_name(index), "capability": [major, minor]})
     return found
 
 

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 STAND_IN = re.compile(r"^(?P<name>[^:]+):(?P<memory>[1-9][0-9]*)MiB\Z")
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
+class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
     """What a slot trains on: one card, or ``count`` equal ones together.
 
     Memory in MiB is that of each, the price in US dollars an hour, where it is known, that of all. ``uuid`` names all
@@ -58,12 +58,12 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     ``energy_j`` is what it has used until now, in joules since some time in the past, where it counts that.
     """
 
-    card: Card
+    device: GpuDevice
     free_mib: int
     energy_j: float | None = None
 
 
-def find_cards(stand_ins: list[str], prices: dict[str, float], extra: Sequence[CardSpec] = ()) -> list[Card]:
+def find_gpus(stand_ins: list[str], prices: dict[str, float], extra: Sequence[CardSpec] = ()) -> list[GpuDevice]:
     """This host's cards, the operator's ``extra`` kinds of them included.
 
     The stand-ins count only where NVML shows none. Raises `NoGpuError`, `SettingsError`.
@@ -72,71 +72,71 @@ def find_cards(stand_ins: list[str], prices: dict[str, float], extra: Sequence[C
     def price(name: str, memory_mib: int) -> float | None:
         return usd_per_hour(name, memory_mib, prices, extra)
 
-    cards = _nvml_cards(price) or [_stand_in(text, number, price) for number, text in enumerate(stand_ins)]
-    if not cards:
+    devices = _nvml_devices(price) or [_stand_in(text, number, price) for number, text in enumerate(stand_ins)]
+    if not devices:
         raise NoGpuError("cannot start: NVML shows no GPU, and the settings list none under `gpus`")
-    return cards
+    return devices
 
 
-def grouped(cards: Sequence[Card], size: int) -> list[Card]:
+def grouped(devices: Sequence[GpuDevice], size: int) -> list[GpuDevice]:
     """Put equal cards together, ``size`` each, in their order. Raises `SettingsError` if some are left over."""
     if size == 1:
-        return list(cards)
-    kinds: dict[tuple[str, int], list[Card]] = {}
-    for card in cards:
-        if card.fault is not None:
+        return list(devices)
+    kinds: dict[tuple[str, int], list[GpuDevice]] = {}
+    for device in devices:
+        if device.fault is not None:
             continue
-        kinds.setdefault((card.name, card.memory_mib), []).append(card)
+        kinds.setdefault((device.name, device.memory_mib), []).append(device)
     for (name, _), equal in kinds.items():
         if len(equal) % size:
             raise SettingsError(f"cannot start: gpus_per_job is {size}, and {len(equal)} of {name} are not a multiple")
     return [_together(batch) for equal in kinds.values() for batch in _batches(equal, size)]
 
 
-def _batches(cards: list[Card], size: int) -> Iterator[list[Card]]:
-    return (cards[start : start + size] for start in range(0, len(cards), size))
+def _batches(devices: list[GpuDevice], size: int) -> Iterator[list[GpuDevice]]:
+    return (devices[start : start + size] for start in range(0, len(devices), size))
 
 
-def _together(cards: Sequence[Card]) -> Card:
-    first, count = cards[0], len(cards)
+def _together(devices: Sequence[GpuDevice]) -> GpuDevice:
+    first, count = devices[0], len(devices)
     price = None if first.usd_per_hour is None else first.usd_per_hour * count
-    uuid = SEPARATOR.join(card.uuid for card in cards)
+    uuid = SEPARATOR.join(device.uuid for device in devices)
     return msgspec.structs.replace(first, uuid=uuid, usd_per_hour=price, count=count)
 
 
-def room_on(card: Card) -> Room:
+def room_on(device: GpuDevice) -> Room:
     """How much of a card's memory is free; all of it, if the driver does not say. Raises `DriverHangsError`."""
-    if card.simulated:
-        return Room(card=card, free_mib=card.memory_mib)
+    if device.simulated:
+        return Room(device=device, free_mib=device.memory_mib)
     try:
-        free_mib, energy_j = nvml.ask(nvml.room(card.uuid))
+        free_mib, energy_j = nvml.ask(nvml.room(device.uuid))
     except DriverHangsError:
         raise
     except DriverError as error:
-        log.warning("free_memory_unknown", gpu=card.uuid, error=str(error))
-        return Room(card=card, free_mib=card.memory_mib)
-    return Room(card=card, free_mib=free_mib, energy_j=energy_j)
+        log.warning("free_memory_unknown", gpu=device.uuid, error=str(error))
+        return Room(device=device, free_mib=device.memory_mib)
+    return Room(device=device, free_mib=free_mib, energy_j=energy_j)
 
 
-async def energy_wh_since(card: Card, before_j: float | None) -> float | None:
+async def energy_wh_since(device: GpuDevice, before_j: float | None) -> float | None:
     """The watt-hours that a card has used since its counter was at ``before_j``; None where it has none."""
     if before_j is None:
         return None
     try:
-        now_j = await nvml.ask_async(nvml.energy_j(card.uuid), ENERGY_TIMEOUT)
+        now_j = await nvml.ask_async(nvml.energy_j(device.uuid), ENERGY_TIMEOUT)
     except DriverError as error:
-        log.warning("energy_unknown", gpu=card.uuid, error=str(error))
+        log.warning("energy_unknown", gpu=device.uuid, error=str(error))
         return None
     # The counter begins anew when the driver is loaded.
     return None if now_j is None or now_j < before_j else (now_j - before_j) / 3600
 
 
-def _stand_in(text: str, number: int, price: Price) -> Card:
+def _stand_in(text: str, number: int, price: Price) -> GpuDevice:
     match = STAND_IN.match(text)
     if match is None:
         raise SettingsError(f"cannot read settings: gpus[{number}]: expected 'NAME:MEMORYMiB', got {text!r}")
     name, memory = match["name"], int(match["memory"])
-    return Card(
+    return GpuDevice(
         uuid=f"SIMULATED-{number}",
         name=name,
         memory_mib=memory,
@@ -145,7 +145,7 @@ def _stand_in(text: str, number: int, price: Price) -> Card:
     )
 
 
-def _nvml_cards(price: Price) -> list[Card]:
+def _nvml_devices(price: Price) -> list[GpuDevice]:
     try:
         found = nvml.ask(nvml.find)
     except DriverMissingError:
@@ -156,13 +156,13 @@ def _nvml_cards(price: Price) -> list[Card]:
     faults = [one.fault for one in found if one.fault is not None]
     if faults and len(faults) == len(found):
         raise NoGpuError(f"cannot start: NVML: {faults[0]}")
-    return [_nvml_card(one, price) for one in found]
+    return [_nvml_device(one, price) for one in found]
 
 
-def _nvml_card(found: Found, price: Price) -> Card:
+def _nvml_device(found: Found, price: Price) -> GpuDevice:
     # A MIG instance costs its share of the card's price.
     whole = None if found.fault is not None else price(found.name, round(found.memory_mib / found.part))
-    return Card(
+    return GpuDevice(
         uuid=found.uuid,
         name=found.name,
         memory_mib=found.memory_mib,
@@ -172,27 +172,27 @@ def _nvml_card(found: Found, price: Price) -> Card:
     )
 
 
-def worker_cards(settings: Settings) -> list[Card]:
+def worker_gpus(settings: Settings) -> list[GpuDevice]:
     """What a worker with these settings trains on, on this host: a card for each of its slots.
 
     Raises `NoGpuError` if there is none, and `SettingsError` if the settings do not fit what there is.
     """
-    found = find_cards(settings.gpus, settings.prices, settings.cards)
+    found = find_gpus(settings.gpus, settings.prices, settings.cards)
     return grouped(chosen(found, settings.only_gpus), settings.gpus_per_job)
 
 
-def chosen(cards: Sequence[Card], names: Sequence[str]) -> list[Card]:
+def chosen(devices: Sequence[GpuDevice], names: Sequence[str]) -> list[GpuDevice]:
     """The cards that are named, by UUID or by index in NVML's order; all, without names.
 
     Raises `SettingsError` if one is not there: a daemon that is meant for it has nothing else to train on.
     """
     if not names:
-        return list(cards)
-    known = {str(index): card for index, card in enumerate(cards)} | {card.uuid: card for card in cards}
+        return list(devices)
+    known = {str(index): device for index, device in enumerate(devices)} | {device.uuid: device for device in devices}
     for name in names:
         if name not in known:
-            there = ", ".join(card.uuid for card in cards)
+            there = ", ".join(device.uuid for device in devices)
             raise SettingsError(f"cannot start: only_gpus names {name!r}, and this host has {there}")
     # A card that is named twice is one card; the order is the host's.
     wanted = {known[name].uuid for name in names}
-    return [card for card in cards if card.uuid in wanted]
+    return [device for device in devices if device.uuid in wanted]

@@ -9,7 +9,7 @@ from training_worker.observations import Reading
 MOST_CROWDED = 40
 
 
-class CardHealth:
+class GpuHealth:
     """Whether one card is quarantined, reading after reading.
 
     Args:
@@ -35,7 +35,7 @@ class CardHealth:
         """
         self._wanted_mib, self._crowded = memory_mib, MOST_CROWDED
 
-    def take(self, reading: Reading, xids: Iterable[int] = ()) -> bool:
+    def update(self, reading: Reading, xids: Iterable[int] = ()) -> bool:
         """Take in a reading, and the Xids that came before it. True if the card was quarantined, or came back."""
         reason = self._fault(reading, xids)
         before = self.quarantined

@@ -7,11 +7,11 @@ from typing import Protocol
 import structlog
 
 from training_worker.gpu import nvml
-from training_worker.gpu.devices import Card
-from training_worker.gpu.health import CardHealth
+from training_worker.gpu.devices import GpuDevice
+from training_worker.gpu.health import GpuHealth
 from training_worker.gpu.nvml import SEPARATOR, DriverError
 from training_worker.gpu.xid import XidWatch
-from training_worker.observations import CardRead, Observer, Reading, ServingChanged
+from training_worker.observations import GpuRead, Observer, Reading, ServingChanged
 from training_worker.settings import Settings
 
 
@@ -49,20 +49,22 @@ class Monitor:
     """
 
     def __init__(
-        self, cards: Sequence[tuple[Card, Bar]], settings: Settings, announce: Announce, observe: Observer
+        self, devices: Sequence[tuple[GpuDevice, Bar]], settings: Settings, announce: Announce, observe: Observer
     ) -> None:
         self._settings = settings
         self._announce = announce
         self._observe = observe
-        self._slots = [(card.uuid.split(SEPARATOR), gate) for card, gate in cards if not card.simulated]
+        self._slots = [
+            (device.uuid.split(SEPARATOR), admission) for device, admission in devices if not device.simulated
+        ]
         self._health = {
-            uuid: CardHealth(settings.hottest_card, settings.healthy_probes)
+            uuid: GpuHealth(settings.hottest_card, settings.healthy_probes)
             for uuids, _ in self._slots
             for uuid in uuids
         }
-        for _, gate in self._slots:
+        for _, admission in self._slots:
             # Nothing is taken before the card has been read.
-            gate.bar()
+            admission.bar()
         self._xids = XidWatch(list(self._health))
         self.readings: dict[str, Reading] = {}
         """The last reading of each card, by UUID; empty before the first one."""
@@ -114,12 +116,12 @@ class Monitor:
         for uuid, health in self._health.items():
             was = health.quarantined
             xids = [xid for whose, xid in heard if whose == uuid]
-            self._observe(CardRead(reading=self.readings[uuid], xids=xids))
+            self._observe(GpuRead(reading=self.readings[uuid], xids=xids))
             if xids:
                 log.warning("xid", gpu=uuid, xids=xids)
-            if health.take(self.readings[uuid], xids):
-                self._tell(uuid, was, health.quarantined)
-        self._move_gates()
+            if health.update(self.readings[uuid], xids):
+                self._report(uuid, was, health.quarantined)
+        self._update_admissions()
 
     async def _read(self) -> dict[str, Reading]:
         uuids = list(self._health)
@@ -128,13 +130,13 @@ class Monitor:
         except DriverError as error:
             return {uuid: Reading(uuid=uuid, fault=str(error)) for uuid in uuids}
 
-    def _move_gates(self) -> None:
-        for uuids, gate in self._slots:
+    def _update_admissions(self) -> None:
+        for uuids, admission in self._slots:
             sick = any(self.quarantined(uuid) for uuid in uuids)
-            gate.bar() if sick else gate.unbar()
+            admission.bar() if sick else admission.unbar()
             self._observe(ServingChanged(gpu=SEPARATOR.join(uuids), serves=not sick))
 
-    def _tell(self, uuid: str, was: str | None, now: str | None) -> None:
+    def _report(self, uuid: str, was: str | None, now: str | None) -> None:
         if now is not None:
             log.error("card_quarantined", gpu=uuid, reason=now)
         else:

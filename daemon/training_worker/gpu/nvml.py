@@ -161,13 +161,14 @@ def _find_readable(nvml: Any, index: int) -> list[Found]:
 
 def _find(nvml: Any, index: int) -> list[Found]:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    card = _found(nvml, handle)
+    device = _found(nvml, handle)
     instances = _instances(nvml, handle)
     if instances is None:
-        return [card]
+        return [device]
     parts = [_found(nvml, instance) for instance in instances]
     return [
-        msgspec.structs.replace(part, name=card.name, part=part.memory_mib / max(card.memory_mib, 1)) for part in parts
+        msgspec.structs.replace(part, name=device.name, part=part.memory_mib / max(device.memory_mib, 1))
+        for part in parts
     ]
 
 

@@ -18,7 +18,7 @@ XID_WAIT_MS = 2000
 XID_PAUSE = 5.0
 
 # The instance of an event that is the whole card's (nvmlEventData_t).
-WHOLE_CARD = 0xFFFFFFFF
+WHOLE_GPU = 0xFFFFFFFF
 
 
 class XidWatch:
@@ -70,15 +70,15 @@ class XidWatch:
         handle = answer_of(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)
         if handle is None:
             return
-        instance = WHOLE_CARD
+        instance = WHOLE_GPU
         if uuid.startswith(MIG):
             # Events are the card's; each says which instance it is of, where it is of one.
             instance = answer_of(nvml, nvml.nvmlDeviceGetGpuInstanceId, handle)
             handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-        card = nvml.nvmlDeviceGetUUID(handle)
-        if card not in self._members:
+        device = nvml.nvmlDeviceGetUUID(handle)
+        if device not in self._members:
             answer_of(nvml, nvml.nvmlDeviceRegisterEvents, handle, nvml.nvmlEventTypeXidCriticalError, events)
-        self._members.setdefault(card, {})[uuid] = instance
+        self._members.setdefault(device, {})[uuid] = instance
 
     def _wait(self, nvml: Any, events: Any) -> None:
         try:
@@ -86,7 +86,7 @@ class XidWatch:
         except nvml.NVMLError_Timeout:
             return
         for uuid, instance in self._members.get(nvml.nvmlDeviceGetUUID(event.device), {}).items():
-            if event.gpuInstanceId in {instance, WHOLE_CARD}:
+            if event.gpuInstanceId in {instance, WHOLE_GPU}:
                 self._heard.put((uuid, int(event.eventData)))
 
 

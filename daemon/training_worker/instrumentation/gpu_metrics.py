@@ -7,12 +7,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from training_worker.gpu.nvml import MIB, THROTTLING
-from training_worker.observations import CardRead, Reading
+from training_worker.observations import GpuRead, Reading
 
 PREFIX = "training_worker_card"
 
 
-class CardMetrics:
+class GpuMetrics:
     """What the driver says of each card, and the Xids that were heard of it.
 
     An Xid's number is a label: what to do differs with it, and NVIDIA's catalogue has less than two hundred, of which a
@@ -27,7 +27,7 @@ class CardMetrics:
             f"{PREFIX}_xids_total", "Xids that the driver told of, by number.", ["xid", "gpu"], registry=registry
         )
 
-    def observe(self, record: CardRead) -> None:
+    def observe(self, record: GpuRead) -> None:
         """Take in a reading."""
         self._readings.take(record.reading)
         for xid in record.xids:

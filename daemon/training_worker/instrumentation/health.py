@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from training_schemas.events import Taking
-from training_worker.observations import BrokerChanged, LoopTurned, Observation, TakingChanged
+from training_worker.observations import AdmissionChanged, BrokerChanged, LoopTurned, Observation
 
 # The loop tells each second that it turns. A machine under load may be late; one that hangs stays away.
 LONGEST_SILENCE = 15.0
@@ -26,7 +26,7 @@ class Liveness:
                 self._turned = self._clock()
             case BrokerChanged():
                 self._connected = record.connected
-            case TakingChanged():
+            case AdmissionChanged():
                 self._draining = record.taking is Taking.DRAINING
             case _:
                 pass

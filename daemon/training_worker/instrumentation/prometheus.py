@@ -12,15 +12,16 @@ from prometheus_client.registry import Collector
 
 from training_schemas.events import Taking
 from training_schemas.progress import FailureReason
-from training_worker.instrumentation.gpu_metrics import CardMetrics
+from training_worker.instrumentation.gpu_metrics import GpuMetrics
 from training_worker.observations import (
+    AdmissionChanged,
     AttemptEnded,
     AttemptOutcome,
     AttemptStarted,
     BrokerChanged,
-    CardFound,
-    CardRead,
     DiskMeasured,
+    GpuFound,
+    GpuRead,
     JobWaited,
     LeaseChanged,
     LeaseEvent,
@@ -31,7 +32,6 @@ from training_worker.observations import (
     ProgressMade,
     ServingChanged,
     StepTaken,
-    TakingChanged,
 )
 from training_worker.version import __version__
 
@@ -81,14 +81,14 @@ class Metrics:
             case AttemptEnded():
                 self._jobs.ended(record)
                 self._cards.ended(record)
-            case CardRead() | ServingChanged():
+            case GpuRead() | ServingChanged():
                 self._cards.hear(record)
-            case CardFound() | ProgressMade() | StepTaken():
+            case GpuFound() | ProgressMade() | StepTaken():
                 self._cards.observe(record)
                 self._pace.observe(record)
             case JobWaited() | PhaseEnded() | PredictionChecked():
                 self._pace.observe(record)
-            case LeaseChanged() | BrokerChanged() | TakingChanged():
+            case LeaseChanged() | BrokerChanged() | AdmissionChanged():
                 self._fleet.observe(record)
             case DiskMeasured():
                 for kind, size in record.use.items():
@@ -162,7 +162,7 @@ class _Cards:
         self._progress = gauge(
             "card_last_progress_timestamp_seconds", "When a trainer on the card last recorded something new, or began."
         )
-        self._readings = CardMetrics(registry)
+        self._readings = GpuMetrics(registry)
         self._loss = gauge("last_loss", "Loss of the last optimizer step.", "training_type")
 
     def started(self, record: AttemptStarted) -> None:
@@ -172,17 +172,17 @@ class _Cards:
     def ended(self, record: AttemptEnded) -> None:
         self._busy.labels(record.gpu).set(0)
 
-    def hear(self, record: CardRead | ServingChanged) -> None:
+    def hear(self, record: GpuRead | ServingChanged) -> None:
         """What the driver says of a card, and what that means for its slot."""
         match record:
-            case CardRead():
+            case GpuRead():
                 self._readings.observe(record)
             case ServingChanged():
                 self._up.labels(record.gpu).set(record.serves)
 
-    def observe(self, record: CardFound | ProgressMade | StepTaken) -> None:
+    def observe(self, record: GpuFound | ProgressMade | StepTaken) -> None:
         match record:
-            case CardFound(card=card):
+            case GpuFound(device=card):
                 self._info.labels(card.name, card.tier or "none", str(record.simulated).lower(), card.uuid).set(1)
                 # A real one is not served before it has been read.
                 self._up.labels(card.uuid).set(record.simulated)
@@ -218,9 +218,7 @@ class _Pace:
             "prediction_ratio", "What a completed attempt took by what was planned; 1 is as planned.", RATIOS, "of"
         )
 
-    def observe(
-        self, record: CardFound | ProgressMade | StepTaken | JobWaited | PhaseEnded | PredictionChecked
-    ) -> None:
+    def observe(self, record: GpuFound | ProgressMade | StepTaken | JobWaited | PhaseEnded | PredictionChecked) -> None:
         match record:
             case JobWaited():
                 self._wait.labels(record.training_type).observe(record.seconds)
@@ -260,11 +258,11 @@ class _Fleet:
         }
         self._was_connected = False
 
-    def observe(self, record: LeaseChanged | BrokerChanged | TakingChanged) -> None:
+    def observe(self, record: LeaseChanged | BrokerChanged | AdmissionChanged) -> None:
         match record:
             case LeaseChanged():
                 self._leases[record.event].inc()
-            case TakingChanged():
+            case AdmissionChanged():
                 self._paused.set(record.taking is Taking.PAUSED)
                 self._draining.set(record.taking is Taking.DRAINING)
             case BrokerChanged():

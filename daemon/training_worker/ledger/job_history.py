@@ -29,7 +29,7 @@ LOST = "lost"
 CHECKPOINTS = 3
 
 
-class Standing(Wire, frozen=True, kw_only=True):
+class ClaimRecord(Wire, frozen=True, kw_only=True):
     """What an owner stands on: the name of its claim in the ledger, and what was true of the job before it."""
 
     claim: str

@@ -14,7 +14,7 @@ import msgspec
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from training_schemas.ledger import AnyEntry, Barrier, JobEntry
-from training_worker.broker.connection import Link
+from training_worker.broker.connection import Connection
 from training_worker.broker.names import LEDGER_KEY, Names
 from training_worker.broker.session import Session, broker_errors, persistent
 from training_worker.errors import BrokerLostError
@@ -37,18 +37,18 @@ HISTORY = 24 * 3600.0
 class Ledger:
     """Reads and writes the ledger. `follow` must run for the rest to work."""
 
-    def __init__(self, link: Link, *, clock: Callable[[], float]) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, *, clock: Callable[[], float]) -> None:
+        self._connection = connection
         self._tail = Tail(since=clock() - HISTORY)
         self._caught_up: Session | None = None
         self._changed = asyncio.Condition()
 
     async def follow(self) -> None:
         """Read the tail, on each session from where the last one stopped; for ever."""
-        await self._link.serve(self._follow_on)
+        await self._connection.serve(self._follow_on)
 
     async def _follow_on(self, session: Session) -> None:
-        await _consume(session, self._link.names, self._tail)
+        await _consume(session, self._connection.names, self._tail)
         await self._pass_barrier(session)
         async with self._changed:
             self._caught_up = session
@@ -56,11 +56,11 @@ class Ledger:
 
     async def append(self, entry: AnyEntry) -> None:
         """Write an entry, again if its confirm is lost; entries are idempotent."""
-        await self._link.publish("", self._link.names.ledger, persistent(msgspec.json.encode(entry)))
+        await self._connection.publish("", self._connection.names.ledger, persistent(msgspec.json.encode(entry)))
 
     async def append_once(self, session: Session, entry: AnyEntry) -> None:
         """Write an entry on this session or not at all. Raises `BrokerLostError`."""
-        await session.publish("", self._link.names.ledger, persistent(msgspec.json.encode(entry)))
+        await session.publish("", self._connection.names.ledger, persistent(msgspec.json.encode(entry)))
 
     async def read(self, session: Session, job_id: str, submitted_at: float) -> JobHistory:
         """All that was written about a job before now. ``submitted_at`` in unix seconds. Raises `BrokerLostError`."""
@@ -89,14 +89,14 @@ class Ledger:
         return b"" if history.terminal is None else bytes(history.terminal.event)
 
     async def _scan(self, session: Session, job_id: str, submitted_at: float) -> JobHistory:
-        return await read_history(session, self._link.names, job_id, submitted_at - CLOCK_SLACK)
+        return await read_history(session, self._connection.names, job_id, submitted_at - CLOCK_SLACK)
 
     async def _until_caught_up(self, session: Session) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: self._caught_up is session)
 
     async def _pass_barrier(self, session: Session) -> None:
-        await _pass_barrier(session, self._link.names, self._tail)
+        await _pass_barrier(session, self._connection.names, self._tail)
 
 
 async def read_history(

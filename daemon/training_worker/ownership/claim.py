@@ -14,10 +14,10 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from training_schemas.ledger import Claimed
 from training_worker.broker.session import Session, broker_errors
 from training_worker.errors import JobLockedError
-from training_worker.ledger.job_history import JobHistory, Standing
+from training_worker.ledger.job_history import ClaimRecord, JobHistory
 from training_worker.ownership.lease import Lease, declare_lease
 from training_worker.ownership.lock import Inbox, Lock
-from training_worker.ownership.ownership import Grip, Owner, Ownership
+from training_worker.ownership.ownership import OwnedSession, Owner, Ownership
 from training_worker.queue.job_message import QueuedJob
 from training_worker.queue.rejection import refuse
 
@@ -58,25 +58,25 @@ class Claim:
         await asyncio.gather(self.declare_lease(), self._lock_and_announce())
         if self._lock is None:
             await self.hand_over()
-            await self.settle()
+            await self.acknowledge()
             return NotOurs.HANDED_OVER
         await self.open_lease()
         if self._is_another_job:
             await self.refuse()
-            await self.settle()
+            await self.acknowledge()
             await self.step_back()
             return NotOurs.REFUSED
         if self._history.terminal is not None:
-            await self.say_end()
-            await self.settle()
+            await self.publish_end()
+            await self.acknowledge()
             await self.close()
             return NotOurs.FINISHED_BEFORE
         await self.lease_copy()
-        await self.settle()
+        await self.acknowledge()
         return self.ownership()
 
     async def _lock_and_announce(self) -> None:
-        if await self.take_lock():
+        if await self.acquire_lock():
             await self.open_inbox()
             await self.read_ledger()
             if self._history.terminal is None and not self._is_another_job:
@@ -91,10 +91,10 @@ class Claim:
         """Make sure that there is a queue for the copies that bring the job back."""
         self._queue = await declare_lease(self._session, self._owner.lease_terms(self._job))
 
-    async def take_lock(self) -> bool:
+    async def acquire_lock(self) -> bool:
         """From here on nobody else trains the job. False if somebody else holds the lock."""
         try:
-            self._lock = await Lock.take(self._session, self._owner.link.names, self._job.job_id)
+            self._lock = await Lock.take(self._session, self._owner.connection.names, self._job.job_id)
         except JobLockedError:
             return False
         return True
@@ -106,7 +106,7 @@ class Claim:
         of the two reaches us.
         """
         assert self._lock is not None  # noqa: S101 - the step before
-        await self._lock.open_inbox(self._owner.link.names, self._inbox)
+        await self._lock.open_inbox(self._owner.connection.names, self._inbox)
 
     async def read_ledger(self) -> None:
         """Learn what is true of the job."""
@@ -134,13 +134,13 @@ class Claim:
         assert self._queue is not None  # noqa: S101 - the step before
         self._lease = await Lease.open(self._session, self._queue)
 
-    async def say_end(self) -> None:
+    async def publish_end(self) -> None:
         """Say again how the job ended: its owner may have died before saying so. The event has the same id."""
-        await self._owner.say_end(self._session, self._job)
+        await self._owner.publish_end(self._session, self._job)
 
     async def refuse(self) -> None:
         """Say that the id is another job's, which is not touched."""
-        await refuse(self._job, self._job.message().body, self._owner.link, self._owner.speaker)
+        await refuse(self._job, self._job.message().body, self._owner.connection, self._owner.publisher)
 
     async def step_back(self) -> None:
         """Leave the copies to the job whose id it is, and unlock."""
@@ -154,7 +154,7 @@ class Claim:
         assert self._lease is not None  # noqa: S101 - the step before
         await self._lease.renew(self._job.message())
 
-    async def settle(self) -> None:
+    async def acknowledge(self) -> None:
         """Drop the tier queue's delivery: from here on the lease alone brings the job back."""
         with broker_errors():
             await self._delivery.ack()
@@ -170,6 +170,6 @@ class Claim:
         """What the steps have led to."""
         assert self._lease is not None  # noqa: S101 - the step before
         assert self._lock is not None  # noqa: S101 - the step before
-        grip = Grip(session=self._session, lock=self._lock, lease=self._lease)
-        standing = Standing(claim=self._name, before=self._history)
-        return Ownership(self._owner, self._job, standing, self._inbox, grip)
+        owned_session = OwnedSession(session=self._session, lock=self._lock, lease=self._lease)
+        claim_record = ClaimRecord(claim=self._name, before=self._history)
+        return Ownership(self._owner, self._job, claim_record, self._inbox, owned_session)

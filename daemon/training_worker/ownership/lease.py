@@ -75,7 +75,7 @@ class Lease:
         async with self._arrived:
             await self._arrived.wait_for(lambda: any(copy.correlation_id == name for copy in self._held))
 
-    async def stop_taking(self) -> None:
+    async def stop_consuming(self) -> None:
         """Hold what is held, and take no more copies: they are the next owner's. Raises `BrokerLostError`."""
         if self._consumer is not None:
             with broker_errors():

@@ -16,12 +16,12 @@ from aio_pika import Message
 from training_schemas.commands import CancelJob
 from training_schemas.ledger import AnyEntry, AttemptEntry, AttemptFailed, Claimed, Released, TerminalEntry
 from training_worker.asyncio_tools import first_of
-from training_worker.broker.connection import Link
-from training_worker.broker.event_publisher import Speaker, retell
+from training_worker.broker.connection import Connection
+from training_worker.broker.event_publisher import EventPublisher, encoded_event
 from training_worker.broker.names import delayed_key
 from training_worker.broker.session import Session
 from training_worker.errors import BrokerError, JobLockedError
-from training_worker.ledger.job_history import Standing
+from training_worker.ledger.job_history import ClaimRecord
 from training_worker.ledger.ledger import Ledger
 from training_worker.observations import LeaseChanged, LeaseEvent, Observer, unobserved
 from training_worker.ownership.lease import Lease, LeaseTerms, declare_lease
@@ -40,9 +40,9 @@ E = TypeVar("E", bound=AttemptEntry)
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """What it takes to own jobs: the broker, the name to own them under, the lease and the grace in seconds."""
 
-    link: Link
+    connection: Connection
     ledger: Ledger
-    speaker: Speaker
+    publisher: EventPublisher
     worker: str
     lease: float
     grace: int
@@ -51,7 +51,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
     def lease_terms(self, job: QueuedJob) -> LeaseTerms:
         """How a job's copies are kept, and where they go when the lease runs out."""
-        names = self.link.names
+        names = self.connection.names
         return LeaseTerms(
             queue=names.lease(job.job_id),
             seconds=self.lease,
@@ -59,15 +59,15 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
             key=delayed_key(self.grace, job.tier_key),
         )
 
-    async def say_end(self, session: Session, job: QueuedJob) -> None:
+    async def publish_end(self, session: Session, job: QueuedJob) -> None:
         """Publish the event that tells of a job's end, as it stands in the ledger. Raises `BrokerError`."""
         event = await self.ledger.end_event(session, job.job_id, job.submitted_at)
         if event:
-            statement = retell(event)
-            await session.publish(self.link.names.events, statement.key, statement.message)
+            encoded = encoded_event(event)
+            await session.publish(self.connection.names.events, encoded.key, encoded.message)
 
 
-class Grip(msgspec.Struct, frozen=True, kw_only=True):
+class OwnedSession(msgspec.Struct, frozen=True, kw_only=True):
     """What holds a job during one session."""
 
     session: Session
@@ -85,16 +85,16 @@ class Ownership:
         self,
         owner: Owner,
         job: QueuedJob,
-        standing: Standing,
+        claim_record: ClaimRecord,
         inbox: Inbox,
-        grip: Grip | None = None,
+        owned_session: OwnedSession | None = None,
     ) -> None:
         self._owner = owner
         self._job = job
         self._inbox = inbox
-        self._grip = grip
+        self._owned_session = owned_session
         # Whichever of these the ledger names last, it means us: the confirm of a claim may be lost.
-        self._claims = [standing.claim]
+        self._claims = [claim_record.claim]
         self._reported = False
         self.found_reported = False
         """Whether the end was found in the ledger, from before a lost connection or an earlier daemon."""
@@ -103,23 +103,23 @@ class Ownership:
         # Set when it is known whether we have a grip on the job, or will never have one again.
         self._known = asyncio.Event()
         self._busy = asyncio.Lock()
-        self.before = standing.before
-        self.history = standing.before
-        self.attempt = standing.before.attempt + 1
-        self.note(self.entry(Claimed, claim=standing.claim))
+        self.before = claim_record.before
+        self.history = claim_record.before
+        self.attempt = claim_record.before.attempt + 1
+        self.note(self.entry(Claimed, claim=claim_record.claim))
         self.deadline = owner.clock() + owner.lease
-        if grip is not None:
+        if owned_session is not None:
             self._known.set()
 
     @property
-    def link(self) -> Link:
+    def connection(self) -> Connection:
         """The broker."""
-        return self._owner.link
+        return self._owner.connection
 
     @property
-    def standing(self) -> Standing:
+    def claim_record(self) -> ClaimRecord:
         """What the present attempt stands on."""
-        return Standing(claim=self._claims[-1], before=self.before)
+        return ClaimRecord(claim=self._claims[-1], before=self.before)
 
     async def hold(self, on_renewal: Callable[[float], None]) -> bool:
         """Keep the job ours until it is over. False, and earlier, if another worker has it.
@@ -130,43 +130,43 @@ class Ownership:
             if not await self._regain():
                 return False
             on_renewal(self.deadline)
-            assert self._grip is not None  # noqa: S101 - regained
-            await first_of(self._over, self._grip.session.lost, timeout=self._owner.lease / 2)
-            await self._renew(self._grip)
+            assert self._owned_session is not None  # noqa: S101 - regained
+            await first_of(self._over, self._owned_session.session.lost, timeout=self._owner.lease / 2)
+            await self._renew(self._owned_session)
         return True
 
     async def _regain(self) -> bool:
-        if self._grip is None or self._grip.session.lost.is_set():
+        if self._owned_session is None or self._owned_session.session.lost.is_set():
             self._superseded = not await self._rejoin()
             self._tell(LeaseEvent.LOST if self._superseded else LeaseEvent.REJOINED)
             self._known.set()
         return not self._superseded
 
-    async def _renew(self, grip: Grip) -> None:
+    async def _renew(self, owned_session: OwnedSession) -> None:
         async with self._busy:
-            if self._over.is_set() or grip.session.lost.is_set():
+            if self._over.is_set() or owned_session.session.lost.is_set():
                 return
             try:
-                await self._renew_once(grip)
+                await self._renew_once(owned_session)
             except BrokerError as error:
                 log.warning("lease_not_renewed", error=str(error))
                 self._tell(LeaseEvent.NOT_RENEWED)
-                grip.session.lost.set()
+                owned_session.session.lost.set()
             else:
                 self._tell(LeaseEvent.RENEWED)
 
     def _tell(self, event: LeaseEvent) -> None:
         self._owner.observe(LeaseChanged(event=event))
 
-    async def _renew_once(self, grip: Grip) -> None:
+    async def _renew_once(self, owned_session: OwnedSession) -> None:
         now = self._owner.clock()
-        await grip.lease.renew(self._job.message())
+        await owned_session.lease.renew(self._job.message())
         self.deadline = now + self._owner.lease
 
     async def _rejoin(self) -> bool:
         """Take the job up again on a new session, for as long as it takes. False if another worker has it."""
         while True:
-            session = await self._owner.link.session()
+            session = await self._owner.connection.session()
             try:
                 return await self._rejoin_on(session)
             except BrokerError as error:
@@ -177,7 +177,7 @@ class Ownership:
         lock = await self._lock_unless_superseded(session)
         if lock is None:
             return False
-        await lock.open_inbox(self._owner.link.names, self._inbox)
+        await lock.open_inbox(self._owner.connection.names, self._inbox)
         # The lock alone proves nothing: somebody may have taken, finished and left the job meanwhile.
         if await self._has_passed_on(session):
             await lock.release()
@@ -186,14 +186,14 @@ class Ownership:
         lease = await Lease.open(session, await declare_lease(session, self._owner.lease_terms(self._job)))
         await lease.renew(self._job.message())
         self.deadline = now + self._owner.lease
-        self._grip = Grip(session=session, lock=lock, lease=lease)
+        self._owned_session = OwnedSession(session=session, lock=lock, lease=lease)
         log.info("rejoined", attempt=self.attempt)
         return True
 
     async def _lock_unless_superseded(self, session: Session) -> Lock | None:
         while True:
             try:
-                return await Lock.take(session, self._owner.link.names, self._job.job_id)
+                return await Lock.take(session, self._owner.connection.names, self._job.job_id)
             except JobLockedError:
                 if await self._has_passed_on(session):
                     return None
@@ -213,7 +213,9 @@ class Ownership:
 
     async def publish(self, exchange: str, key: str, message: Message) -> bool:
         """Publish in the owner's name, for as long as it takes. False, and nothing, if another worker has the job."""
-        return await self._on_grip(lambda grip: grip.session.publish(exchange, key, message))
+        return await self._with_owned_session(
+            lambda owned_session: owned_session.session.publish(exchange, key, message)
+        )
 
     def entry(self, kind: type[E], **fields: Any) -> E:
         """An entry for the ledger about this attempt, as of now."""
@@ -233,40 +235,42 @@ class Ownership:
         claimed = self.entry(Claimed, claim=self._claims[-1])
         self.note(claimed)
 
-        async def write(grip: Grip) -> None:
-            await self._owner.ledger.append_once(grip.session, failed)
-            await self._owner.ledger.append_once(grip.session, claimed)
+        async def write(owned_session: OwnedSession) -> None:
+            await self._owner.ledger.append_once(owned_session.session, failed)
+            await self._owner.ledger.append_once(owned_session.session, claimed)
 
-        return await self._on_grip(write)
+        return await self._with_owned_session(write)
 
     async def confirm(self) -> bool:
         """Make sure that the job is ours for the length of a lease from now. False if another worker has it by now."""
-        return await self._on_grip(self._renew_once)
+        return await self._with_owned_session(self._renew_once)
 
     async def report(self, entry: TerminalEntry) -> bool:
         """Write the terminal entry: the job is over for everybody. False if another worker has it by now."""
 
-        async def write(grip: Grip) -> None:
+        async def write(owned_session: OwnedSession) -> None:
             # A rejoin may have found the entry whose confirm was lost.
             if not self._reported:
-                await self._owner.ledger.append_once(grip.session, entry)
+                await self._owner.ledger.append_once(owned_session.session, entry)
                 self._reported = True
 
-        return await self._on_grip(write)
+        return await self._with_owned_session(write)
 
-    async def say_end(self) -> bool:
+    async def publish_end(self) -> bool:
         """Publish the event of the end as the ledger has it. False if another worker has the job by now."""
-        return await self._on_grip(lambda grip: self._owner.say_end(grip.session, self._job))
+        return await self._with_owned_session(
+            lambda owned_session: self._owner.publish_end(owned_session.session, self._job)
+        )
 
     async def leave(self) -> bool:
         """After `report`: drop every copy and unlock. False if another worker has the job by now."""
 
-        async def leave(grip: Grip) -> None:
-            await grip.lease.delete()
-            await grip.lock.release()
+        async def leave(owned_session: OwnedSession) -> None:
+            await owned_session.lease.delete()
+            await owned_session.lock.release()
             self._over.set()
 
-        return await self._on_grip(leave)
+        return await self._with_owned_session(leave)
 
     async def give_back(self, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
         """Put ``job`` back into its tier queue, after ``delay`` seconds. False if another worker has it by now.
@@ -275,37 +279,37 @@ class Ownership:
         a copy put back and the others dropped: the other way round, whoever takes the copy finds the lock still held,
         and hands it to an owner who has just left.
         """
-        names = self._owner.link.names
+        names = self._owner.connection.names
         exchange, key = (names.retry, delayed_key(delay, job.tier_key)) if delay else (names.jobs, job.tier_key)
 
-        async def give_back(grip: Grip) -> None:
-            await self._owner.ledger.append_once(grip.session, entry)
-            await grip.lease.stop_taking()
-            await grip.lock.release()
-            await grip.session.publish(exchange, key, job.message())
-            await grip.lease.drop()
+        async def give_back(owned_session: OwnedSession) -> None:
+            await self._owner.ledger.append_once(owned_session.session, entry)
+            await owned_session.lease.stop_consuming()
+            await owned_session.lock.release()
+            await owned_session.session.publish(exchange, key, job.message())
+            await owned_session.lease.drop()
             self._over.set()
 
-        return await self._on_grip(give_back)
+        return await self._with_owned_session(give_back)
 
-    async def _on_grip(self, step: Callable[[Grip], Awaitable[None]]) -> bool:
-        while (grip := await self._gripped()) is not None:
+    async def _with_owned_session(self, step: Callable[[OwnedSession], Awaitable[None]]) -> bool:
+        while (owned_session := await self._gripped()) is not None:
             try:
                 async with self._busy:
-                    await step(grip)
+                    await step(owned_session)
             except BrokerError as error:
                 log.warning("not_settled", error=str(error))
-                grip.session.lost.set()
+                owned_session.session.lost.set()
             else:
                 return True
         return False
 
-    async def _gripped(self) -> Grip | None:
+    async def _gripped(self) -> OwnedSession | None:
         while True:
             await self._known.wait()
             if self._superseded:
                 return None
-            assert self._grip is not None  # noqa: S101 - known, and not superseded
-            if not self._grip.session.lost.is_set():
-                return self._grip
+            assert self._owned_session is not None  # noqa: S101 - known, and not superseded
+            if not self._owned_session.session.lost.is_set():
+                return self._owned_session
             self._known.clear()

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Gate:
+class Admission:
     """Shared by a worker's slots: each has one of its own inside it, which can be barred besides."""
 
     def __init__(self) -> None:
@@ -16,28 +16,28 @@ class Gate:
         self._opened.set()
         self._paused = False
         self._barred = False
-        self._inner: list[Gate] = []
+        self._inner: list[Admission] = []
         self.drained = False
 
-    def inner(self) -> "Gate":
+    def inner(self) -> "Admission":
         """A new gate that does what this one does from now on, and can be barred alone."""
-        gate = Gate()
-        self._inner.append(gate)
-        return gate
+        admission = Admission()
+        self._inner.append(admission)
+        return admission
 
     def pause(self) -> None:
         """Take nothing new until resumed."""
         self._paused = True
         self._move()
-        for gate in self._inner:
-            gate.pause()
+        for admission in self._inner:
+            admission.pause()
 
     def resume(self) -> None:
         """Take jobs again."""
         self._paused = False
         self._move()
-        for gate in self._inner:
-            gate.resume()
+        for admission in self._inner:
+            admission.resume()
 
     def bar(self) -> None:
         """Take nothing new until unbarred, whether paused or not."""
@@ -53,8 +53,8 @@ class Gate:
         """Take nothing new ever again."""
         self.drained = True
         self._move()
-        for gate in self._inner:
-            gate.drain()
+        for admission in self._inner:
+            admission.drain()
 
     def _move(self) -> None:
         shut = self.drained or self._paused or self._barred

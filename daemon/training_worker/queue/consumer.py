@@ -9,7 +9,7 @@ from training_schemas.jobs import MemoryTier, ModelFamily
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session, broker_errors
 from training_worker.broker.topology import declare_tier_queue
-from training_worker.queue.admission import Gate
+from training_worker.queue.admission import Admission
 
 # RabbitMQ serves the consumer of the highest priority first.
 HIGHEST_PRIORITY = 10
@@ -18,7 +18,7 @@ HIGHEST_PRIORITY = 10
 GET_TIMEOUT = 60.0
 
 
-class Source:
+class JobConsumer:
     """The queues that one slot can serve, on one session's channel. At most one job is held at a time."""
 
     def __init__(self, session: Session, queues: list[tuple[AbstractQueue, int]]) -> None:
@@ -30,7 +30,7 @@ class Source:
     @classmethod
     async def open(
         cls, session: Session, names: Names, tier: MemoryTier, families: list[ModelFamily], gpu_count: int = 1
-    ) -> "Source":
+    ) -> "JobConsumer":
         """Look up the queues, the most demanding tier first. Raises `BrokerLostError`.
 
         A slot of several cards takes the jobs that ask for as many, and no others: the rest of it would be idle.
@@ -47,21 +47,21 @@ class Source:
             ]
         return cls(session, queues)
 
-    async def take(self, gate: Gate) -> AbstractIncomingMessage | None:
+    async def take(self, admission: Admission) -> AbstractIncomingMessage | None:
         """The next job's delivery, for as long as it takes; None once the gate is closed. Raises `BrokerLostError`.
 
         The source may go on consuming until `quiet` is called.
         """
         with broker_errors():
             for queue, _ in self._queues:
-                if gate.closed:
+                if admission.closed:
                     return None
                 # A get does not notice by itself that its connection is gone.
                 if (message := await self._session.wait_for(queue.get(fail=False, timeout=GET_TIMEOUT))) is not None:
                     return message
             for queue, priority in self._queues:
                 self._consumers[await queue.consume(self._arrived.put, arguments={"x-priority": priority})] = queue
-            return await self._session.wait_for(gate.unless_closed(self._arrived.get()))
+            return await self._session.wait_for(admission.unless_closed(self._arrived.get()))
 
     async def quiet(self) -> None:
         """End the consuming; what else was delivered in that instant goes back. Raises `BrokerLostError`."""

@@ -1,5 +1,6 @@
 """A dead letter: what gave up, why, and what is known of its attempts. Written into a message's headers, and read."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -18,7 +19,7 @@ MESSAGE_HEADER = "x-training-message"
 FAULTS_HEADER = "x-training-faults"
 HISTORY_HEADER = "x-training-history"
 OUTPUT_HEADER = "x-training-output"
-BURIED_HEADER = "x-training-buried"
+DEAD_LETTERED_HEADER = "x-training-buried"
 SIZE_HEADER = "x-training-size"
 
 # The reasons of letters that never were jobs. All others are those of a failure.
@@ -55,8 +56,14 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     faults: list[Fault] = []
     history: list[AttemptSummary] = []
     output: str = ""
-    buried_at: float | None = None
+    dead_lettered_at: float | None = None
     from_queue: str | None = None
+
+    @property
+    def buried_at(self) -> float | None:
+        """The former name of ``dead_lettered_at``, for one release more."""
+        warnings.warn("DeadLetter.buried_at is deprecated: use dead_lettered_at", DeprecationWarning, stacklevel=2)
+        return self.dead_lettered_at
 
     @property
     def job(self) -> TrainingJob:
@@ -81,7 +88,7 @@ class Message(Protocol):
         """As it was published."""
 
 
-class LetterText(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
     """What is written beside a body."""
 
     reason: str
@@ -100,7 +107,7 @@ class LetterText(msgspec.Struct, frozen=True, kw_only=True):
             OUTPUT_HEADER: last_bytes("\n".join(self.output_tail[-MOST_LINES:]), LONGEST_OUTPUT),
         }
         present = {name: value for name, value in headers.items() if value}
-        return {BURIED_HEADER: round(now * 1000)} | present
+        return {DEAD_LETTERED_HEADER: round(now * 1000)} | present
 
 
 def _bounded(attempt: AttemptSummary) -> AttemptSummary:
@@ -148,7 +155,7 @@ def _array(encoded: list[bytes]) -> str:
     return f"[{b','.join(encoded).decode()}]" if encoded else ""
 
 
-def read_letter(message: Message) -> DeadLetter:
+def read_dead_letter(message: Message) -> DeadLetter:
     """Read what lies in the dead queue, whoever put it there. Never fails."""
     headers = message.headers
     death = _first_death(headers)
@@ -159,7 +166,7 @@ def read_letter(message: Message) -> DeadLetter:
         faults=_list(headers.get(FAULTS_HEADER), Fault),
         history=_list(headers.get(HISTORY_HEADER), AttemptSummary),
         output=_text(headers.get(OUTPUT_HEADER)),
-        buried_at=_buried_at(headers, death),
+        dead_lettered_at=_dead_lettered_at(headers, death),
         from_queue=None if REASON_HEADER in headers else _text(death.get("queue")) or None,
         body=message.body,
     )
@@ -182,8 +189,8 @@ def _list(value: Any, kind: type[T]) -> list[T]:
         return []
 
 
-def _buried_at(headers: Mapping[str, Any], death: Mapping[str, Any]) -> float | None:
-    value = headers.get(BURIED_HEADER)
+def _dead_lettered_at(headers: Mapping[str, Any], death: Mapping[str, Any]) -> float | None:
+    value = headers.get(DEAD_LETTERED_HEADER)
     if type(value) is int and 0 <= value < LATEST_TIME:
         return value / 1000
     time = death.get("time")

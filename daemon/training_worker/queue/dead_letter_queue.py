@@ -14,16 +14,16 @@ from training_schemas.ledger import Completed, Requeued
 from training_schemas.progress import Fault
 from training_schemas.usage import AttemptSummary
 from training_schemas.validation import InvalidMessageError
-from training_worker.broker.connection import Link
+from training_worker.broker.connection import Connection
 from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names
 from training_worker.broker.session import Session, broker_errors, persistent
-from training_worker.errors import LetterError
+from training_worker.errors import DeadLetterError
 from training_worker.ledger.ledger import read_history
 from training_worker.ledger.tail import CLOCK_SLACK
-from training_worker.queue.dead_letter import SIZE_HEADER, DeadLetter, LetterText, kept_body, read_letter
+from training_worker.queue.dead_letter import SIZE_HEADER, DeadLetter, DeadLetterFields, kept_body, read_dead_letter
 
 # How many are looked at: the most that AMQP lets a consumer hold.
-MOST_LETTERS = 65_535
+MOST_DEAD_LETTERS = 65_535
 
 # After so many seconds without a letter there are no more: when some are known to be missing, and when none is.
 # What the last reader gave back takes the broker some milliseconds to put into its place.
@@ -31,8 +31,8 @@ LONG_SILENCE = 5.0
 SHORT_SILENCE = 0.2
 
 
-async def bury(  # noqa: PLR0913 - a letter's parts, of which most have few
-    link: Link,
+async def dead_letter_job(  # noqa: PLR0913 - a letter's parts, of which most have few
+    connection: Connection,
     body: bytes,
     *,
     job_id: str | None,
@@ -43,12 +43,12 @@ async def bury(  # noqa: PLR0913 - a letter's parts, of which most have few
     output_tail: Sequence[str] = (),
 ) -> None:
     """Put a message's body into the dead queue, cut if it is too large to be a job, and wait for the confirm."""
-    text = LetterText(reason=reason, message=message, faults=faults, history=history, output_tail=output_tail)
+    text = DeadLetterFields(reason=reason, message=message, faults=faults, history=history, output_tail=output_tail)
     kept = kept_body(body)
     # The length that it came with, where it is not there any more.
     cut = {} if kept is body else {SIZE_HEADER: len(body)}
-    letter = persistent(kept, message_id=job_id, type=JOB_TYPE, headers=text.headers(time.time()) | cut)
-    await link.publish("", link.names.dead, letter)
+    dead_letter = persistent(kept, message_id=job_id, type=JOB_TYPE, headers=text.headers(time.time()) | cut)
+    await connection.publish("", connection.names.dead, dead_letter)
 
 
 class DeadQueue:
@@ -57,75 +57,75 @@ class DeadQueue:
     def __init__(self, session: Session, names: Names, held: list[AbstractIncomingMessage]) -> None:
         self._session = session
         self._names = names
-        self._held = [(read_letter(message), message) for message in held]
+        self._held = [(read_dead_letter(message), message) for message in held]
 
     @property
-    def letters(self) -> list[DeadLetter]:
+    def dead_letters(self) -> list[DeadLetter]:
         """What the queue holds."""
-        return [letter for letter, _ in self._held]
+        return [dead_letter for dead_letter, _ in self._held]
 
     async def requeue(self, job_ids: Sequence[str]) -> list[DeadLetter]:
-        """Put the newest letter of each job back to where backends publish. Raises `LetterError`, `BrokerError`.
+        """Put the newest letter of each job back to where backends publish. Raises `DeadLetterError`, `BrokerError`.
 
         Nothing is put back unless all can be.
         """
         chosen = [self._newest_job(job_id) for job_id in dict.fromkeys(job_ids)]
-        for letter, _ in chosen:
-            await self._refuse_completed(letter)
-        for letter, message in chosen:
-            await self._put_back(letter)
+        for dead_letter, _ in chosen:
+            await self._refuse_completed(dead_letter)
+        for dead_letter, message in chosen:
+            await self._put_back(dead_letter)
             with broker_errors():
                 await message.ack()
-        return [letter for letter, _ in chosen]
+        return [dead_letter for dead_letter, _ in chosen]
 
     async def drop(self, job_ids: Sequence[str]) -> list[DeadLetter]:
-        """Drop all letters of these jobs. Raises `LetterError`, and then drops none; `BrokerError`."""
+        """Drop all letters of these jobs. Raises `DeadLetterError`, and then drops none; `BrokerError`."""
         chosen = [held for job_id in dict.fromkeys(job_ids) for held in self._of(job_id)]
         with broker_errors():
             for _, message in chosen:
                 await message.ack()
-        return [letter for letter, _ in chosen]
+        return [dead_letter for dead_letter, _ in chosen]
 
     def _of(self, job_id: str) -> list[tuple[DeadLetter, AbstractIncomingMessage]]:
         found = [held for held in self._held if held[0].job_id == job_id]
         if not found:
-            raise LetterError(f"the dead queue has no letter of {job_id}")
+            raise DeadLetterError(f"the dead queue has no letter of {job_id}")
         return found
 
     def _newest_job(self, job_id: str) -> tuple[DeadLetter, AbstractIncomingMessage]:
         why = ""
-        for letter, message in reversed(self._of(job_id)):
+        for dead_letter, message in reversed(self._of(job_id)):
             try:
-                _ = letter.job
+                _ = dead_letter.job
             except InvalidMessageError as error:
                 why = why or str(error)
             else:
-                return letter, message
-        raise LetterError(f"cannot put {job_id} back, since it is no valid job: {why}")
+                return dead_letter, message
+        raise DeadLetterError(f"cannot put {job_id} back, since it is no valid job: {why}")
 
-    async def _refuse_completed(self, letter: DeadLetter) -> None:
+    async def _refuse_completed(self, dead_letter: DeadLetter) -> None:
         """An older letter may be left of a job that was put back and completed: its end stands."""
-        if not letter.ended:
+        if not dead_letter.ended:
             return
-        since = (letter.buried_at or 0.0) - CLOCK_SLACK
-        history = await read_history(self._session, self._names, letter.job_id, since)
+        since = (dead_letter.dead_lettered_at or 0.0) - CLOCK_SLACK
+        history = await read_history(self._session, self._names, dead_letter.job_id, since)
         if isinstance(history.terminal, Completed):
-            raise LetterError(f"cannot put {letter.job_id} back: it has been completed since")
+            raise DeadLetterError(f"cannot put {dead_letter.job_id} back: it has been completed since")
 
-    async def _put_back(self, letter: DeadLetter) -> None:
+    async def _put_back(self, dead_letter: DeadLetter) -> None:
         # In this order, and the letter is acknowledged last: whatever is cut off in between leaves it there.
-        if letter.ended:
-            entry = Requeued(job_id=letter.job_id, time=time.time())
+        if dead_letter.ended:
+            entry = Requeued(job_id=dead_letter.job_id, time=time.time())
             await self._session.publish(self._names.control, LEDGER_KEY, persistent(msgspec.json.encode(entry)))
-        job = letter.job
-        message = persistent(letter.body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
+        job = dead_letter.job
+        message = persistent(dead_letter.body, message_id=job.job_id, type=JOB_TYPE, priority=job.priority)
         await self._session.publish(self._names.jobs, SUBMIT_KEY, message)
 
 
 @asynccontextmanager
 async def opened(session: Session, names: Names) -> AsyncIterator[DeadQueue]:
     """Look into the dead queue; what is neither put back nor dropped keeps its place. Raises `BrokerError`."""
-    channel = await session.channel(prefetch=MOST_LETTERS)
+    channel = await session.channel(prefetch=MOST_DEAD_LETTERS)
     try:
         yield DeadQueue(session, names, await _read_all(session, channel, names))
     finally:
@@ -142,7 +142,7 @@ async def _read_all(session: Session, channel: AbstractChannel, names: Names) ->
     count = queue.declaration_result.message_count or 0
     held: list[AbstractIncomingMessage] = []
     with contextlib.suppress(TimeoutError):
-        while len(held) < MOST_LETTERS:
+        while len(held) < MOST_DEAD_LETTERS:
             silence = LONG_SILENCE if len(held) < count else SHORT_SILENCE
             held.append(await session.wait_for(asyncio.wait_for(arrived.get(), silence)))
     return held

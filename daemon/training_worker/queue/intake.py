@@ -17,8 +17,8 @@ from training_schemas.jobs import JOB_TYPE
 from training_schemas.ledger import Submitted
 from training_schemas.plans import Prediction
 from training_schemas.validation import InvalidMessageError, refused
-from training_worker.broker.connection import Link
-from training_worker.broker.event_publisher import Speaker
+from training_worker.broker.connection import Connection
+from training_worker.broker.event_publisher import EventPublisher
 from training_worker.broker.session import Session, broker_errors
 from training_worker.broker.topology import declare_tier_queue
 from training_worker.errors import BrokerError
@@ -37,17 +37,17 @@ log = structlog.get_logger()
 class Intake:
     """Serves the intake queue, on each session anew."""
 
-    def __init__(self, link: Link, ledger: Ledger, speaker: Speaker, settings: Settings) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, ledger: Ledger, publisher: EventPublisher, settings: Settings) -> None:
+        self._connection = connection
         self._ledger = ledger
-        self._speaker = speaker
+        self._publisher = publisher
         self._settings = settings
         # The submissions of one job are handled one after the other: each sees in the ledger what became of the last.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
         """Serve for ever."""
-        await self._link.serve(self._serve_on)
+        await self._connection.serve(self._serve_on)
 
     async def _serve_on(self, session: Session) -> None:
         async def on_message(message: AbstractIncomingMessage) -> None:
@@ -61,14 +61,14 @@ class Intake:
         channel = await session.channel(prefetch=PREFETCH)
         await session.watch(channel)
         with broker_errors():
-            queue = await channel.get_queue(self._link.names.intake, ensure=False)
+            queue = await channel.get_queue(self._connection.names.intake, ensure=False)
             await queue.consume(on_message)
 
     async def _handle(self, message: AbstractIncomingMessage, session: Session) -> None:
         try:
             queued = self._read(message)
         except InvalidMessageError as error:
-            await reject(message, error.faults, self._link, self._speaker)
+            await reject(message, error.faults, self._connection, self._publisher)
             return
         async with self._turns.setdefault(queued.job_id, asyncio.Lock()):
             history = await self._ledger.recall(session, queued.job_id)
@@ -78,7 +78,7 @@ class Intake:
 
     async def _decide(self, queued: QueuedJob, history: JobHistory, body: bytes, session: Session) -> None:
         if history.digest not in (None, queued.digest):
-            await refuse(queued, body, self._link, self._speaker)
+            await refuse(queued, body, self._connection, self._publisher)
         elif history.terminal is not None:
             await self._answer(queued, history)
         else:
@@ -104,7 +104,7 @@ class Intake:
             return
         channel = await session.channel(prefetch=0)
         with broker_errors():
-            await declare_tier_queue(channel, self._link.names, plan.family, plan.tier, plan.gpu_count)
+            await declare_tier_queue(channel, self._connection.names, plan.family, plan.tier, plan.gpu_count)
         await session.close_channel(channel)
 
     async def _let_in(self, queued: QueuedJob, *, again: bool) -> None:
@@ -126,14 +126,14 @@ class Intake:
         await asyncio.gather(
             self._ledger.append(entry),
             self._say(JobQueued, queued, event_id=event_id, **said),
-            self._link.publish(self._link.names.jobs, queued.tier_key, queued.message()),
+            self._connection.publish(self._connection.names.jobs, queued.tier_key, queued.message()),
         )
         log.info("queued", job=queued.job_id, key=queued.tier_key)
 
     async def _say(self, kind: type[Event], queued: QueuedJob, *, event_id: str | None = None, **fields: Any) -> None:
         identity = event_id or str(uuid.uuid4())
-        statement = self._speaker.state(kind, identity, job_id=queued.job_id, attempt=0, sequence=1, **fields)
-        await self._speaker.publish(statement)
+        encoded = self._publisher.state(kind, identity, job_id=queued.job_id, attempt=0, sequence=1, **fields)
+        await self._publisher.publish(encoded)
 
 
 def _as_first_submitted(queued: QueuedJob, history: JobHistory) -> QueuedJob:

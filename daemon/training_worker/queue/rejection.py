@@ -8,11 +8,11 @@ from aio_pika.abc import AbstractIncomingMessage
 from training_schemas.events import JobRefused, JobRejected
 from training_schemas.progress import Fault
 from training_schemas.validation import InvalidMessageError
-from training_worker.broker.connection import Link
-from training_worker.broker.event_publisher import Speaker
+from training_worker.broker.connection import Connection
+from training_worker.broker.event_publisher import EventPublisher
 from training_worker.broker.session import broker_errors
 from training_worker.queue.dead_letter import ID_TAKEN, REJECTED, first_bytes, job_id_of
-from training_worker.queue.dead_letter_queue import bury
+from training_worker.queue.dead_letter_queue import dead_letter_job
 from training_worker.queue.job_message import QueuedJob
 
 # An event is read by everybody: what is wrong with a message that is nothing but wrong is told in part.
@@ -23,29 +23,31 @@ LONGEST_REASON = 1000
 log = structlog.get_logger()
 
 
-async def refuse(queued: QueuedJob, body: bytes, link: Link, speaker: Speaker) -> None:
+async def refuse(queued: QueuedJob, body: bytes, connection: Connection, publisher: EventPublisher) -> None:
     """Tell everybody that a job's id is that of another one, and put it into the dead queue. Raises `BrokerError`."""
     text = f"the id {queued.job_id} is that of another job, which was submitted before"
     identity = str(uuid.uuid4())
-    event = speaker.state(JobRefused, identity, job_id=queued.job_id, attempt=0, sequence=1, digest=queued.digest)
-    await bury(link, body, job_id=queued.job_id, reason=ID_TAKEN, message=text)
-    await speaker.publish(event)
+    event = publisher.state(JobRefused, identity, job_id=queued.job_id, attempt=0, sequence=1, digest=queued.digest)
+    await dead_letter_job(connection, body, job_id=queued.job_id, reason=ID_TAKEN, message=text)
+    await publisher.publish(event)
     log.warning("refused", job=queued.job_id, digest=queued.digest)
 
 
-async def reject(message: AbstractIncomingMessage, faults: list[Fault], link: Link, speaker: Speaker) -> None:
+async def reject(
+    message: AbstractIncomingMessage, faults: list[Fault], connection: Connection, publisher: EventPublisher
+) -> None:
     """Tell everybody what is wrong with a message, put it into the dead queue, and settle it. Raises `BrokerError`."""
-    job_id, faults = job_id_of(message.body), told_faults(faults)
+    job_id, faults = job_id_of(message.body), bounded_faults(faults)
     text = str(InvalidMessageError(faults))
-    event = speaker.state(JobRejected, str(uuid.uuid4()), job_id=job_id, attempt=0, sequence=1, faults=faults)
-    await bury(link, message.body, job_id=job_id, reason=REJECTED, message=text, faults=faults)
-    await speaker.publish(event)
+    event = publisher.state(JobRejected, str(uuid.uuid4()), job_id=job_id, attempt=0, sequence=1, faults=faults)
+    await dead_letter_job(connection, message.body, job_id=job_id, reason=REJECTED, message=text, faults=faults)
+    await publisher.publish(event)
     with broker_errors():
         await message.ack()
     log.warning("rejected", job=job_id, faults=first_bytes(text, LONGEST_REASON))
 
 
-def told_faults(faults: list[Fault]) -> list[Fault]:
+def bounded_faults(faults: list[Fault]) -> list[Fault]:
     """The first of a message's faults, each of a bounded length; the last one says how many more there are."""
     told = [
         Fault(path=first_bytes(fault.path, LONGEST_PATH), reason=first_bytes(fault.reason, LONGEST_REASON))

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from training_worker.asyncio_tools import first_of
-from training_worker.runs.process_identity import RECORD_SELF, Identity
+from training_worker.runs.process_identity import RECORD_SELF, ProcessIdentity
 
 # How long the kernel may take to end a process that was killed: one that hangs in a driver call never ends.
 KILL_TIMEOUT = 10.0
@@ -42,7 +42,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 UNKNOWN = Exit()
 
 
-class Child:
+class ChildProcess:
     """A running child. Its output goes to files, so that it outlives its parent unharmed."""
 
     def __init__(self, pid: int, pidfd: int, reap: Callable[[], Exit]) -> None:
@@ -66,7 +66,7 @@ class Child:
         stderr: Path,
         identity: Path,
         stdin: int = subprocess.DEVNULL,
-    ) -> "Child":
+    ) -> "ChildProcess":
         """Start ``command`` with exactly this environment and its own mark; it writes down first who it is.
 
         Raises `OSError`.
@@ -85,7 +85,7 @@ class Child:
         return cls(popen.pid, os.pidfd_open(popen.pid), lambda: Exit.of(popen.wait()))
 
     @classmethod
-    def find(cls, identity: Identity) -> "Child | None":
+    def find(cls, identity: ProcessIdentity) -> "ChildProcess | None":
         """The process that an earlier daemon started, if it still runs."""
         pidfd = identity.open()
         return None if pidfd is None else cls(identity.pid, pidfd, lambda: reap(identity.pid))

@@ -2,7 +2,7 @@
 
 import os
 
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 
 # What a trainer needs of the daemon's environment. All else stays here, secrets first of all.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
@@ -14,6 +14,6 @@ def bare_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | own
 
 
-def trainer_environment(card: Card) -> dict[str, str]:
+def trainer_environment(device: GpuDevice) -> dict[str, str]:
     """The environment of a trainer: bare, with its own cards and no other."""
-    return bare_environment() | {"CUDA_VISIBLE_DEVICES": "" if card.simulated else card.uuid}
+    return bare_environment() | {"CUDA_VISIBLE_DEVICES": "" if device.simulated else device.uuid}

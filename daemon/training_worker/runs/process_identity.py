@@ -29,7 +29,7 @@ RECORD_SELF = (
 )
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """A process: its id, when it started (clock ticks after the boot), and which boot that was."""
 
     boot_id: str
@@ -37,7 +37,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     start_time: int
 
     @classmethod
-    def read(cls, path: Path) -> "Identity | None":
+    def read(cls, path: Path) -> "ProcessIdentity | None":
         """What a process wrote down of itself; None if it never came to that."""
         try:
             boot_id, stat = path.read_text("utf-8", "replace").splitlines()

@@ -10,12 +10,12 @@ from training_schemas.jobs import EngineName, TrainingJob
 from training_schemas.plans import Prediction
 from training_schemas.spec import SPEC_FILE, RunSpec
 from training_schemas.validation import InvalidMessageError
-from training_worker.gpu.devices import Card
-from training_worker.ledger.job_history import Standing
+from training_worker.gpu.devices import GpuDevice
+from training_worker.ledger.job_history import ClaimRecord
 from training_worker.queue.job_message import QueuedJob
-from training_worker.runs.child_process import Child
-from training_worker.runs.process_identity import Identity
-from training_worker.runs.run_directory import RECORD_FILE, RunFolder
+from training_worker.runs.child_process import ChildProcess
+from training_worker.runs.process_identity import ProcessIdentity
+from training_worker.runs.run_directory import RECORD_FILE, RunDirectory
 from training_worker.runs.state_layout import runs_dir
 
 log = structlog.get_logger()
@@ -29,8 +29,8 @@ class RunRecord(Wire, frozen=True, kw_only=True):
 
     job: TrainingJob
     submitted_at: float
-    standing: Standing
-    card: Card
+    claim_record: ClaimRecord = msgspec.field(name="standing")
+    device: GpuDevice = msgspec.field(name="card")
     engine: EngineName
     changes: dict[str, object]
     resumed_step: int
@@ -42,15 +42,15 @@ class RunRecord(Wire, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A run folder with what is in it."""
 
-    folder: RunFolder
+    folder: RunDirectory
     spec: RunSpec
     record: RunRecord
     queued: QueuedJob
 
-    def start(self, command: list[str], env: dict[str, str]) -> Child:
+    def start(self, command: list[str], env: dict[str, str]) -> ChildProcess:
         """Start the trainer. Raises `OSError`."""
         folder = self.folder
-        return Child.start(
+        return ChildProcess.start(
             [*command, str(folder.path)],
             env=env,
             stdout=folder.stdout,
@@ -59,9 +59,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
-    def identity(self) -> Identity | None:
+    def identity(self) -> ProcessIdentity | None:
         """Who the trainer is, or was; None if it never started."""
-        return Identity.read(self.folder.identity)
+        return ProcessIdentity.read(self.folder.identity)
 
     @property
     def has_begun(self) -> bool:
@@ -78,11 +78,11 @@ def find_runs(state_dir: Path) -> list[Run]:
     """The runs that earlier daemons left, oldest first. What was never finished being made is removed."""
     if not runs_dir(state_dir).is_dir():
         return []
-    runs = [run for path in runs_dir(state_dir).iterdir() if (run := read_run(RunFolder(path))) is not None]
+    runs = [run for path in runs_dir(state_dir).iterdir() if (run := read_run(RunDirectory(path))) is not None]
     return sorted(runs, key=lambda run: run.record.started_at)
 
 
-def read_run(folder: RunFolder) -> Run | None:
+def read_run(folder: RunDirectory) -> Run | None:
     """The run of a folder; None if it cannot be read. What was never finished being made is removed."""
     try:
         spec, record = folder.read(SPEC_FILE, RunSpec), folder.read(RECORD_FILE, RunRecord)

@@ -22,7 +22,7 @@ from training_schemas.spec import (
     RunSpec,
 )
 from training_worker.runs.file_tail import last_lines
-from training_worker.runs.process_identity import Identity
+from training_worker.runs.process_identity import ProcessIdentity
 from training_worker.runs.state_layout import run_path
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class StopOrder(Wire, frozen=True, kw_only=True):
 class Bookmark:
     """Where an attempt's telling stands; kept in the run folder, if there is one."""
 
-    def __init__(self, folder: "RunFolder | None") -> None:
+    def __init__(self, folder: "RunDirectory | None") -> None:
         self._folder = folder
         self.cursor = (folder and folder.find(CURSOR_FILE, Cursor)) or Cursor()
 
@@ -71,18 +71,18 @@ class Bookmark:
             self._folder.write(CURSOR_FILE, cursor)
 
 
-class RunFolder:
+class RunDirectory:
     """One attempt's folder below the state directory, named ``<job>.<attempt>``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
-    def create(cls, state_dir: Path, spec: RunSpec, lease: RunLease, record: msgspec.Struct) -> "RunFolder":
+    def create(cls, state_dir: Path, spec: RunSpec, lease: RunLease, record: msgspec.Struct) -> "RunDirectory":
         """Make the folder with its spec, its lease, its record and an empty progress file. Raises `OSError`."""
         folder = cls(run_path(state_dir, spec.job_id, spec.attempt))
         # Left by an attempt of the same number that the ledger has forgotten: nobody will ask for it.
-        identity = Identity.read(folder.identity)
+        identity = ProcessIdentity.read(folder.identity)
         if identity is not None and identity.is_alive:
             raise FileExistsError(f"{folder.path} belongs to process {identity.pid}, which still runs")
         folder.remove()

@@ -15,8 +15,8 @@ import structlog
 
 from training_schemas.jobs import EngineName
 from training_schemas.spec import STDERR_FILE, STDOUT_FILE
-from training_worker.gpu.devices import Card
-from training_worker.runs.child_process import Child
+from training_worker.gpu.devices import GpuDevice
+from training_worker.runs.child_process import ChildProcess
 from training_worker.runs.environment import trainer_environment
 from training_worker.runs.file_tail import last_lines
 from training_worker.runs.run import Run
@@ -37,10 +37,10 @@ log = structlog.get_logger()
 class Standby:
     """The trainers that wait on one card: one of each engine that is set to. None waits while a job is trained."""
 
-    def __init__(self, card: Card, settings: Settings) -> None:
-        self._env = trainer_environment(card)
+    def __init__(self, device: GpuDevice, settings: Settings) -> None:
+        self._env = trainer_environment(device)
         self._commands = {name: engine.command for name, engine in settings.engines.items() if engine.standby}
-        self._folder = settings.state_dir / "standby" / card.uuid
+        self._folder = settings.state_dir / "standby" / device.uuid
         self._waiting: dict[EngineName, WaitingTrainer] = {}
 
     def prepare(self) -> None:
@@ -53,7 +53,7 @@ class Standby:
             except OSError as error:
                 log.warning("standby_failed", engine=engine, error=str(error))
 
-    async def hand_over(self, engine: EngineName, run: Run) -> Child | None:
+    async def hand_over(self, engine: EngineName, run: Run) -> ChildProcess | None:
         """Give the run to the engine's trainer, and end the others; None if no trainer has taken it."""
         trainer = self._waiting.pop(engine, None)
         child = None if trainer is None else await trainer.hand_over(run)
@@ -70,7 +70,7 @@ class Standby:
 class WaitingTrainer:
     """One trainer that loads its libraries, then waits. Until it has a run, its output goes to a folder of its own."""
 
-    def __init__(self, child: Child, line: socket.socket, folder: Path) -> None:
+    def __init__(self, child: ChildProcess, line: socket.socket, folder: Path) -> None:
         self._child = child
         self._line = line
         self._folder = folder
@@ -86,7 +86,7 @@ class WaitingTrainer:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            child = Child.start(
+            child = ChildProcess.start(
                 [*command, STANDBY_ARGUMENT],
                 env=env,
                 stdin=theirs.fileno(),
@@ -111,7 +111,7 @@ class WaitingTrainer:
         output = last_lines(self._folder / STDERR_FILE, OUTPUT_LINES)
         log.warning("standby_ended", pid=self._child.pid, exit=str(end), output=output)
 
-    async def hand_over(self, run: Run) -> Child | None:
+    async def hand_over(self, run: Run) -> ChildProcess | None:
         """Have it train this run. None if it has not begun to: then it is ended, and the run is as it was."""
         ready = self._ready
         await self._unwatch()

@@ -10,9 +10,9 @@ import msgspec
 import structlog
 
 from training_worker.observations import DiskUse
-from training_worker.runs.process_identity import Identity
+from training_worker.runs.process_identity import ProcessIdentity
 from training_worker.runs.run import read_run
-from training_worker.runs.run_directory import IDENTITY_FILE, RunFolder
+from training_worker.runs.run_directory import IDENTITY_FILE, RunDirectory
 from training_worker.runs.state_layout import attempt_path, caches_dir, runs_dir
 from training_worker.settings import Settings
 from training_worker.storage.cache_entries import Caches
@@ -33,7 +33,7 @@ class Leftover(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str | None = None
 
 
-class Cleaning:
+class Cleanup:
     """Removes what nobody needs; never what belongs to the jobs that ``busy`` names, each time that it is asked.
 
     Run folders that a daemon can read are never removed: each is a job that runs, or one whose end is not told yet.
@@ -108,12 +108,12 @@ class Cleaning:
         for path in folders_in(runs_dir(self._state_dir)):
             left_at = changed_at(path)
             # Looked at last: what was never finished being made is removed by the look.
-            if left_at < before and not _is_in_use(path) and read_run(RunFolder(path)) is None and path.exists():
+            if left_at < before and not _is_in_use(path) and read_run(RunDirectory(path)) is None and path.exists():
                 yield Leftover(path=path, left_at=left_at)
 
     def _standby(self, before: float) -> Iterator[Leftover]:
-        for card in folders_in(self._state_dir / "standby"):
-            for path in folders_in(card):
+        for device in folders_in(self._state_dir / "standby"):
+            for path in folders_in(device):
                 if (left_at := changed_at(path)) < before and not _is_in_use(path):
                     yield Leftover(path=path, left_at=left_at)
 
@@ -164,5 +164,5 @@ def _attempts_of(job: EndedJob) -> dict[int, Path]:
 
 
 def _is_in_use(folder: Path) -> bool:
-    identity = Identity.read(folder / IDENTITY_FILE)
+    identity = ProcessIdentity.read(folder / IDENTITY_FILE)
     return identity is not None and identity.is_alive

@@ -11,7 +11,7 @@ import structlog
 
 from training_presets.disk import DiskNeed
 from training_worker.settings import Settings
-from training_worker.storage.cleanup import Cleaning
+from training_worker.storage.cleanup import Cleanup
 from training_worker.storage.disk_usage import GIB, device_of, free_bytes, tree_bytes
 
 log = structlog.get_logger()
@@ -81,14 +81,14 @@ class Reservations:
 
     def __init__(self, settings: Settings) -> None:
         self._state_dir = settings.state_dir
-        self._cleaning = Cleaning(settings, self.job_ids)
+        self._cleanup = Cleanup(settings, self.job_ids)
         self._taking = threading.Lock()
         self._all: list[Reservation] = []
 
     @property
-    def cleaning(self) -> Cleaning:
+    def cleanup(self) -> Cleanup:
         """The cleaning that leaves alone what these jobs need."""
-        return self._cleaning
+        return self._cleanup
 
     def job_ids(self) -> set[str]:
         """The jobs in hand."""
@@ -135,15 +135,15 @@ class Reservations:
             own = [portion for portion in portions if portion.device == device]
             others = [portion for portion in taken if portion.device == device]
             needed, set_aside = sum(portion.left for portion in own), sum(portion.left for portion in others)
-            self._cleaning.make_room(own[0].path, needed + set_aside)
+            self._cleanup.make_room(own[0].path, needed + set_aside)
             free = free_bytes(own[0].path)
             if free < needed + set_aside:
                 passes = free + sum(portion.written for portion in others) >= needed
-                found.append(Shortage(text=_words(own, needed, free, set_aside), passes=passes))
+                found.append(Shortage(text=_describe(own, needed, free, set_aside), passes=passes))
         return found
 
 
-def _words(own: Iterable[Portion], needed: int, free: int, set_aside: int) -> str:
+def _describe(own: Iterable[Portion], needed: int, free: int, set_aside: int) -> str:
     path = next(iter(own)).path
     text = f"{needed / GIB:.1f} GiB are needed at {path}, and {free / GIB:.1f} are free"
     return f"{text}, of which running jobs will fill {set_aside / GIB:.1f}" if set_aside else text

@@ -24,10 +24,10 @@ from training_schemas.events import (
 )
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_schemas.plans import MeasuredRate
-from training_worker.attempts.step_rates import Rates
-from training_worker.broker.event_publisher import Speaker, Statement
+from training_worker.attempts.step_rates import StepRates
+from training_worker.broker.event_publisher import EncodedEvent, EventPublisher
 from training_worker.gpu import nvml
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.monitor import Monitor
 from training_worker.gpu.nvml import MIB, SEPARATOR, DriverError, Versions
 from training_worker.observations import Reading
@@ -50,31 +50,31 @@ class Doing(msgspec.Struct, frozen=True):
     taking: Taking
 
 
-class Presence:
+class Heartbeat:
     """Says that the worker is here, how it does, and that it leaves."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what there is to say, each by its name
         self,
-        speaker: Speaker,
+        publisher: EventPublisher,
         settings: Settings,
-        cards: Sequence[Card],
+        devices: Sequence[GpuDevice],
         families: list[ModelFamily],
         look: Callable[[], Doing],
-        rates: Rates,
+        rates: StepRates,
     ) -> None:
-        self._speaker = speaker
+        self._publisher = publisher
         self._settings = settings
-        self._cards = cards
+        self._devices = devices
         self._families = families
         self._look = look
         self._rates = rates
-        self._told_rates: list[MeasuredRate] = []
-        self._waiting: asyncio.Queue[Statement] = asyncio.Queue()
+        self._published_rates: list[MeasuredRate] = []
+        self._waiting: asyncio.Queue[EncodedEvent] = asyncio.Queue()
 
     async def appear(self) -> None:
         """The worker is connected."""
-        rates = self._rates.newest(self._cards)
-        gpus = [card.describe() for card in self._cards]
+        rates = self._rates.newest(self._devices)
+        gpus = [device.describe() for device in self._devices]
         await self._say(
             WorkerOnline,
             version=__version__,
@@ -86,7 +86,7 @@ class Presence:
             versions=await self._versions(),
             rates=rates,
         )
-        self._told_rates = rates
+        self._published_rates = rates
 
     async def beat(self, monitor: Monitor) -> None:
         """Say how the worker does, every so often; for ever."""
@@ -97,7 +97,7 @@ class Presence:
             # One that waited for the broker says nothing of now: the next one does.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    rates = self._rates.newest(self._cards)
+                    rates = self._rates.newest(self._devices)
                     await self._say(
                         WorkerHeartbeat,
                         version=__version__,
@@ -107,27 +107,27 @@ class Presence:
                         engines=sorted(self._settings.engines),
                         host=socket.gethostname(),
                         taking=doing.taking,
-                        rates=[rate for rate in rates if rate not in self._told_rates],
+                        rates=[rate for rate in rates if rate not in self._published_rates],
                     )
-                    self._told_rates = rates
+                    self._published_rates = rates
 
     def leave(self, why: str) -> None:
         """Say that the worker takes nothing new from now on."""
-        self._tell(WorkerDraining, why=why, jobs=sorted(self._look().jobs.values()))
+        self._report(WorkerDraining, why=why, jobs=sorted(self._look().jobs.values()))
 
     def quarantined(self, gpu: str, reason: str, *, recovered: bool) -> None:
         """Say that a card is given no jobs any more, or is again."""
-        self._tell(WorkerQuarantined, gpu=gpu, reason=reason, recovered=recovered)
+        self._report(WorkerQuarantined, gpu=gpu, reason=reason, recovered=recovered)
 
-    def _tell(self, kind: type[Event], **fields: Any) -> None:
+    def _report(self, kind: type[Event], **fields: Any) -> None:
         # Whoever has something to tell does not wait for the broker.
-        self._waiting.put_nowait(self._speaker.state(kind, str(uuid.uuid4()), **fields))
+        self._waiting.put_nowait(self._publisher.state(kind, str(uuid.uuid4()), **fields))
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         """Publish what is to be told, for ever."""
         while True:
-            statement = await self._waiting.get()
-            await self._speaker.publish(statement)
+            encoded = await self._waiting.get()
+            await self._publisher.publish(encoded)
             self._waiting.task_done()
 
     async def goodbye(self, why: str) -> None:
@@ -140,10 +140,14 @@ class Presence:
     def _card_states(self, monitor: Monitor, jobs: dict[str, str]) -> list[CardState]:
         return [
             _card_state(
-                uuid, card, jobs.get(card.uuid), monitor.readings.get(uuid), monitor.quarantined(uuid) or card.fault
+                uuid,
+                device,
+                jobs.get(device.uuid),
+                monitor.readings.get(uuid),
+                monitor.quarantined(uuid) or device.fault,
             )
-            for card in self._cards
-            for uuid in card.uuid.split(SEPARATOR)
+            for device in self._devices
+            for uuid in device.uuid.split(SEPARATOR)
         ]
 
     def _disk_free_mib(self) -> int | None:
@@ -155,22 +159,24 @@ class Presence:
 
     async def _versions(self) -> dict[str, str]:
         driver = Versions()
-        if not all(card.simulated for card in self._cards):
+        if not all(device.simulated for device in self._devices):
             with contextlib.suppress(DriverError):
                 driver = await nvml.ask_async(nvml.versions, VERSIONS_TIMEOUT)
         versions = {"python": platform.python_version(), "driver": driver.driver, "cuda": driver.cuda}
         return {name: version for name, version in versions.items() if version is not None}
 
     async def _say(self, kind: type[Event], **fields: Any) -> None:
-        await self._speaker.publish(self._speaker.state(kind, str(uuid.uuid4()), **fields))
+        await self._publisher.publish(self._publisher.state(kind, str(uuid.uuid4()), **fields))
 
 
-def _card_state(gpu: str, card: Card, job: str | None, reading: Reading | None, quarantined: str | None) -> CardState:
+def _card_state(
+    gpu: str, device: GpuDevice, job: str | None, reading: Reading | None, quarantined: str | None
+) -> CardState:
     known = reading or Reading(uuid=gpu)
     return CardState(
         gpu=gpu,
-        name=card.name,
-        memory_mib=card.memory_mib,
+        name=device.name,
+        memory_mib=device.memory_mib,
         job=job,
         quarantined=quarantined,
         free_mib=known.free_mib,

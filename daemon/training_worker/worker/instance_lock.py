@@ -12,7 +12,7 @@ from training_worker.errors import SettingsError
 LOCK_FILE = "lock"
 
 # A child that was being started when the last daemon was killed has the lock until it is another program, seconds.
-PATIENCE = 2.0
+TIMEOUT = 2.0
 POLL = 0.05
 
 
@@ -32,7 +32,7 @@ def only_daemon(state_dir: Path) -> Iterator[None]:
 
 
 def _lock(file: int, state_dir: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             # Ends with the process, however that ends; a trainer does not inherit it.

@@ -9,9 +9,9 @@ from structlog.contextvars import bound_contextvars
 
 from training_schemas.jobs import MemoryTier, ModelFamily
 from training_schemas.validation import InvalidMessageError
-from training_worker.attempts.control import Wishes
+from training_worker.attempts.control import ControlRequests
 from training_worker.attempts.disk_needs import keep_reserved, reserve_as_planned
-from training_worker.attempts.job_runner import OwnedJob, SlotContext
+from training_worker.attempts.job_runner import JobRunner, SlotContext
 from training_worker.attempts.run_spec import crowded_out
 from training_worker.broker.names import delayed_key
 from training_worker.broker.session import Session, broker_errors
@@ -20,8 +20,8 @@ from training_worker.gpu.devices import room_on
 from training_worker.gpu.nvml import DriverHangsError
 from training_worker.ownership.claim import Claim, NotOurs
 from training_worker.ownership.ownership import Ownership
-from training_worker.queue.admission import Gate
-from training_worker.queue.consumer import Source
+from training_worker.queue.admission import Admission
+from training_worker.queue.consumer import JobConsumer
 from training_worker.queue.job_message import QueuedJob
 from training_worker.queue.rejection import reject
 from training_worker.runs.run import Run
@@ -37,23 +37,23 @@ class Slot:
         self._context = context
         self._owner = context.owner
         self._tier = tier
-        self._wishes = Wishes()
+        self._control = ControlRequests()
         self._found: list[tuple[Run, Reservation]] = []
         self.job_id: str | None = None
         """The job that is in hand now."""
 
     def release(self, why: str) -> None:
         """Give the running job back to its queue, with a checkpoint."""
-        self._wishes.release(why)
+        self._control.release(why)
 
     def abort(self) -> None:
         """Give the running job back to its queue, without waiting for a checkpoint."""
-        self._wishes.abort.set()
-        self._wishes.release("aborted")
+        self._control.abort.set()
+        self._control.release("aborted")
 
     def detach(self) -> None:
         """Leave the running job's trainer to the daemon that comes next."""
-        self._wishes.detach.set()
+        self._control.detach.set()
 
     def expect(self, run: Run) -> None:
         """Have a run that an earlier daemon left here taken up.
@@ -61,78 +61,78 @@ class Slot:
         To be said of all runs before any slot takes a job: the room that they still need is nobody else's.
         """
         reservation = self._context.reservations.make(run.spec.job_id)
-        if not run.record.card.simulated:
+        if not run.record.device.simulated:
             keep_reserved(run, reservation)
         self._found.append((run, reservation))
 
-    async def take_up(self) -> None:
+    async def reattach(self) -> None:
         """See to the runs that are expected here."""
         for run, reservation in self._found:
-            if self._wishes.detach.is_set():
+            if self._control.detach.is_set():
                 return
-            with bound_contextvars(job=run.record.job.job_id, gpu=run.record.card.uuid), reservation:
-                await self._take_up(run, reservation)
+            with bound_contextvars(job=run.record.job.job_id, gpu=run.record.device.uuid), reservation:
+                await self._reattach(run, reservation)
 
-    async def _take_up(self, run: Run, reservation: Reservation) -> None:
-        queued, wishes = run.queued, self._new_wishes()
-        ownership = Ownership(self._owner, queued, run.record.standing, wishes.receive)
+    async def _reattach(self, run: Run, reservation: Reservation) -> None:
+        queued, control = run.queued, self._new_control()
+        ownership = Ownership(self._owner, queued, run.record.claim_record, control.receive)
         # The card as it was: its settings may have changed, what the run costs has not.
-        context = msgspec.structs.replace(self._context, card=run.record.card)
-        await self._see_to(OwnedJob(queued, ownership, wishes, context, reservation, found=run), queued.job_id)
+        context = msgspec.structs.replace(self._context, device=run.record.device)
+        await self._see_to(JobRunner(queued, ownership, control, context, reservation, found=run), queued.job_id)
 
-    async def _see_to(self, owned: OwnedJob, job_id: str) -> None:
+    async def _see_to(self, owned: JobRunner, job_id: str) -> None:
         self.job_id = job_id
         try:
             await owned.run()
         finally:
             self.job_id = None
 
-    def _new_wishes(self) -> Wishes:
+    def _new_control(self) -> ControlRequests:
         """Wishes of another job; orders to this slot hold for it too."""
-        self._wishes = self._wishes.for_next_job()
-        return self._wishes
+        self._control = self._control.for_next_job()
+        return self._control
 
-    async def run(self, gate: Gate, families: list[ModelFamily]) -> None:
+    async def run(self, admission: Admission, families: list[ModelFamily]) -> None:
         """Take and train jobs, one at a time, until the gate is drained."""
         try:
-            while await gate.wait_open():
-                session = await gate.unless_closed(self._owner.link.session())
+            while await admission.wait_open():
+                session = await admission.unless_closed(self._owner.connection.session())
                 if session is not None:
-                    await self._serve_while_connected(session, gate, families)
-                if gate.closed:
+                    await self._serve_while_connected(session, admission, families)
+                if admission.closed:
                     # Whoever closed it may want the card for itself: a sick one can be reset only if nobody has it.
                     await self._context.standby.stop()
         finally:
             await self._context.standby.stop()
 
-    async def _serve_while_connected(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
+    async def _serve_while_connected(self, session: Session, admission: Admission, families: list[ModelFamily]) -> None:
         try:
-            await self._serve(session, gate, families)
+            await self._serve(session, admission, families)
         except BrokerError as error:
             log.warning("taking_interrupted", error=str(error))
             session.lost.set()
 
-    async def _serve(self, session: Session, gate: Gate, families: list[ModelFamily]) -> None:
-        names, count = self._owner.link.names, self._context.card.count
-        source = await Source.open(session, names, self._tier, families, count)
+    async def _serve(self, session: Session, admission: Admission, families: list[ModelFamily]) -> None:
+        names, count = self._owner.connection.names, self._context.device.count
+        source = await JobConsumer.open(session, names, self._tier, families, count)
         try:
-            while not gate.closed and not session.lost.is_set():
+            while not admission.closed and not session.lost.is_set():
                 self._context.standby.prepare()
-                delivery = await source.take(gate)
-                if delivery is not None and not gate.closed:
+                delivery = await source.take(admission)
+                if delivery is not None and not admission.closed:
                     await self._handle(delivery, session, source)
         finally:
             await source.close()
 
-    async def _handle(self, delivery: AbstractIncomingMessage, session: Session, source: Source) -> None:
+    async def _handle(self, delivery: AbstractIncomingMessage, session: Session, source: JobConsumer) -> None:
         try:
             queued = QueuedJob.waiting(delivery)
         except InvalidMessageError as error:
             # Whatever is in a tier queue passed an intake; this one was put there past it, or by another version.
-            await reject(delivery, error.faults, self._owner.link, self._context.speaker)
+            await reject(delivery, error.faults, self._owner.connection, self._context.publisher)
             await source.quiet()
             return
-        with bound_contextvars(job=queued.job_id, gpu=self._context.card.uuid):
+        with bound_contextvars(job=queued.job_id, gpu=self._context.device.uuid):
             if queued.should_avoid(self._owner.worker):
                 # It failed here: others may do better.
                 await self._put_off(queued.passed_on(), delivery, session)
@@ -151,7 +151,7 @@ class Slot:
 
     async def _put_off(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
         """Leave a job that nobody has claimed to whoever takes it after a while."""
-        names, delay = self._owner.link.names, self._context.settings.retry_delays[0]
+        names, delay = self._owner.connection.names, self._context.settings.retry_delays[0]
         await session.publish(names.retry, delayed_key(delay, queued.tier_key), queued.message())
         with broker_errors():
             await delivery.ack()
@@ -159,16 +159,16 @@ class Slot:
     async def _lacks_room(self, queued: QueuedJob, reservation: Reservation) -> str | None:
         """Why a job cannot be trained here now, though it might be later; None if it can, or its claim will tell."""
         context = self._context
-        if context.card.simulated:
+        if context.device.simulated:
             return None
         shortage = await asyncio.to_thread(reserve_as_planned, queued, reservation, context.settings)
         if shortage is not None and shortage.passes:
             return shortage.text
         try:
-            needed = crowded_out(queued.plan, await asyncio.to_thread(room_on, context.card))
+            needed = crowded_out(queued.plan, await asyncio.to_thread(room_on, context.device))
         except DriverHangsError:
             return None
-        if needed is not None and await context.is_crowded(context.card.uuid, needed):
+        if needed is not None and await context.is_crowded(context.device.uuid, needed):
             return f"others hold the card's memory, of which {needed} MiB are needed"
         return None
 
@@ -177,22 +177,22 @@ class Slot:
         queued: QueuedJob,
         delivery: AbstractIncomingMessage,
         session: Session,
-        source: Source,
+        source: JobConsumer,
         reservation: Reservation,
     ) -> None:
-        wishes = self._new_wishes()
-        result = await Claim(self._owner, queued, delivery, session, wishes.receive).make()
+        control = self._new_control()
+        result = await Claim(self._owner, queued, delivery, session, control.receive).make()
         # Only now, and beside the start of the trainer: telling a handful of queues takes as long as a claim.
         quieting = asyncio.create_task(_quiet(source, session), name="quiet")
         if isinstance(result, NotOurs):
             log.info("not_ours", why=result.name)
         else:
             log.info("claimed", attempt=result.attempt)
-            await self._see_to(OwnedJob(queued, result, wishes, self._context, reservation), queued.job_id)
+            await self._see_to(JobRunner(queued, result, control, self._context, reservation), queued.job_id)
         await quieting
 
 
-async def _quiet(source: Source, session: Session) -> None:
+async def _quiet(source: JobConsumer, session: Session) -> None:
     try:
         await source.quiet()
     except BrokerError:

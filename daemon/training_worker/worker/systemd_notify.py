@@ -84,7 +84,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-async def keep_telling(notifier: Notifier, look: Callable[[], Condition]) -> None:
+async def keep_notifying(notifier: Notifier, look: Callable[[], Condition]) -> None:
     """Say that the worker is ready, then what it does and, while it is healthy, that it lives; for ever.
 
     This is a task of the event loop: a loop that hangs says nothing, and the manager's watchdog bites.

@@ -9,18 +9,18 @@ from training_schemas.events import Taking
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_worker.attempts.engine_selection import model_families, served_types
 from training_worker.attempts.job_runner import SlotContext
-from training_worker.attempts.step_rates import Rates
-from training_worker.broker.connection import Link
-from training_worker.broker.event_publisher import Speaker
+from training_worker.attempts.step_rates import StepRates
+from training_worker.broker.connection import Connection
+from training_worker.broker.event_publisher import EventPublisher
 from training_worker.broker.names import Names
 from training_worker.broker.session import Session
 from training_worker.errors import SettingsError
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.monitor import Monitor
 from training_worker.ledger.ledger import Ledger
-from training_worker.observations import CardFound, DiskMeasured, LoopTurned, Observer, TakingChanged
+from training_worker.observations import AdmissionChanged, DiskMeasured, GpuFound, LoopTurned, Observer
 from training_worker.ownership.ownership import Owner
-from training_worker.queue.admission import Gate
+from training_worker.queue.admission import Admission
 from training_worker.queue.intake import Intake
 from training_worker.runs.run import Run, find_runs
 from training_worker.runs.standby import Standby
@@ -28,15 +28,15 @@ from training_worker.settings import Settings
 from training_worker.storage.disk_usage import DAY
 from training_worker.storage.reservations import Reservations
 from training_worker.worker.commands import open_inbox
-from training_worker.worker.heartbeat import Doing, Presence
+from training_worker.worker.heartbeat import Doing, Heartbeat
 from training_worker.worker.instance_lock import only_daemon
 from training_worker.worker.signals import handled_signals
 from training_worker.worker.slot import Slot
 from training_worker.worker.stages import Ending, Stage
-from training_worker.worker.systemd_notify import Condition, Notifier, keep_telling
+from training_worker.worker.systemd_notify import Condition, Notifier, keep_notifying
 
 # What may follow a trainer's grace when a worker is told to stop: saying so, giving the job back.
-SETTLE_TIMEOUT = 20.0
+COMPLETION_TIMEOUT = 20.0
 ABORT_TIMEOUT = 5.0
 
 # How often it is looked what holds the disk: folders are walked for that (seconds).
@@ -62,51 +62,51 @@ class Worker:
     """One daemon: an intake, and a slot for each card."""
 
     def __init__(
-        self, settings: Settings, cards: list[Card], observe: Observer, notifier: Notifier | None = None
+        self, settings: Settings, devices: list[GpuDevice], observe: Observer, notifier: Notifier | None = None
     ) -> None:
         self._settings = settings
         self._notifier = notifier or Notifier({})
         self._tasks: list[asyncio.Task[None]] = []
         self._observe = observe
-        self._cards = cards
+        self._devices = devices
         self._families = served_families(settings)
-        self._gate = Gate()
+        self._admission = Admission()
         self.stage = Stage.WORKING
         self.ending = Ending.DONE
         self._why = ""
         # No limit until told to release.
         self._limit = asyncio.Timeout(None)
-        self._link = Link(
+        self._connection = Connection(
             settings.amqp_url,
             Names(settings.prefix),
             client=f"training-worker {settings.worker_id}",
             delays=[settings.grace, *settings.retry_delays],
             observe=observe,
         )
-        self._ledger = Ledger(self._link, clock=time.time)
-        simulated = any(card.simulated for card in cards)
-        self._speaker = Speaker(self._link, settings.worker_id, simulated=simulated, clock=time.time)
-        self._intake = Intake(self._link, self._ledger, self._speaker, settings)
-        self._rates = Rates(settings.state_dir)
+        self._ledger = Ledger(self._connection, clock=time.time)
+        simulated = any(device.simulated for device in devices)
+        self._publisher = EventPublisher(self._connection, settings.worker_id, simulated=simulated, clock=time.time)
+        self._intake = Intake(self._connection, self._ledger, self._publisher, settings)
+        self._rates = StepRates(settings.state_dir)
         self._reservations = Reservations(settings)
         self._slots = self._make_slots()
-        self._presence = Presence(self._speaker, settings, cards, self._families, self._doing, self._rates)
-        self._gates = {uuid: self._gate.inner() for uuid in self._slots}
-        watched = [(card, self._gates[card.uuid]) for card in cards if card.uuid in self._gates]
-        self._monitor = Monitor(watched, settings, self._presence.quarantined, observe)
+        self._heartbeat = Heartbeat(self._publisher, settings, devices, self._families, self._doing, self._rates)
+        self._admissions = {uuid: self._admission.inner() for uuid in self._slots}
+        watched = [(device, self._admissions[device.uuid]) for device in devices if device.uuid in self._admissions]
+        self._monitor = Monitor(watched, settings, self._heartbeat.quarantined, observe)
 
     def _doing(self) -> Doing:
         jobs = {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
         return Doing(jobs, self._taking())
 
     def _make_slots(self) -> dict[str, Slot]:
-        for card in self._cards:
-            if card.fault is not None:
-                log.error("card_unreadable", gpu=card.uuid, error=card.fault)
+        for device in self._devices:
+            if device.fault is not None:
+                log.error("card_unreadable", gpu=device.uuid, error=device.fault)
         self._owner = owner = Owner(
-            link=self._link,
+            connection=self._connection,
             ledger=self._ledger,
-            speaker=self._speaker,
+            publisher=self._publisher,
             worker=self._settings.worker_id,
             lease=self._settings.lease,
             grace=self._settings.grace,
@@ -114,22 +114,24 @@ class Worker:
             observe=self._observe,
         )
         slots = {
-            card.uuid: Slot(self._context(card, owner), card.tier) for card in self._cards if card.tier is not None
+            device.uuid: Slot(self._context(device, owner), device.tier)
+            for device in self._devices
+            if device.tier is not None
         }
         if not slots or not self._families:
             lowest = next(iter(MemoryTier))
             raise SettingsError(f"cannot start: no card of {lowest} or more, or no engine for a whole family of models")
         return slots
 
-    def _context(self, card: Card, owner: Owner) -> SlotContext:
+    def _context(self, device: GpuDevice, owner: Owner) -> SlotContext:
         return SlotContext(
-            card=card,
+            device=device,
             settings=self._settings,
             owner=owner,
-            speaker=self._speaker,
+            publisher=self._publisher,
             observe=self._observe,
             rates=self._rates,
-            standby=Standby(card, self._settings),
+            standby=Standby(device, self._settings),
             reservations=self._reservations,
             find_fault=self._find_fault,
             is_crowded=self._is_crowded,
@@ -144,13 +146,13 @@ class Worker:
     def drain(self, why: str) -> None:
         """Finish what is running, take nothing new, end."""
         self._leave(Stage.DRAINING, why)
-        self._presence.leave(why)
+        self._heartbeat.leave(why)
 
     def release(self, why: str) -> None:
         """Give back what is running, take nothing new, end within a bounded time."""
         self._leave(Stage.RELEASING, why)
-        self._presence.leave(why)
-        self._end_within(self._settings.stop_grace + SETTLE_TIMEOUT)
+        self._heartbeat.leave(why)
+        self._end_within(self._settings.stop_grace + COMPLETION_TIMEOUT)
         for slot in self._slots.values():
             slot.release(why)
 
@@ -167,7 +169,7 @@ class Worker:
         self._leave(Stage.DRAINING, "SIGHUP")
         self.ending = Ending.REPLACED
         self._notifier.reloading()
-        self._end_within(SETTLE_TIMEOUT)
+        self._end_within(COMPLETION_TIMEOUT)
         for slot in self._slots.values():
             slot.detach()
 
@@ -175,11 +177,11 @@ class Worker:
         log.info("leaving", stage=stage.name.lower(), why=why)
         self.stage = max(self.stage, stage)
         self._why = why
-        self._gate.drain()
+        self._admission.drain()
         # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
         if stage >= Stage.RELEASING:
             self._notifier.stopping(self._condition().status)
-        self._observe(TakingChanged(taking=Taking.DRAINING))
+        self._observe(AdmissionChanged(taking=Taking.DRAINING))
 
     def _end_within(self, seconds: float) -> None:
         self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -189,14 +191,14 @@ class Worker:
         with only_daemon(self._settings.state_dir), handled_signals(self):
             async with asyncio.TaskGroup() as group:
                 services = [
-                    group.create_task(self._link.run(), name="link"),
+                    group.create_task(self._connection.run(), name="link"),
                     group.create_task(self._ledger.follow(), name="ledger"),
                     group.create_task(self._intake.run(), name="intake"),
-                    group.create_task(self._link.serve(self._appear_on), name="presence"),
+                    group.create_task(self._connection.serve(self._appear_on), name="presence"),
                     group.create_task(self._monitor.run(), name="monitor"),
-                    group.create_task(self._presence.beat(self._monitor), name="heartbeat"),
-                    group.create_task(self._presence.tell(), name="telling"),
-                    group.create_task(keep_telling(self._notifier, self._condition), name="notify"),
+                    group.create_task(self._heartbeat.beat(self._monitor), name="heartbeat"),
+                    group.create_task(self._heartbeat.report(), name="telling"),
+                    group.create_task(keep_notifying(self._notifier, self._condition), name="notify"),
                     group.create_task(self._pulse(), name="pulse"),
                     group.create_task(self._keep_clean(), name="cleaning"),
                 ]
@@ -204,7 +206,7 @@ class Worker:
                 await self._run_slots()
                 if self.ending is not Ending.REPLACED:
                     self._notifier.stopping("ending")
-                    await self._presence.goodbye(self._why)
+                    await self._heartbeat.goodbye(self._why)
                 for service in reversed(services):
                     service.cancel()
             if self.ending is Ending.REPLACED:
@@ -215,23 +217,23 @@ class Worker:
 
     async def _pulse(self) -> None:
         """Tell what cards there are, and again and again that the loop turns."""
-        for card in self._cards:
-            if card.tier is not None:
-                self._observe(CardFound(card=card.describe(), simulated=card.simulated))
+        for device in self._devices:
+            if device.tier is not None:
+                self._observe(GpuFound(device=device.describe(), simulated=device.simulated))
         while True:
             self._observe(LoopTurned())
             await asyncio.sleep(PULSE)
 
     async def _keep_clean(self) -> None:
         """Clean at the start and daily, and tell in between what the disk holds."""
-        cleaning = self._reservations.cleaning
+        cleanup = self._reservations.cleanup
         while True:
             try:
-                await asyncio.to_thread(cleaning.clean)
+                await asyncio.to_thread(cleanup.clean)
             except OSError as error:
                 log.warning("not_cleaned", error=str(error))
             for _ in range(round(DAY / DISK_INTERVAL)):
-                self._observe(DiskMeasured(use=await asyncio.to_thread(cleaning.use)))
+                self._observe(DiskMeasured(use=await asyncio.to_thread(cleanup.use)))
                 await asyncio.sleep(DISK_INTERVAL)
 
     async def _run_slots(self) -> None:
@@ -240,30 +242,30 @@ class Worker:
             await asyncio.to_thread(slot.expect, run)
         try:
             async with self._limit, asyncio.TaskGroup() as group:
-                for uuid in self._gates:
+                for uuid in self._admissions:
                     self._tasks.append(group.create_task(self._run_slot(uuid), name=f"slot-{uuid}"))
-                for name in self._slots.keys() - self._gates.keys():
-                    group.create_task(self._slots[name].take_up(), name=name)
+                for name in self._slots.keys() - self._admissions.keys():
+                    group.create_task(self._slots[name].reattach(), name=name)
         except TimeoutError:
             log.warning("leaving_timed_out")
 
     async def _run_slot(self, uuid: str) -> None:
         slot = self._slots[uuid]
-        await slot.take_up()
-        await slot.run(self._gates[uuid], self._families)
+        await slot.reattach()
+        await slot.run(self._admissions[uuid], self._families)
 
     def _slot_for(self, run: Run) -> Slot:
         """The slot of the run's card; one of its own if the worker has none for it any more."""
-        uuid = run.record.card.uuid
-        if uuid in self._gates:
+        uuid = run.record.device.uuid
+        if uuid in self._admissions:
             return self._slots[uuid]
-        slot = Slot(self._context(run.record.card, self._owner), MemoryTier.GB8)
+        slot = Slot(self._context(run.record.device, self._owner), MemoryTier.GB8)
         self._slots[f"stray-{run.folder.path.name}"] = slot
         return slot
 
     def _condition(self) -> Condition:
         """Healthy: the link's task and each slot's are alive. A slot's ends when the worker leaves, not before."""
-        broker = "connected" if self._link.connected else "not connected to the broker"
+        broker = "connected" if self._connection.connected else "not connected to the broker"
         stage = "" if self.stage is Stage.WORKING else f", {self.stage.name.lower()}"
         jobs = [f"{slot.job_id} on {name}" for name, slot in self._slots.items() if slot.job_id is not None]
         doing = f"training {', '.join(jobs)}" if jobs else f"no job on {len(self._slots)} card(s)"
@@ -272,22 +274,22 @@ class Worker:
 
     async def _appear_on(self, session: Session) -> None:
         """On each session: listen to commands, and say that this worker is here."""
-        await open_inbox(session, self._link.names.control, self._settings.worker_id, self)
-        await self._presence.appear()
+        await open_inbox(session, self._connection.names.control, self._settings.worker_id, self)
+        await self._heartbeat.appear()
 
     def pause(self) -> None:
         """Take nothing new until resumed."""
-        self._gate.pause()
-        self._tell_taking()
+        self._admission.pause()
+        self._report_admission()
 
     def resume(self) -> None:
         """Take jobs again."""
-        self._gate.resume()
-        self._tell_taking()
+        self._admission.resume()
+        self._report_admission()
 
-    def _tell_taking(self) -> None:
-        self._observe(TakingChanged(taking=self._taking()))
+    def _report_admission(self) -> None:
+        self._observe(AdmissionChanged(taking=self._taking()))
 
     def _taking(self) -> Taking:
-        closed = Taking.DRAINING if self._gate.drained else Taking.PAUSED
-        return closed if self._gate.closed else Taking.OPEN
+        closed = Taking.DRAINING if self._admission.drained else Taking.PAUSED
+        return closed if self._admission.closed else Taking.OPEN

@@ -31,8 +31,8 @@ from training_schemas.ledger import (
 )
 from training_schemas.progress import FailureReason
 from training_schemas.usage import Usage
-from training_worker.attempts.completion import Closing, Settlement
-from training_worker.attempts.control import Wishes
+from training_worker.attempts.completion import Closing, Completion
+from training_worker.attempts.control import ControlRequests
 from training_worker.attempts.outcome import Broken, Done, Outcome, Stopped
 from training_worker.ledger.job_history import JobHistory
 from training_worker.observations import AttemptOutcome
@@ -67,21 +67,21 @@ class Desk:
     """Where an attempt is settled; nobody holds the job."""
 
     def __init__(self, *failures: str, run: Run | None = None, **fields: Any) -> None:
-        link = RecordingLink()
+        connection = RecordingLink()
         self.queued = a_queued_job(**fields)
-        self.ownership = own(link, self.queued, history(*failures))
-        self.reporter = a_reporter(link, None if run is None else run.folder, attempt=len(failures) + 1)
-        self.wishes = Wishes()
-        self.settlement = Settlement(self.queued, self.ownership, self.wishes, self.reporter, run)
+        self.ownership = own(connection, self.queued, history(*failures))
+        self.outbox = a_reporter(connection, None if run is None else run.folder, attempt=len(failures) + 1)
+        self.control = ControlRequests()
+        self.completion = Completion(self.queued, self.ownership, self.control, self.outbox, run)
 
     def decide(self, outcome: Outcome) -> Closing:
         """What the attempt comes to."""
-        return self.settlement.decide(outcome, DELAYS)
+        return self.completion.decide(outcome, DELAYS)
 
 
 def event(closing: Closing) -> JobEvent:
     """The words that an attempt ends with."""
-    said = decode_event(bytes(closing.words.event)).read()
+    said = decode_event(bytes(closing.last_event.event)).read()
     assert isinstance(said, JobEvent)
     return said
 
@@ -101,13 +101,13 @@ def test_a_result_completes_the_job() -> None:
     assert (said.output_path, said.steps, said.usage, said.sequence) == ("/models/portrait", 10, USED, 1)
     assert [(one.attempt, one.outcome, one.usage) for one in said.attempts] == [(1, "completed", USED)]
     assert (closing.outcome, closing.entry.usage) == (AttemptOutcome.COMPLETED, USED)
-    assert bytes(closing.entry.event) == bytes(closing.words.event)
+    assert bytes(closing.entry.event) == bytes(closing.last_event.event)
 
 
 def test_a_result_counts_more_than_a_cancellation() -> None:
     """It came first."""
     desk = Desk()
-    desk.wishes.cancel()
+    desk.control.cancel()
 
     assert isinstance(desk.decide(Done(record=runs.done())).entry, Completed)
 
@@ -116,7 +116,7 @@ def test_a_result_counts_more_than_a_cancellation() -> None:
 def test_a_job_that_was_cancelled_is_cancelled_however_its_trainer_ended(outcome: Outcome) -> None:
     """A trainer that crashes on the way out is not tried again."""
     desk = Desk()
-    desk.wishes.cancel()
+    desk.control.cancel()
     desk.ownership.note(desk.ownership.entry(CheckpointSaved, step=5, path="/c5"))
 
     closing = desk.decide(outcome)
@@ -130,7 +130,7 @@ def test_a_job_that_was_cancelled_is_cancelled_however_its_trainer_ended(outcome
 def test_a_job_that_was_stopped_is_given_back_at_once() -> None:
     """To whoever takes it; the reason is told."""
     desk = Desk()
-    desk.wishes.end("SIGTERM")
+    desk.control.end("SIGTERM")
 
     closing = desk.decide(Stopped(step=5, usage=USED))
 
@@ -219,8 +219,8 @@ def test_what_was_decided_is_carried_out_by_the_next_daemon_as_it_was(tmp_path: 
     assert found is not None
     assert msgspec.json.encode(found) == msgspec.json.encode(closing)
     assert type(found.entry) is type(closing.entry)
-    assert bytes(found.words.event) == bytes(closing.words.event)
-    assert msgspec.structs.replace(closing, entry=found.entry, words=found.words) == found
+    assert bytes(found.last_event.event) == bytes(closing.last_event.event)
+    assert msgspec.structs.replace(closing, entry=found.entry, last_event=found.last_event) == found
     entry: AnyEntry = decode_entry(msgspec.json.encode(found.entry))
     assert msgspec.json.encode(over_the_wire(entry)) == msgspec.json.encode(closing.entry)
 
@@ -228,6 +228,6 @@ def test_what_was_decided_is_carried_out_by_the_next_daemon_as_it_was(tmp_path: 
 def test_the_last_words_follow_what_was_said_before() -> None:
     """Their number is the next one, though nothing is confirmed yet."""
     desk = Desk()
-    desk.reporter.emit(JobWarning, message="one")
+    desk.outbox.emit(JobWarning, message="one")
 
-    assert desk.decide(Stopped(step=0)).words.sequence == 2
+    assert desk.decide(Stopped(step=0)).last_event.sequence == 2

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 from tests.support import runs
-from tests.support.owning import PATIENCE, RecordingLink, a_reporter, an_owner, own, speaker, told, told_in_part
+from tests.support.owning import TIMEOUT, RecordingLink, a_reporter, an_owner, own, publisher, told, told_in_part
 
 from training_schemas.events import JobEvent
-from training_worker.attempts.completion import Closing, Settlement
-from training_worker.attempts.control import Wishes
-from training_worker.attempts.job_runner import OwnedJob, SlotContext
+from training_worker.attempts.completion import Closing, Completion
+from training_worker.attempts.control import ControlRequests
+from training_worker.attempts.job_runner import JobRunner, SlotContext
 from training_worker.attempts.outcome import Broken, Stopped
-from training_worker.attempts.step_rates import Rates
+from training_worker.attempts.step_rates import StepRates
 from training_worker.runs.run import Run
 from training_worker.runs.standby import Standby
 from training_worker.settings import Settings
@@ -36,30 +36,32 @@ class Life:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.link = RecordingLink()
-        self.ownership = own(self.link)
-        self.reporter = a_reporter(self.link, run.folder)
+        self.connection = RecordingLink()
+        self.ownership = own(self.connection)
+        self.outbox = a_reporter(self.connection, run.folder)
         reservations = Reservations(Settings(state_dir=run.folder.path.parent))
         context = SlotContext(
-            card=runs.CARD,
+            device=runs.CARD,
             settings=Settings(),
-            owner=an_owner(self.link),
-            speaker=speaker(self.link),
+            owner=an_owner(self.connection),
+            publisher=publisher(self.connection),
             observe=lambda _: None,
-            rates=Rates(run.folder.path.parent),
+            rates=StepRates(run.folder.path.parent),
             standby=Standby(runs.CARD, Settings()),
             reservations=reservations,
             find_fault=no_fault,
             is_crowded=never_crowded,
         )
         reservation = reservations.make(run.spec.job_id)
-        self.job = OwnedJob(run.queued, self.ownership, Wishes(), context, reservation, found=run)
+        self.job = JobRunner(run.queued, self.ownership, ControlRequests(), context, reservation, found=run)
 
     async def decide(self) -> Closing:
         """See the run to its end, and write down what it comes to."""
-        outcome = await asyncio.wait_for(self.job._train(self.reporter, self.run), PATIENCE)
+        outcome = await asyncio.wait_for(self.job._train(self.outbox, self.run), TIMEOUT)
         assert isinstance(outcome, Broken)
-        return Settlement(self.run.queued, self.ownership, Wishes(), self.reporter, self.run).decide(outcome, [30])
+        return Completion(self.run.queued, self.ownership, ControlRequests(), self.outbox, self.run).decide(
+            outcome, [30]
+        )
 
 
 @pytest.mark.parametrize("confirmed", range(6))
@@ -71,14 +73,14 @@ async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(
     run.folder.stdout.touch()
     first = Life(run)
     closing = await first.decide()
-    await told_in_part(first.reporter, first.link, confirmed)
+    await told_in_part(first.outbox, first.connection, confirmed)
 
     second = Life(run)
-    await asyncio.wait_for(second.job._train(second.reporter, run), PATIENCE)
-    second.reporter.say(closing.words)
-    await told(second.reporter)
+    await asyncio.wait_for(second.job._train(second.outbox, run), TIMEOUT)
+    second.outbox.publish(closing.last_event)
+    await told(second.outbox)
 
-    said: list[JobEvent] = first.link.events() + second.link.events()
+    said: list[JobEvent] = first.connection.events() + second.connection.events()
     assert [one.sequence for one in said] == [1, 2, 3, 4, 5, 6]
     assert [type(one).__name__ for one in said] == [
         "JobClaimed",
@@ -96,6 +98,6 @@ async def test_a_run_that_its_waiting_trainer_was_never_told_of_has_not_failed(t
     run.folder.identity.write_text(GONE)
     life = Life(run)
 
-    outcome = await asyncio.wait_for(life.job._train(life.reporter, run), PATIENCE)
+    outcome = await asyncio.wait_for(life.job._train(life.outbox, run), TIMEOUT)
 
     assert outcome == Stopped(step=run.record.resumed_step)

@@ -8,7 +8,7 @@ from training_schemas.plans import Prediction
 from training_schemas.usage import Usage
 from training_worker.attempts.outcome import Done
 from training_worker.attempts.prediction import overruns
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 
 PREDICTED = Prediction(card="NVIDIA L4", peak_vram_mib=10_000, seconds_per_step=2.0, gpu_seconds=100.0)
 
@@ -42,7 +42,7 @@ def test_an_attempt_that_took_longer_than_is_likely_is_told() -> None:
     ]
 
 
-@pytest.mark.parametrize(("predicted", "card"), [(None, CARD), (PREDICTED, STAND_IN)])
-def test_nothing_is_told_where_nothing_can_be_compared(predicted: Prediction | None, card: Card) -> None:
+@pytest.mark.parametrize(("predicted", "device"), [(None, CARD), (PREDICTED, STAND_IN)])
+def test_nothing_is_told_where_nothing_can_be_compared(predicted: Prediction | None, device: GpuDevice) -> None:
     """No plan, or no card."""
-    assert overruns(predicted, done(20_000, 50.0), card) == []
+    assert overruns(predicted, done(20_000, 50.0), device) == []

@@ -9,57 +9,57 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import runs
-from tests.support.owning import NOW, PATIENCE, RecordingLink, a_reporter, own, told, told_in_part
+from tests.support.owning import NOW, TIMEOUT, RecordingLink, a_reporter, own, told, told_in_part
 
 from training_schemas.events import JobCheckpoint, JobDataset, JobEvent, JobPhase, JobProgress, JobSample, JobWarning
 from training_schemas.ledger import AnyEntry, CheckpointSaved
 from training_schemas.progress import AnyRecord, FailureReason, Phase
-from training_worker.attempts.event_outbox import Reporter
-from training_worker.attempts.progress import Teller
-from training_worker.attempts.usage import Meter
+from training_worker.attempts.event_outbox import EventOutbox
+from training_worker.attempts.progress import ProgressReader
+from training_worker.attempts.usage import UsageMeter
 from training_worker.ownership.ownership import Ownership
-from training_worker.runs.run_directory import RunFolder
+from training_worker.runs.run_directory import RunDirectory
 
 
 class Desk:
     """One daemon's telling of a run: it can be the first one, or one that comes later."""
 
-    def __init__(self, folder: RunFolder, *, resumes: bool = True) -> None:
+    def __init__(self, folder: RunDirectory, *, resumes: bool = True) -> None:
         self.folder = folder
-        self.link = RecordingLink()
-        self.ownership: Ownership = own(self.link)
-        self.reporter: Reporter = a_reporter(self.link, folder)
-        self.meter = Meter(3.6, started=NOW - 100, clock=lambda: NOW)
-        self.teller = Teller(
-            folder, self.meter, self.reporter, self.ownership, runs.unmeasured(), saved_step=0, resumes=resumes
+        self.connection = RecordingLink()
+        self.ownership: Ownership = own(self.connection)
+        self.outbox: EventOutbox = a_reporter(self.connection, folder)
+        self.meter = UsageMeter(3.6, started=NOW - 100, clock=lambda: NOW)
+        self.progress = ProgressReader(
+            folder, self.meter, self.outbox, self.ownership, runs.unmeasured(), saved_step=0, resumes=resumes
         )
 
     async def follow(self) -> None:
         """Read all that is there."""
         ended = asyncio.Event()
         ended.set()
-        await asyncio.wait_for(self.teller.follow(ended), PATIENCE)
+        await asyncio.wait_for(self.progress.follow(ended), TIMEOUT)
 
     async def tell(self) -> list[JobEvent | AnyEntry]:
         """Read all that is there, and say it."""
         await self.follow()
-        await told(self.reporter)
-        return self.link.said()
+        await told(self.outbox)
+        return self.connection.said()
 
     async def tell_in_part(self, count: int) -> list[JobEvent | AnyEntry]:
         """Read all that is there, say a part of it, and die."""
         await self.follow()
-        await told_in_part(self.reporter, self.link, count)
-        return self.link.said()
+        await told_in_part(self.outbox, self.connection, count)
+        return self.connection.said()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path: Path) -> RunDirectory:
     """The folder of a run."""
     return runs.make_folder(tmp_path)
 
 
-async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunFolder) -> None:
+async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunDirectory) -> None:
     """In the order of the file; a checkpoint is written into the ledger first."""
     records: list[AnyRecord] = [
         runs.phase(),
@@ -85,7 +85,7 @@ async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunFolder) -
     ]
 
 
-async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunFolder) -> None:
+async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunDirectory) -> None:
     """All that a dashboard shows."""
     runs.append(folder, runs.phase(), runs.step(1, at=1000.0), runs.step(2, loss=0.25, at=1002.0))
 
@@ -97,43 +97,43 @@ async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunFolder)
     assert (event.steps_per_minute, event.seconds_left) == (30.0, 196.0)
 
 
-async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunFolder) -> None:
+async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunDirectory) -> None:
     """Also by the daemon that comes later, which does not tell of it."""
     runs.append(folder, runs.checkpoint(5))
     await Desk(folder).tell()
     later = Desk(folder)
 
     assert await later.tell() == []
-    assert later.teller.saved_step == 5
+    assert later.progress.saved_step == 5
     assert later.ownership.history.saved_step == 5
 
 
-async def test_a_checkpoint_that_nothing_goes_on_from_is_told_and_not_remembered(folder: RunFolder) -> None:
+async def test_a_checkpoint_that_nothing_goes_on_from_is_told_and_not_remembered(folder: RunDirectory) -> None:
     """It is there to be tried; what was done up to it is lost all the same if the attempt ends."""
     runs.append(folder, runs.checkpoint(5))
     desk = Desk(folder, resumes=False)
 
     assert [type(one) for one in await desk.tell()] == [JobCheckpoint]
-    assert desk.teller.saved_step == 0
+    assert desk.progress.saved_step == 0
     assert desk.ownership.history.saved_step == 0
 
 
-async def test_a_file_is_told_while_it_is_written(folder: RunFolder) -> None:
+async def test_a_file_is_told_while_it_is_written(folder: RunDirectory) -> None:
     """The phase and the last sign are those of the last record."""
     desk, ended = Desk(folder), asyncio.Event()
-    following = asyncio.create_task(desk.teller.follow(ended))
+    following = asyncio.create_task(desk.progress.follow(ended))
     for name in (Phase.CACHING_LATENTS, Phase.TRAINING):
-        began = desk.teller.last_at
+        began = desk.progress.last_at
         runs.append(folder, runs.phase(name))
-        await asyncio.wait_for(desk.teller.phase_began.wait(), PATIENCE)
-        desk.teller.phase_began.clear()
-        assert desk.teller.phase == name
-        assert desk.teller.last_at > began
+        await asyncio.wait_for(desk.progress.phase_began.wait(), TIMEOUT)
+        desk.progress.phase_began.clear()
+        assert desk.progress.phase == name
+        assert desk.progress.last_at > began
     ended.set()
-    await asyncio.wait_for(following, PATIENCE)
+    await asyncio.wait_for(following, TIMEOUT)
 
 
-async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunFolder) -> None:
+async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunDirectory) -> None:
     """A trainer of another version may say more than we understand."""
     runs.append(folder, runs.step(1))
     with folder.progress.open("ab") as file:
@@ -146,39 +146,39 @@ async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunFolder) -> N
     assert await Desk(folder).tell() == []
 
 
-async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_told(folder: RunFolder) -> None:
+async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_told(folder: RunDirectory) -> None:
     """The first reason stays; JSON has no word for such a number."""
     runs.append(folder, runs.step(1), runs.step(2, loss=None), runs.step(3, loss=None))
     desk = Desk(folder)
 
     said = await desk.tell()
-    desk.teller.raise_alarm(FailureReason.STALLED, "later")
+    desk.progress.raise_alarm(FailureReason.STALLED, "later")
 
     assert [one.step for one in said if isinstance(one, JobProgress)] == [1]
-    assert desk.teller.alarm.is_set()
-    assert desk.teller.trouble is not None
-    assert desk.teller.trouble.reason == FailureReason.LOSS_NOT_FINITE
-    assert desk.teller.trouble.message == "cannot go on: the loss of step 2 is not finite"
+    assert desk.progress.alarm.is_set()
+    assert desk.progress.trouble is not None
+    assert desk.progress.trouble.reason == FailureReason.LOSS_NOT_FINITE
+    assert desk.progress.trouble.message == "cannot go on: the loss of step 2 is not finite"
 
 
-async def test_the_alarm_is_raised_by_what_an_earlier_daemon_read_as_well(folder: RunFolder) -> None:
+async def test_the_alarm_is_raised_by_what_an_earlier_daemon_read_as_well(folder: RunDirectory) -> None:
     """It may have died before it could stop the trainer."""
     runs.append(folder, runs.step(1, loss=None), runs.step(2))
     await Desk(folder).tell()
     later = Desk(folder)
 
     assert await later.tell() == []
-    assert later.teller.alarm.is_set()
+    assert later.progress.alarm.is_set()
 
 
-async def test_the_longest_step_is_measured_within_a_phase(folder: RunFolder) -> None:
+async def test_the_longest_step_is_measured_within_a_phase(folder: RunDirectory) -> None:
     """What lies between is no step."""
     steps = [runs.step(1, at=0.0), runs.step(2, at=3.0), runs.step(3, at=4.0)]
     runs.append(folder, runs.phase(), *steps, runs.phase(Phase.SAMPLING), runs.phase(), runs.step(4, at=100.0))
     desk = Desk(folder)
     await desk.follow()
 
-    assert desk.teller.longest_step == 3.0
+    assert desk.progress.longest_step == 3.0
 
 
 kinds = st.sampled_from(

@@ -21,7 +21,7 @@ from training_worker.attempts.result import Account, promote, read_result
 from training_worker.attempts.run_spec import changes, resolve_spec, resume_point, stepped_down
 from training_worker.client.job_builder import make_job
 from training_worker.errors import AttemptError
-from training_worker.gpu.devices import Card, Room
+from training_worker.gpu.devices import GpuDevice, Room
 from training_worker.ledger.job_history import JobHistory
 from training_worker.queue.job_message import QueuedJob
 from training_worker.runs.state_layout import attempt_folder
@@ -30,8 +30,8 @@ from training_worker.storage.reservations import Reservations
 from training_worker.version import __version__
 from training_worker.worker.worker import served_families
 
-CARD = Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
-STAND_IN = Card(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
+CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
+STAND_IN = GpuDevice(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
 ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
 RESULT = DoneRecord(sequence=9, time=1.0, steps=10, artifacts=[ARTIFACT], **LOSSES)
@@ -69,12 +69,12 @@ class Host:
         self,
         attempt: int = 1,
         before: JobHistory | None = None,
-        card: Card = CARD,
+        device: GpuDevice = CARD,
         free_mib: int | None = None,
         **fields: Any,
     ) -> RunSpec:
         """The spec of an attempt at such a job."""
-        room = Room(card=card, free_mib=free_mib or card.memory_mib)
+        room = Room(device=device, free_mib=free_mib or device.memory_mib)
         with self.reservations.make("a") as reservation:
             return resolve_spec(
                 self.queued(**fields), attempt, before or JobHistory(), room, self.settings, reservation
@@ -130,7 +130,7 @@ def test_a_spec_settles_everything(host: Host) -> None:
 
 def test_on_a_stand_in_a_job_is_trained_by_the_cpu(host: Host) -> None:
     """There is no card that torch could find."""
-    assert host.spec(card=STAND_IN).device == "cpu"
+    assert host.spec(device=STAND_IN).device == "cpu"
 
 
 def test_an_attempt_goes_on_from_the_last_checkpoint(host: Host) -> None:

@@ -9,23 +9,23 @@ from tests.presets.workloads import workload
 
 from training_schemas.jobs import EngineName
 from training_worker.attempts import step_rates
-from training_worker.attempts.step_rates import Rates
-from training_worker.gpu.devices import Card
+from training_worker.attempts.step_rates import StepRates
+from training_worker.gpu.devices import GpuDevice
 
-CARD = Card(uuid="GPU-1", name="NVIDIA L40S", memory_mib=46068, simulated=False, usd_per_hour=None)
+CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L40S", memory_mib=46068, simulated=False, usd_per_hour=None)
 WORK = workload()
 
 
 def test_what_was_measured_is_found_again_after_a_restart(tmp_path: Path) -> None:
     """By the card's name and the settings."""
-    Rates(tmp_path).note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
+    StepRates(tmp_path).note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
-    assert Rates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) == 2.0
+    assert StepRates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) == 2.0
 
 
 def test_what_does_not_change_a_step_does_not_matter(tmp_path: Path) -> None:
     """Nor on which of two equal cards it was."""
-    known = Rates(tmp_path)
+    known = StepRates(tmp_path)
     known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
     assert (
@@ -38,7 +38,7 @@ def test_what_does_not_change_a_step_does_not_matter(tmp_path: Path) -> None:
 
 def test_another_setting_card_or_engine_or_a_simulated_one_is_not_known(tmp_path: Path) -> None:
     """A guess from something else is the model's business."""
-    known = Rates(tmp_path)
+    known = StepRates(tmp_path)
     known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
     assert known.find(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=2)) is None
@@ -49,7 +49,7 @@ def test_another_setting_card_or_engine_or_a_simulated_one_is_not_known(tmp_path
 
 def test_a_newer_measurement_counts_as_much_as_all_before_it(tmp_path: Path) -> None:
     """A host changes, and one odd run is not the truth."""
-    known = Rates(tmp_path)
+    known = StepRates(tmp_path)
     for seconds in (2.0, 4.0, 5.0):
         known.note(CARD, EngineName.DIFFUSERS, WORK, seconds)
 
@@ -59,7 +59,7 @@ def test_a_newer_measurement_counts_as_much_as_all_before_it(tmp_path: Path) -> 
 def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes."""
     monkeypatch.setattr(step_rates, "MOST_RATES", 2)
-    known = Rates(tmp_path)
+    known = StepRates(tmp_path)
     for batch in (1, 2, 3):
         known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
 
@@ -74,12 +74,12 @@ def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
     """They are measured anew."""
     (tmp_path / step_rates.FILE).write_text("{")
 
-    assert Rates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) is None
+    assert StepRates(tmp_path).find(CARD, EngineName.DIFFUSERS, WORK) is None
 
 
 def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
     """What was measured is known until the daemon ends."""
-    known = Rates(tmp_path / "gone")
+    known = StepRates(tmp_path / "gone")
     known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
 
     assert known.find(CARD, EngineName.DIFFUSERS, WORK) == 2.0
@@ -87,14 +87,14 @@ def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
 
 def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
     """Of these kinds of cards alone; what was measured anew is new."""
-    known = Rates(tmp_path)
+    known = StepRates(tmp_path)
     for batch in (1, 2):
         known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
     known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=1), 1.0)
     known.note(replace(CARD, name="NVIDIA L4"), EngineName.DIFFUSERS, WORK, 9.0)
     known.note(replace(CARD, simulated=True), EngineName.DIFFUSERS, WORK, 9.0)
 
-    first, second = Rates(tmp_path).newest([replace(CARD, uuid="GPU-2"), CARD])
+    first, second = StepRates(tmp_path).newest([replace(CARD, uuid="GPU-2"), CARD])
 
     assert (first.card, first.training_type, first.engine) == (CARD.name, WORK.training_type, "diffusers")
     assert (first.seconds_per_step, second.seconds_per_step) == (1.0, 2.0)
@@ -107,8 +107,8 @@ def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
 
 def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event is no file."""
-    monkeypatch.setattr(step_rates, "MOST_TOLD", 2)
-    known = Rates(tmp_path)
+    monkeypatch.setattr(step_rates, "MOST_PUBLISHED", 2)
+    known = StepRates(tmp_path)
     for batch in (1, 2, 3):
         known.note(CARD, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
 
@@ -120,4 +120,4 @@ def test_what_another_version_wrote_is_not_told(tmp_path: Path, settings: str) -
     """A worker that says nothing of it is better than none."""
     (tmp_path / step_rates.FILE).write_text(json.dumps({CARD.name + settings: 1.0}))
 
-    assert Rates(tmp_path).newest([CARD]) == []
+    assert StepRates(tmp_path).newest([CARD]) == []

@@ -8,23 +8,23 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support import runs
-from tests.support.owning import PATIENCE, RecordingLink, a_reporter, own
+from tests.support.owning import TIMEOUT, RecordingLink, a_reporter, own
 
 from training_schemas.progress import AnyRecord, FailureReason, Phase
 from training_worker.attempts import supervisor
-from training_worker.attempts.control import Wishes
+from training_worker.attempts.control import ControlRequests
 from training_worker.attempts.outcome import Broken, Detached, Done, Outcome, Stopped
-from training_worker.attempts.progress import Teller
-from training_worker.attempts.supervisor import Limits, Runner
-from training_worker.attempts.usage import Meter
+from training_worker.attempts.progress import ProgressReader
+from training_worker.attempts.supervisor import Limits, Supervisor
+from training_worker.attempts.usage import UsageMeter
 from training_worker.runs import run_directory
-from training_worker.runs.child_process import Child
+from training_worker.runs.child_process import ChildProcess
 from training_worker.runs.file_tail import follow_lines
 from training_worker.runs.run import Run
 from training_worker.runs.run_directory import STOP_FILE, StopOrder
 
 # For trainers that must not be stopped before their end.
-LONG = 10 * PATIENCE
+LONG = 10 * TIMEOUT
 SHORT = 0.1
 OBEDIENT = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done"
 DEAF = "trap '' TERM; echo ready; while :; do sleep 0.01; done"
@@ -36,36 +36,36 @@ class Watch:
 
     def __init__(self, run: Run, limits: Limits = LIMITS, started: float | None = None) -> None:
         self.run = run
-        self.wishes = Wishes()
-        self.wishes.attach(run.folder)
-        link = RecordingLink()
-        self.meter = Meter(3.6, started=time.time() if started is None else started, clock=time.time)
-        self.teller = Teller(
-            run.folder, self.meter, a_reporter(link, run.folder), own(link), runs.unmeasured(), saved_step=5
+        self.control = ControlRequests()
+        self.control.attach(run.folder)
+        connection = RecordingLink()
+        self.meter = UsageMeter(3.6, started=time.time() if started is None else started, clock=time.time)
+        self.progress = ProgressReader(
+            run.folder, self.meter, a_reporter(connection, run.folder), own(connection), runs.unmeasured(), saved_step=5
         )
-        self.runner = Runner(run.folder, self.meter, self.teller, self.wishes, limits)
+        self.supervisor = Supervisor(run.folder, self.meter, self.progress, self.control, limits)
 
-    def start(self, script: str) -> Child:
+    def start(self, script: str) -> ChildProcess:
         """Start a trainer that is a shell's script."""
         return self.run.start(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"})
 
     async def see(self, script: str, *records: AnyRecord) -> Outcome | Detached:
         """See a trainer to its end that has recorded this already."""
         runs.append(self.run.folder, *records)
-        return await asyncio.wait_for(self.runner.follow(self.start(script)), PATIENCE)
+        return await asyncio.wait_for(self.supervisor.follow(self.start(script)), TIMEOUT)
 
     async def see_stopped(self, why: str, script: str, *records: AnyRecord) -> Outcome | Detached:
         """The same, of a trainer that is told to stop as soon as it says that it is ready."""
         runs.append(self.run.folder, *records)
         child = self.start(script)
-        following = asyncio.create_task(self.runner.follow(child))
+        following = asyncio.create_task(self.supervisor.follow(child))
         await self.until_ready(child)
-        self.wishes.end(why)
-        return await asyncio.wait_for(following, PATIENCE)
+        self.control.end(why)
+        return await asyncio.wait_for(following, TIMEOUT)
 
-    async def until_ready(self, child: Child) -> None:
+    async def until_ready(self, child: ChildProcess) -> None:
         """Wait until the trainer has printed a line."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await anext(follow_lines(self.run.folder.stdout, child.ended))
 
     async def see_broken(self, script: str, *records: AnyRecord) -> Broken:
@@ -77,7 +77,7 @@ class Watch:
     async def look_back(self, *records: AnyRecord, last_sign: float = 0.0, rebooted: bool = False) -> Outcome:
         """Judge a trainer that nobody saw end."""
         runs.append(self.run.folder, *records)
-        return await asyncio.wait_for(self.runner.look_back(last_sign, rebooted=rebooted), PATIENCE)
+        return await asyncio.wait_for(self.supervisor.look_back(last_sign, rebooted=rebooted), TIMEOUT)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ async def test_a_trainer_that_says_done_and_ends_well_is_done(run: Run) -> None:
 
     assert isinstance(outcome, Done)
     assert outcome.record == result
-    assert 100 <= outcome.usage.gpu_seconds < 100 + PATIENCE
+    assert 100 <= outcome.usage.gpu_seconds < 100 + TIMEOUT
     assert outcome.usage.wasted_gpu_seconds == 0.0
 
 
@@ -146,12 +146,12 @@ async def test_a_trainer_that_stalls_in_training_does_not_have_the_time_that_pre
     """The bound is that of the phase, from the moment at which the phase begins."""
     watch = Watch(run, msgspec.structs.replace(LIMITS, stall_training=SHORT))
     child = watch.start(OBEDIENT)
-    following = asyncio.create_task(watch.runner.follow(child))
+    following = asyncio.create_task(watch.supervisor.follow(child))
     await watch.until_ready(child)
 
     runs.append(run.folder, runs.phase(), runs.step(1))
 
-    outcome = await asyncio.wait_for(following, PATIENCE)
+    outcome = await asyncio.wait_for(following, TIMEOUT)
     assert isinstance(outcome, Broken)
     assert outcome.reason == FailureReason.STALLED
 
@@ -186,7 +186,7 @@ async def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
 async def test_what_the_trainer_says_of_its_failure_counts_more_than_the_alarm(run: Run) -> None:
     """It was nearer."""
     watch = Watch(run)
-    watch.teller.raise_alarm(FailureReason.STALLED, "stopped")
+    watch.progress.raise_alarm(FailureReason.STALLED, "stopped")
 
     broken = await watch.see_broken("exit 1", runs.failed(FailureReason.DISK_FULL))
 
@@ -225,7 +225,7 @@ async def test_a_trainer_that_was_done_before_it_could_stop_is_done(run: Run) ->
 async def test_an_abort_does_not_wait_for_the_grace(run: Run) -> None:
     """The trainer is asked, and killed."""
     watch = Watch(run)
-    watch.wishes.abort.set()
+    watch.control.abort.set()
 
     assert isinstance(await watch.see_stopped("aborted", DEAF), Stopped)
 
@@ -234,9 +234,9 @@ async def test_a_trainer_that_is_left_runs_on_and_is_found(run: Run) -> None:
     """By the daemon that takes this one's place, which sees it to the same end."""
     watch = Watch(run)
     child = watch.start(OBEDIENT)
-    following = asyncio.create_task(watch.runner.follow(child))
-    watch.wishes.detach.set()
-    assert await asyncio.wait_for(following, PATIENCE) == Detached()
+    following = asyncio.create_task(watch.supervisor.follow(child))
+    watch.control.detach.set()
+    assert await asyncio.wait_for(following, TIMEOUT) == Detached()
 
     identity = run.identity
     while identity is None:
@@ -244,10 +244,10 @@ async def test_a_trainer_that_is_left_runs_on_and_is_found(run: Run) -> None:
         identity = run.identity
     assert not child.ended.is_set()
     os.kill(child.pid, 0)
-    later, again = Watch(run), Child.find(identity)
+    later, again = Watch(run), ChildProcess.find(identity)
     assert again is not None
-    later.wishes.end("SIGTERM")
-    assert isinstance(await asyncio.wait_for(later.runner.follow(again), PATIENCE), Stopped)
+    later.control.end("SIGTERM")
+    assert isinstance(await asyncio.wait_for(later.supervisor.follow(again), TIMEOUT), Stopped)
     child._reap()  # for the sake of `subprocess`, which has not seen the end
 
 

@@ -14,7 +14,7 @@ from training_schemas.progress import (
     StepRecord,
     StoppedRecord,
 )
-from training_worker.attempts.timings import Measures
+from training_worker.attempts.timings import Timings
 from training_worker.observations import Observation, PhaseEnded, ProgressMade, StepTaken
 
 FLUX = TrainingType.FLUX_LORA
@@ -33,9 +33,9 @@ def step(at: float, loss: float | None = 0.5) -> StepRecord:
 def measured(*records: AnyRecord, told: int = 0) -> list[Observation]:
     """What is observed of these records, of which the first so many were told before; progress left out."""
     observed: list[Observation] = []
-    measures = Measures(observed.append, FLUX, CARD.uuid)
+    measures = Timings(observed.append, FLUX, CARD.uuid)
     for number, record in enumerate(records):
-        measures.take_in(record, new=number >= told)
+        measures.apply(record, new=number >= told)
     return [one for one in observed if not isinstance(one, ProgressMade)]
 
 

@@ -358,7 +358,7 @@ def test_a_host_without_an_error_is_well(program: Program, engine_settings: Path
     assert program.run("doctor", "--config", str(engine_settings)) == 0
 
     assert re.search(r"diffusers\.interpreter +ok +a program of your own", program.out)
-    assert "mend:" not in program.out
+    assert "fix:" not in program.out
     assert program.err == ""
 
 
@@ -372,7 +372,7 @@ def test_a_host_with_an_error_is_told_what_mends_it(program: Program, engine_set
     found = program.out.splitlines()
     [number] = [number for number, line in enumerate(found) if re.search(r"invoke\.interpreter +error +", line)]
     assert found[number].endswith("far/python is not there")
-    assert found[number + 1].lstrip().startswith("mend: [engines.invoke] python = ")
+    assert found[number + 1].lstrip().startswith("fix: [engines.invoke] python = ")
 
 
 def test_findings_are_shown_for_programs(program: Program, engine_settings: Path, tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_findings_are_shown_for_programs(program: Program, engine_settings: Path
         ("engines", "invoke.interpreter", "error"),
         ("engines", "types", "ok"),
     ]
-    assert [name for name in ("found", "mend") if not findings[1][name]] == []
+    assert [name for name in ("found", "fix", "mend") if not findings[1][name]] == []
     assert program.err == ""
 
 

@@ -17,7 +17,7 @@ from training_worker.client.sync_client import TrainingWorkerAPI
 from training_worker.errors import BrokerError, TrainingWorkerError
 
 # A refused connection takes milliseconds; the machine may be slow.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o")
 
 
@@ -29,7 +29,7 @@ def nobody() -> Iterator[str]:
         yield f"amqp://guest:secret@127.0.0.1:{taken.getsockname()[1]}/"
 
 
-@pytest.mark.timeout(PATIENCE)
+@pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize(
     "call",
     [
@@ -74,14 +74,14 @@ def test_every_call_says_that_the_broker_cannot_be_reached(
 async def test_the_asyncio_client_says_the_same(nobody: str) -> None:
     """Within a bounded time."""
     with pytest.raises(BrokerError):
-        await asyncio.wait_for(AsyncTrainingWorkerAPI(nobody).submit_job(JOB), PATIENCE)
+        await asyncio.wait_for(AsyncTrainingWorkerAPI(nobody).submit_job(JOB), TIMEOUT)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "amqp://127.0.0.1:port/"])
 async def test_an_address_that_is_none_is_an_error_of_this_package(url: str) -> None:
     """A mistyped variable is no traceback for the user."""
     with pytest.raises(TrainingWorkerError):
-        await asyncio.wait_for(AsyncTrainingWorkerAPI(url).submit_job(JOB), PATIENCE)
+        await asyncio.wait_for(AsyncTrainingWorkerAPI(url).submit_job(JOB), TIMEOUT)
 
 
 def test_a_failed_call_leaves_no_connection_for_the_garbage_collector_to_close(nobody: str) -> None:
@@ -128,7 +128,7 @@ async def test_a_job_that_no_worker_would_take_is_refused_without_a_broker(
 ) -> None:
     """The intake would reject it later; the caller learns it now, also of a job that was made past the builders."""
     with pytest.raises(InvalidMessageError) as caught:
-        await asyncio.wait_for(AsyncTrainingWorkerAPI(nobody).submit_job(job), PATIENCE)
+        await asyncio.wait_for(AsyncTrainingWorkerAPI(nobody).submit_job(job), TIMEOUT)
 
     assert path in {fault.path for fault in caught.value.faults}
 

@@ -34,7 +34,7 @@ def told(*events: Event, now: float | None = None) -> WorkerState:
     """The only worker, when these were said in turn, a second each from 1 on."""
     workers = Workers()
     for second, event in enumerate(events, start=1):
-        workers.take_in(event, float(second))
+        workers.apply(event, float(second))
     (state,) = workers.states(float(len(events)) if now is None else now)
     return state
 
@@ -56,7 +56,7 @@ def test_a_worker_is_what_it_said_last(events: list[Event], condition: str, why:
     """With the reason, where it gave one."""
     state = told(*events)
 
-    assert (state.condition, state.why, state.heard_at) == (condition, why, len(events))
+    assert (state.condition, state.why, state.last_seen_at) == (condition, why, len(events))
 
 
 def test_a_heartbeat_alone_tells_all() -> None:
@@ -89,7 +89,7 @@ def test_a_worker_that_leaves_out_its_heartbeats_is_silent() -> None:
 def test_what_is_said_of_jobs_makes_no_worker() -> None:
     """Intakes speak of jobs, too."""
     workers = Workers()
-    workers.take_in(OF_A_JOB, 1.0)
+    workers.apply(OF_A_JOB, 1.0)
 
     assert workers.states(1.0) == []
 
@@ -98,6 +98,6 @@ def test_workers_are_in_the_order_of_their_names() -> None:
     """Whoever spoke first."""
     workers = Workers()
     for name in ("w2", "w1"):
-        workers.take_in(WorkerOnline(worker=name, simulated=True, version="1", gpus=[], families=[]), 1.0)
+        workers.apply(WorkerOnline(worker=name, simulated=True, version="1", gpus=[], families=[]), 1.0)
 
     assert [(state.worker, state.simulated) for state in workers.states(1.0)] == [("w1", True), ("w2", True)]

@@ -10,7 +10,7 @@ from training_worker.broker.topology import QueueSpec
 from training_worker.doctor import broker_management, broker_nodes
 from training_worker.doctor.broker_policies import is_looser, judge, things_of
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.management_api import Alarm, Governed, Node, Overview, Policy, Told
+from training_worker.doctor.management_api import Alarm, BrokerReport, Governed, Node, Overview, Policy
 from training_worker.settings import Settings
 
 NAMES = Names("fleet")
@@ -18,7 +18,7 @@ DELAYS = [30, 600]
 LEASE = "fleet.lease.doctor-1"
 
 
-def told(definition: dict[str, Any], *governed: str, operator: bool = False, **changes: Any) -> Told:
+def report(definition: dict[str, Any], *governed: str, operator: bool = False, **changes: Any) -> BrokerReport:
     """A broker whose one policy governs these queues and exchanges, and no others."""
     policies = {"p": Policy(name="p", definition=definition)}
     every = [thing.name for thing in things_of(NAMES, DELAYS)] + [LEASE]
@@ -26,7 +26,7 @@ def told(definition: dict[str, Any], *governed: str, operator: bool = False, **c
     for one in governed:
         policy, operator_policy = (None, "p") if operator else ("p", None)
         entries[one] = Governed(name=one, policy=policy, operator_policy=operator_policy)
-    plain = Told(
+    plain = BrokerReport(
         overview=Overview(),
         policies={} if operator else policies,
         operator_policies=policies if operator else {},
@@ -39,7 +39,7 @@ def told(definition: dict[str, Any], *governed: str, operator: bool = False, **c
     return msgspec.structs.replace(plain, **changes)
 
 
-def judged(broker: Told) -> list[Finding]:
+def judged(broker: BrokerReport) -> list[Finding]:
     lease = broker_management._lease(Settings(lease=120), LEASE)
     return list(judge(broker, [*things_of(NAMES, DELAYS), lease], "/"))
 
@@ -84,25 +84,25 @@ def test_a_policy_is_judged_by_what_it_does_to_what_it_governs(
 ) -> None:
     """The same value may be harmless for one queue and not for another."""
     for operator, whose in ((False, ""), (True, "operator_")):
-        [found] = judged(told(definition, governed, operator=operator))
+        [found] = judged(report(definition, governed, operator=operator))
 
         assert (found.state, words in found.found) == (state, True)
         if state is not State.OK:
             assert found.name == f"{whose}policies.p"
-            assert str(found.mend).startswith(f"rabbitmqctl clear_{whose}policy -p / p  #")
+            assert str(found.fix).startswith(f"rabbitmqctl clear_{whose}policy -p / p  #")
             assert governed in found.found
 
 
 def test_a_policy_that_governs_nothing_of_the_fleet_does_no_harm() -> None:
     """Others may have theirs."""
-    assert [one.state for one in judged(told({"message-ttl": 1}))] == [State.OK]
+    assert [one.state for one in judged(report({"message-ttl": 1}))] == [State.OK]
 
 
 def test_a_policy_is_told_once_with_all_that_it_does() -> None:
     """And of many queues only the first are named."""
     tiers = [thing.name for thing in things_of(NAMES, DELAYS) if ".tier." in thing.name]
 
-    [found] = judged(told({"message-ttl": 1, "expires": 1, "ha-mode": "all"}, *tiers))
+    [found] = judged(report({"message-ttl": 1, "expires": 1, "ha-mode": "all"}, *tiers))
 
     assert found.found.count("; ") == 1
     assert f"and {len(tiers) - 3} more" in found.found
@@ -110,14 +110,14 @@ def test_a_policy_is_told_once_with_all_that_it_does() -> None:
 
 def test_queues_that_nothing_is_known_of_are_told() -> None:
     """As where the broker keeps no statistics."""
-    broker = told({})
+    broker = report({})
     broker.queues[NAMES.intake] = Governed(name=NAMES.intake)
 
     [found] = judged(broker)
 
     assert found.state is State.WARNING
     assert found.found.endswith(f"govern {NAMES.intake}")
-    assert str(found.mend).startswith("rabbitmqctl list_queues -p / name policy")
+    assert str(found.fix).startswith("rabbitmqctl list_queues -p / name policy")
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_bounds_are_compared_in_their_units(value: Any, ours: Any, looser: bool)
 
 def test_a_policys_consumer_timeout_is_that_of_the_lease_queues() -> None:
     """From RabbitMQ 3.12 on; of an operator's and another the shorter."""
-    broker = told({"consumer-timeout": 5000}, LEASE, operator=True)
+    broker = report({"consumer-timeout": 5000}, LEASE, operator=True)
 
     assert broker_management._timeout(broker, LEASE) == 5.0
     assert broker_management._timeout(broker, None) is None
-    assert broker_management._timeout(told({"consumer-timeout": 5000}), LEASE) is None
+    assert broker_management._timeout(report({"consumer-timeout": 5000}), LEASE) is None
 
 
 SPEC = QueueSpec(name="fleet.intake", arguments={}, bindings=(("fleet.jobs", "submit"),))
@@ -144,10 +144,10 @@ BOUND = {("fleet.jobs", "submit", "fleet.intake")}
 
 def condition(*, online: int = 3, members: int = 3, **changes: Any) -> dict[str, Finding]:
     """What is found of a cluster with one queue, which is as it should be but for these changes."""
-    names = [f"rabbit@{letter}" for letter in "abc"]
+    names = [f"rabbit@{dead_letter}" for dead_letter in "abc"]
     queue = Governed(name="fleet.intake", policy=None, members=names[:members], online=names[:online])
     state = {"queues": {"fleet.intake": queue}, "bindings": BOUND, "nodes": [Node(name=name) for name in names]}
-    return {one.name: one for one in broker_nodes.check(told({}, **(state | changes)), [SPEC])}
+    return {one.name: one for one in broker_nodes.check(report({}, **(state | changes)), [SPEC])}
 
 
 def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:
@@ -158,7 +158,7 @@ def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "state", "mend"),
+    ("changes", "name", "state", "fix"),
     [
         ({"alarms": [Alarm(node="n", resource="memory")]}, "alarms", State.ERROR, "rabbitmq-diagnostics -n n memory_"),
         ({"alarms": [Alarm(node="n", resource="disk space")]}, "alarms", State.ERROR, "rabbitmq-diagnostics -n n stat"),
@@ -180,12 +180,12 @@ def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:
         ({"bindings": set()}, "bindings", State.ERROR, "systemctl reload training-worker"),
     ],
 )
-def test_what_a_cluster_suffers_from_is_told(changes: dict[str, Any], name: str, state: State, mend: str) -> None:
+def test_what_a_cluster_suffers_from_is_told(changes: dict[str, Any], name: str, state: State, fix: str) -> None:
     """With the command for the node that it is about."""
     found = condition(**changes)
 
     assert {one: finding.state for one, finding in found.items() if finding.state is not State.OK} == {name: state}
-    assert str(found[name].mend).startswith(mend)
+    assert str(found[name].fix).startswith(fix)
 
 
 def test_two_of_three_replicas_are_enough() -> None:

@@ -28,7 +28,7 @@ def test_half_the_lease_must_be_shorter(lease: float, known: float | None, state
     found = consumer_timeout.judge(Settings(lease=lease), known, "the broker")
 
     assert found.state is state
-    assert (found.mend is None) is (state is State.OK)
+    assert (found.fix is None) is (state is State.OK)
     assert ("application:get_env(rabbit, consumer_timeout)." in found.found) is (known is None)
 
 
@@ -37,8 +37,8 @@ def test_a_limit_that_is_too_short_is_told_with_one_that_is_not() -> None:
     found = consumer_timeout.judge(Settings(lease=120), 10, "the broker")
 
     assert "the broker allows 10 s" in found.found
-    assert str(found.mend).startswith("rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 120000).'  #")
-    assert "consumer_timeout = 120000 in rabbitmq.conf" in str(found.mend)
+    assert str(found.fix).startswith("rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 120000).'  #")
+    assert "consumer_timeout = 120000 in rabbitmq.conf" in str(found.fix)
 
 
 @pytest.mark.parametrize(

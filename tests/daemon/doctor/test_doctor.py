@@ -15,12 +15,12 @@ import pytest
 
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker.doctor import engines
-from training_worker.doctor.engine_probe import LAST_LINES, SeenCard, Wanted, probe
+from training_worker.doctor.engine_probe import LAST_LINES, SeenGpu, Wanted, probe
 from training_worker.doctor.engine_requirements import COMMIT, DIFFUSERS, INVOKE, Requirement
 from training_worker.doctor.engines import Examination, runs_on
 from training_worker.doctor.findings import Finding, State, has_error
-from training_worker.doctor.gpus import HostCards
-from training_worker.gpu.devices import Card
+from training_worker.doctor.gpus import HostGpus
+from training_worker.gpu.devices import GpuDevice
 from training_worker.settings import EngineSettings, Settings, program_of
 
 ROOT = Path(__file__).parents[3]
@@ -28,10 +28,10 @@ VARIABLE = "INVOKE_TRAINING_PYTHON"
 # Of a fake interpreter, which answers at once.
 LIMIT = 20.0
 MADE_UP, REAL = (
-    Card(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
+    GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
     for simulated in (True, False)
 )
-CARDS = HostCards(cards=[MADE_UP])
+CARDS = HostGpus(devices=[MADE_UP])
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def invoke_answers() -> dict[str, Any]:
         "python": "3.11.2",
         "packages": versions | {"invoke-training": "0.0.1"},
         "commit": COMMIT,
-        "torch": {"version": "2.13.0", "cuda": "12.6", "architectures": ["sm_80", "sm_90"], "cards": seen},
+        "torch": {"version": "2.13.0", "cuda": "12.6", "architectures": ["sm_80", "sm_90"], "devices": seen},
         "modules": {INVOKE.module: {"seconds": 6.0}},
     }
 
@@ -68,12 +68,12 @@ def answering(folder: Path, answers: dict[str, Any], then: str = "") -> str:
 
 
 def look(
-    interpreter: str, *cards: Card, engine: EngineName = EngineName.INVOKE, limit: float = LIMIT
+    interpreter: str, *devices: GpuDevice, engine: EngineName = EngineName.INVOKE, limit: float = LIMIT
 ) -> dict[str, Finding]:
     """What is found of an engine with this interpreter, by name without the engine's."""
     settings = EngineSettings(command=program_of(engine, interpreter))
-    found = list(Examination(engine, settings, list(cards)).findings(limit))
-    assert all(finding.state is State.OK or finding.mend for finding in found)
+    found = list(Examination(engine, settings, list(devices)).findings(limit))
+    assert all(finding.state is State.OK or finding.fix for finding in found)
     names = [finding.name.removeprefix(f"{engine}.") for finding in found]
     assert len(set(names)) == len(names)
     return dict(zip(names, found, strict=True))
@@ -128,7 +128,7 @@ def test_no_interpreter_is_an_error_that_names_the_setting(tmp_path: Path) -> No
 
     assert absent["interpreter"].found == f"{tmp_path}/none is not there"
     assert unfit["interpreter"].found == f"{tmp_path}/file is not executable"
-    assert "[engines.invoke] python" in str(absent["interpreter"].mend)
+    assert "[engines.invoke] python" in str(absent["interpreter"].fix)
 
 
 def test_a_program_that_the_kernel_does_not_start_is_an_error(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_no_secret_reaches_an_engines_interpreter(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "state", "mend"),
+    ("name", "version", "state", "fix"),
     [
         ("numpy", "2.1.0", State.ERROR, "install numpy==1.26.4"),
         ("numpy", "1.26.3", State.WARNING, "install numpy==1.26.4"),
@@ -231,7 +231,7 @@ def test_no_secret_reaches_an_engines_interpreter(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_package_that_is_missing_or_of_another_version(
-    tmp_path: Path, name: str, version: str | None, state: State, mend: str
+    tmp_path: Path, name: str, version: str | None, state: State, fix: str
 ) -> None:
     """An error where it cannot work, a warning where nobody knows or few need it, with the command that mends it."""
     answers = invoke_answers()
@@ -240,8 +240,8 @@ def test_a_package_that_is_missing_or_of_another_version(
     found = look(answering(tmp_path, answers), REAL)
 
     assert not_ok(found) == {name: state}
-    assert str(found[name].mend).endswith(mend)
-    assert str(found[name].mend).startswith(f"{tmp_path}/python -m pip install ")
+    assert str(found[name].fix).endswith(fix)
+    assert str(found[name].fix).startswith(f"{tmp_path}/python -m pip install ")
 
 
 @pytest.mark.parametrize("commit", [None, "0" * 40])
@@ -256,7 +256,7 @@ def test_another_commit_is_a_warning(tmp_path: Path, commit: str | None) -> None
     ("changed", "words"),
     [
         ({"cuda": None}, "built without CUDA"),
-        ({"cards": []}, "finds no card"),
+        ({"devices": []}, "finds no card"),
         ({"architectures": ["sm_90", "compute_90"]}, "has no code for NVIDIA L4 (8.9)"),
         ({"error": "ImportError: libcudart.so"}, "cannot be imported: ImportError: libcudart.so"),
     ],
@@ -283,7 +283,7 @@ def test_a_card_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
 def test_torch_without_cuda_is_all_that_a_made_up_card_needs(tmp_path: Path) -> None:
     """Training runs on the CPU there."""
     answers = invoke_answers()
-    answers["torch"] |= {"cuda": None, "cards": []}
+    answers["torch"] |= {"cuda": None, "devices": []}
 
     assert not_ok(look(answering(tmp_path, answers), MADE_UP)) == {}
     assert not_ok(look(answering(tmp_path, answers))) == {"cuda": State.ERROR}
@@ -297,7 +297,7 @@ def test_a_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
 
     assert not_ok(found) == {"training": State.ERROR}
     assert "No module named 'einops'" in found["training"].found
-    assert f"-c 'import {INVOKE.module}'" in str(found["training"].mend)
+    assert f"-c 'import {INVOKE.module}'" in str(found["training"].fix)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
 )
 def test_code_runs_on_later_cards_of_its_major_version(architectures: list[str], fits: bool) -> None:
     """And what the driver compiles, on all later ones; a build that says nothing is believed."""
-    assert runs_on(SeenCard(name="NVIDIA L4", capability=(8, 9)), architectures) is fits
+    assert runs_on(SeenGpu(name="NVIDIA L4", capability=(8, 9)), architectures) is fits
 
 
 def test_requirements_know_their_bounds() -> None:
@@ -421,8 +421,8 @@ def test_an_engine_in_the_daemons_own_environment_is_told_to_move(tmp_path: Path
     moved = found["invoke.interpreter"]
     assert moved.state is State.ERROR
     assert "is the environment of another engine" in moved.found
-    assert str(moved.mend).startswith("python3 -m venv /opt/invoke-training && /opt/invoke-training/bin/python -m pip ")
-    assert "peft==0.11.1" in str(moved.mend)
+    assert str(moved.fix).startswith("python3 -m venv /opt/invoke-training && /opt/invoke-training/bin/python -m pip ")
+    assert "peft==0.11.1" in str(moved.fix)
     assert any(name.startswith("diffusers.") for name in found)
 
 
@@ -431,7 +431,7 @@ def test_the_built_in_trainer_in_invoke_trainings_environment_is_told_to_move(tm
     found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), CARDS, LIMIT)}
 
     assert [name for name in found if name.startswith("diffusers.")] == ["diffusers.interpreter"]
-    assert "leave it out" in str(found["diffusers.interpreter"].mend)
+    assert "leave it out" in str(found["diffusers.interpreter"].fix)
     assert found["invoke.peft"].state is State.OK
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from training_worker.doctor import host, model_weights
 from training_worker.doctor.findings import Finding, State
-from training_worker.doctor.gpus import look_at_cards
+from training_worker.doctor.gpus import look_at_gpus
 from training_worker.doctor.hub_token import find_token, token_path
 from training_worker.gpu import nvml
 from training_worker.gpu.nvml import DriverHangsError, Found
@@ -24,8 +24,8 @@ FLUX = "black-forest-labs/FLUX.1-dev"
 
 
 def look(settings: Settings) -> dict[str, Finding]:
-    found = [*host.check(settings, look_at_cards(settings)), *model_weights.check(settings)]
-    assert all(finding.state is State.OK or finding.mend for finding in found)
+    found = [*host.check(settings, look_at_gpus(settings)), *model_weights.check(settings)]
+    assert all(finding.state is State.OK or finding.fix for finding in found)
     return {finding.name: finding for finding in found}
 
 
@@ -78,22 +78,22 @@ def test_a_host_without_cards_is_told_how_to_see_them(settings: Settings) -> Non
     found = look(bare)
 
     assert found["cards"].state is State.ERROR
-    assert str(found["cards"].mend).startswith("nvidia-smi")
+    assert str(found["cards"].fix).startswith("nvidia-smi")
     assert found["models"].found == "no model is allowed"
 
 
 class Driver:
     """Shows four cards, of which it says what it was told."""
 
-    def __init__(self, **told: int) -> None:
-        self.told = told
+    def __init__(self, **report: int) -> None:
+        self.report = report
 
     def ask(self, question: object, _: float = 0) -> object:
         """In place of the real one."""
-        uuids = [f"GPU-{letter}" for letter in "abcd"]
+        uuids = [f"GPU-{dead_letter}" for dead_letter in "abcd"]
         if question is nvml.find:
             return [Found(uuid=uuid, name="NVIDIA L4", memory_mib=23034) for uuid in uuids]
-        return {uuid: Reading(uuid=uuid, temperature_c=self.told.get(uuid[-1], 50)) for uuid in uuids}
+        return {uuid: Reading(uuid=uuid, temperature_c=self.report.get(uuid[-1], 50)) for uuid in uuids}
 
 
 def test_slots_are_told_as_the_settings_make_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_cards_that_the_settings_ask_for_in_vain_are_told(settings: Settings) ->
 
     assert found["cards"].state is State.ERROR
     assert found["cards"].found.startswith("cannot start: only_gpus names '7'")
-    assert "gpus_per_job" in str(found["cards"].mend)
+    assert "gpus_per_job" in str(found["cards"].fix)
     assert "disk.state" in found
 
 
@@ -154,7 +154,7 @@ def test_a_disk_that_is_too_small_names_what_it_is_too_small_for(
 
     assert found.state is State.ERROR
     assert "FLUX_LORA (" in found.found
-    assert str(found.mend).startswith("du ")
+    assert str(found.fix).startswith("du ")
 
 
 def test_an_output_root_that_is_a_file_cannot_be_written(settings: Settings) -> None:
@@ -166,7 +166,7 @@ def test_an_output_root_that_is_a_file_cannot_be_written(settings: Settings) -> 
     found = look(settings)["disk.output0"]
 
     assert found.state is State.ERROR
-    assert found.mend == f"install -d -o training-worker -g training-worker {root}"
+    assert found.fix == f"install -d -o training-worker -g training-worker {root}"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_weights_that_are_broken_are_told_with_what_brings_them(
 
     assert found.state is State.ERROR
     assert reason in found.found
-    assert f"hf download {FLUX} --local-dir {settings.models[FLUX]}" in str(found.mend)
+    assert f"hf download {FLUX} --local-dir {settings.models[FLUX]}" in str(found.fix)
 
 
 def test_weights_of_another_user_are_told_with_chmod(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_weights_of_another_user_are_told_with_chmod(settings: Settings, monkeyp
     found = look(settings)[FLUX]
 
     assert found.found == f"{closed} cannot be read by this user"
-    assert str(found.mend).startswith("chmod -R a+rX ")
+    assert str(found.fix).startswith("chmod -R a+rX ")
 
 
 TERMS = f"https://huggingface.co/{FLUX}"
@@ -256,7 +256,7 @@ def test_a_gated_model_takes_a_token_first(settings: Settings, home: Path) -> No
     found = look(settings)[FLUX]
 
     assert f"this user has no token, in HF_TOKEN or {home}/.cache/huggingface/token" in found.found
-    commands, _, remark = str(found.mend).partition("  # ")
+    commands, _, remark = str(found.fix).partition("  # ")
     assert commands == f"hf auth login && hf download {FLUX} --local-dir {settings.models[FLUX]}"
     assert remark.endswith(TERMS)
 
@@ -269,9 +269,9 @@ def test_a_gated_model_with_a_token_takes_an_account_that_agreed(settings: Setti
     found = look(settings)[FLUX]
 
     assert found.found.endswith(f"the model is gated, and a token is in {path}")
-    assert str(found.mend).startswith("hf download ")
-    assert "has not agreed to the terms" in str(found.mend)
-    assert TERMS in str(found.mend)
+    assert str(found.fix).startswith("hf download ")
+    assert "has not agreed to the terms" in str(found.fix)
+    assert TERMS in str(found.fix)
     assert SECRET not in f"{found}"
 
 
@@ -281,7 +281,7 @@ def test_a_model_that_is_not_gated_takes_no_token(settings: Settings) -> None:
 
     found = look(msgspec.structs.replace(settings, models={name: Path("/no/such")}))[name]
 
-    assert found.mend == f"hf download {name} --local-dir /no/such"
+    assert found.fix == f"hf download {name} --local-dir /no/such"
     assert "token" not in found.found
 
 
@@ -289,7 +289,7 @@ def test_pickles_are_left_out_of_the_download(settings: Settings) -> None:
     """Before the remark, not in it."""
     _pickled(settings.models[FLUX])
 
-    commands, _, remark = str(look(settings)[FLUX].mend).partition("  # ")
+    commands, _, remark = str(look(settings)[FLUX].fix).partition("  # ")
 
     assert commands.endswith("--exclude '*.bin' '*.ckpt' '*.pt' '*.pth'")
     assert remark.endswith(TERMS)

@@ -3,11 +3,12 @@
 import pytest
 
 from training_worker.errors import SettingsError
-from training_worker.gpu.devices import Card, chosen, worker_cards
+from training_worker.gpu.devices import GpuDevice, chosen, worker_gpus
 from training_worker.settings import Settings
 
 CARDS = [
-    Card(uuid=f"GPU-{letter}", name="Card", memory_mib=24_564, simulated=False, usd_per_hour=None) for letter in "abc"
+    GpuDevice(uuid=f"GPU-{dead_letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
+    for dead_letter in "abc"
 ]
 
 
@@ -22,7 +23,7 @@ CARDS = [
 )
 def test_cards_are_named_by_uuid_or_index(names: list[str], uuids: list[str]) -> None:
     """In the host's order, each once; all of them if none is named."""
-    assert [card.uuid for card in chosen(CARDS, names)] == uuids
+    assert [device.uuid for device in chosen(CARDS, names)] == uuids
 
 
 @pytest.mark.parametrize("name", ["3", "-1", "GPU-x", ""])
@@ -36,6 +37,6 @@ def test_cards_are_chosen_before_they_are_put_together() -> None:
     """So that four of a host's cards can be two slots of two, and the rest another daemon's."""
     settings = Settings(gpus=["A:8192MiB"] * 6, only_gpus=["0", "1", "2", "4"], gpus_per_job=2)
 
-    slots = worker_cards(settings)
+    slots = worker_gpus(settings)
 
-    assert [card.uuid for card in slots] == ["SIMULATED-0,SIMULATED-1", "SIMULATED-2,SIMULATED-4"]
+    assert [device.uuid for device in slots] == ["SIMULATED-0,SIMULATED-1", "SIMULATED-2,SIMULATED-4"]

@@ -12,7 +12,7 @@ from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, LIBRARY, UNKNOWN,
 
 from training_schemas.events import Gpu
 from training_worker.errors import SettingsError
-from training_worker.gpu.devices import Card, grouped
+from training_worker.gpu.devices import GpuDevice, grouped
 
 ROOT = Path(__file__).parents[3]
 STAND_IN = "Stand-in:8192MiB"
@@ -22,11 +22,11 @@ RTX_4090 = "card 0 24564 GPU-4090 NVIDIA GeForce RTX 4090"
 PROGRAM = """
 import json, sys
 import msgspec
-from training_worker.gpu.devices import find_cards
+from training_worker.gpu.devices import find_gpus
 from training_worker.errors import TrainingWorkerError
 stand_ins, prices = json.loads(sys.argv[1])
 try:
-    answer = [card for card in find_cards(stand_ins, prices)]
+    answer = [card for card in find_gpus(stand_ins, prices)]
 except TrainingWorkerError as error:
     answer = [type(error).__name__, str(error)]
 print(msgspec.json.encode(answer).decode())
@@ -35,8 +35,8 @@ print(msgspec.json.encode(answer).decode())
 
 ROOM = """
 import msgspec
-from training_worker.gpu.devices import find_cards, grouped, room_on
-cards = find_cards(["Stand-in:8192MiB"], {})
+from training_worker.gpu.devices import find_gpus, grouped, room_on
+cards = find_gpus(["Stand-in:8192MiB"], {})
 (card,) = grouped(cards, len(cards))
 HOOK
 print(room_on(card).free_mib)
@@ -73,7 +73,7 @@ def test_eight_cards_are_found_in_the_drivers_order(host: Host) -> None:
     """Each has a UUID of its own, by which its trainer will be told to use it and no other."""
     host.says(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
 
-    assert [card["uuid"] for card in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
+    assert [device["uuid"] for device in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
 
 
 def test_cards_of_one_host_may_differ(host: Host) -> None:
@@ -82,7 +82,7 @@ def test_cards_of_one_host_may_differ(host: Host) -> None:
 
     found = find(host.environment, [], {"RTX 4060": 0.25})
 
-    assert [(card["uuid"], card["memory_mib"], card["usd_per_hour"]) for card in found] == [
+    assert [(device["uuid"], device["memory_mib"], device["usd_per_hour"]) for device in found] == [
         ("GPU-4090", 24564, 0.6),
         ("GPU-4060", 8188, 0.25),
     ]
@@ -92,7 +92,7 @@ def test_a_real_card_wins_over_stand_ins(host: Host) -> None:
     """Stand-ins that were left in the settings do no harm on a host with a GPU."""
     host.says(RTX_4090)
 
-    assert [card["uuid"] for card in find(host.environment, [STAND_IN])] == ["GPU-4090"]
+    assert [device["uuid"] for device in find(host.environment, [STAND_IN])] == ["GPU-4090"]
 
 
 @pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
@@ -130,7 +130,7 @@ def test_without_the_drivers_library_the_stand_ins_count(tmp_path: Path) -> None
 
     found = find(dict(os.environ) | {"LD_LIBRARY_PATH": str(tmp_path)}, [STAND_IN])
 
-    assert [card["uuid"] for card in found] == ["SIMULATED-0"]
+    assert [device["uuid"] for device in found] == ["SIMULATED-0"]
 
 
 @pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
@@ -190,26 +190,26 @@ def test_a_stand_in_of_another_form_is_an_error_that_names_its_place(host: Host,
 
 def test_a_card_too_small_for_any_job_is_described_without_a_tier() -> None:
     """It is shown in the worker's events, and serves no queue."""
-    card = Card(uuid="GPU-1", name="GT 1030", memory_mib=2048, simulated=False, usd_per_hour=None)
+    device = GpuDevice(uuid="GPU-1", name="GT 1030", memory_mib=2048, simulated=False, usd_per_hour=None)
 
-    assert card.describe() == Gpu(uuid="GPU-1", name="GT 1030", memory_mib=2048, tier=None)
+    assert device.describe() == Gpu(uuid="GPU-1", name="GT 1030", memory_mib=2048, tier=None)
 
 
-def simulated(name: str, number: int, price: float | None = 1.5) -> Card:
+def simulated(name: str, number: int, price: float | None = 1.5) -> GpuDevice:
     """One card of a host."""
-    return Card(uuid=f"GPU-{number}", name=name, memory_mib=24564, simulated=True, usd_per_hour=price)
+    return GpuDevice(uuid=f"GPU-{number}", name=name, memory_mib=24564, simulated=True, usd_per_hour=price)
 
 
 def test_equal_cards_are_put_together_in_their_order() -> None:
     """A group costs what its cards cost, and is named as CUDA names several; its memory is that of each."""
-    cards = [simulated("A", 0), simulated("B", 1, None), simulated("A", 2), simulated("B", 3, None)]
+    devices = [simulated("A", 0), simulated("B", 1, None), simulated("A", 2), simulated("B", 3, None)]
 
-    first, second = grouped(cards, 2)
+    first, second = grouped(devices, 2)
 
     assert (first.uuid, first.count, first.memory_mib, first.usd_per_hour) == ("GPU-0,GPU-2", 2, 24564, 3.0)
     assert (second.uuid, second.usd_per_hour) == ("GPU-1,GPU-3", None)
     assert first.describe().count == 2
-    assert grouped(cards, 1) == cards
+    assert grouped(devices, 1) == devices
 
 
 def test_a_card_that_is_left_over_is_an_error_that_counts() -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from training_worker.gpu import monitor as monitor_module
 from training_worker.gpu import nvml
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.monitor import Monitor
 from training_worker.gpu.nvml import DriverHangsError
-from training_worker.observations import CardRead, Observation, Reading, ServingChanged
-from training_worker.queue.admission import Gate
+from training_worker.observations import GpuRead, Observation, Reading, ServingChanged
+from training_worker.queue.admission import Admission
 from training_worker.settings import Settings
 
 
@@ -38,12 +38,14 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 class Watched:
     """A monitor of two slots, and what it told."""
 
-    def __init__(self, *cards: Card) -> None:
+    def __init__(self, *devices: GpuDevice) -> None:
         self.told: list[tuple[str, str, bool]] = []
         self.observed: list[Observation] = []
-        self.gates = [Gate() for _ in cards]
+        self.admissions = [Admission() for _ in devices]
         settings = Settings(healthy_probes=2, driver_timeout=7)
-        self.monitor = Monitor(list(zip(cards, self.gates, strict=True)), settings, self.tell, self.observed.append)
+        self.monitor = Monitor(
+            list(zip(devices, self.admissions, strict=True)), settings, self.tell, self.observed.append
+        )
 
     def tell(self, gpu: str, reason: str, *, recovered: bool) -> None:
         """Keep it."""
@@ -52,12 +54,12 @@ class Watched:
     @property
     def closed(self) -> list[bool]:
         """Which slots take nothing."""
-        return [gate.closed for gate in self.gates]
+        return [admission.closed for admission in self.admissions]
 
 
-def card(uuid: str, *, simulated: bool = False) -> Card:
+def device(uuid: str, *, simulated: bool = False) -> GpuDevice:
     """A card that is there."""
-    return Card(uuid=uuid, name="A", memory_mib=24564, simulated=simulated, usd_per_hour=None)
+    return GpuDevice(uuid=uuid, name="A", memory_mib=24564, simulated=simulated, usd_per_hour=None)
 
 
 def readings(**told: dict[str, Any]) -> dict[str, Reading]:
@@ -67,7 +69,7 @@ def readings(**told: dict[str, Any]) -> dict[str, Reading]:
 
 async def test_the_slot_of_a_sick_card_takes_nothing_until_it_has_recovered(driver: Driver) -> None:
     """The other one goes on."""
-    watched = Watched(card("A"), card("B"))
+    watched = Watched(device("A"), device("B"))
 
     for temperature, closed in [(60, False), (95, True), (60, True), (60, False)]:
         driver.says = readings(A={"temperature_c": temperature}, B={"temperature_c": 60})
@@ -80,7 +82,7 @@ async def test_the_slot_of_a_sick_card_takes_nothing_until_it_has_recovered(driv
 
 async def test_nothing_is_taken_before_a_card_has_been_read(driver: Driver) -> None:
     """It may be sick already; a simulated one is not."""
-    watched = Watched(card("A"), card("SIMULATED-0", simulated=True))
+    watched = Watched(device("A"), device("SIMULATED-0", simulated=True))
     assert watched.closed == [True, False]
 
     driver.says = readings(A={})
@@ -91,7 +93,7 @@ async def test_nothing_is_taken_before_a_card_has_been_read(driver: Driver) -> N
 
 async def test_a_slot_of_several_cards_takes_nothing_while_one_of_them_is_sick(driver: Driver) -> None:
     """It comes back with the last of them."""
-    watched = Watched(card("A,B"), card("C"))
+    watched = Watched(device("A,B"), device("C"))
     driver.says = readings(A={"lost": True}, B={"temperature_c": 95}, C={})
     await watched.monitor.check()
 
@@ -111,15 +113,15 @@ async def test_each_reading_is_told_with_the_xids_and_what_it_means_for_the_slot
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of each card by itself, and of what serves together as one."""
-    watched = Watched(card("A,B"))
+    watched = Watched(device("A,B"))
     driver.says = readings(A={"temperature_c": 95}, B={})
     monkeypatch.setattr(watched.monitor._xids, "heard", lambda: [("B", 13), ("C", 79), ("B", 31)])
 
     await watched.monitor.check()
 
     assert watched.observed == [
-        CardRead(reading=driver.says["A"], xids=[]),
-        CardRead(reading=driver.says["B"], xids=[13, 31]),
+        GpuRead(reading=driver.says["A"], xids=[]),
+        GpuRead(reading=driver.says["B"], xids=[13, 31]),
         ServingChanged(gpu="A,B", serves=False),
     ]
 
@@ -129,7 +131,7 @@ async def test_a_card_whose_memory_others_hold_is_quarantined_where_a_job_needs_
 ) -> None:
     """Of a slot of several, the one that lacks it; a slot of other cards goes on."""
     monkeypatch.setattr(monitor_module, "CROWDED_PAUSE", 0)
-    watched = Watched(card("A,B"), card("C"))
+    watched = Watched(device("A,B"), device("C"))
     driver.says = readings(A={"free_mib": 24000}, B={"free_mib": 3000}, C={"free_mib": 3000})
 
     assert await watched.monitor.is_crowded("A,B", 14000)
@@ -143,7 +145,7 @@ async def test_memory_that_a_trainer_has_just_let_go_of_is_waited_for(
 ) -> None:
     """It is free a moment after the trainer's end: no card is sick for that."""
     monkeypatch.setattr(monitor_module, "CROWDED_PAUSE", 0)
-    watched = Watched(card("A"))
+    watched = Watched(device("A"))
     frees = iter([3000, 3000, 24000])
 
     async def ask(_: object, __: float) -> dict[str, Reading]:
@@ -157,7 +159,7 @@ async def test_memory_that_a_trainer_has_just_let_go_of_is_waited_for(
 
 async def test_what_a_card_does_not_tell_of_its_memory_crowds_it_not(driver: Driver) -> None:
     """Nor one that is not watched."""
-    watched = Watched(card("A"))
+    watched = Watched(device("A"))
     driver.says = readings(A={})
 
     assert not await watched.monitor.is_crowded("A", 14000)
@@ -166,7 +168,7 @@ async def test_what_a_card_does_not_tell_of_its_memory_crowds_it_not(driver: Dri
 
 async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver) -> None:
     """A job would not get far."""
-    watched = Watched(card("A"), card("B"))
+    watched = Watched(device("A"), device("B"))
     driver.says = None
 
     await watched.monitor.check()
@@ -178,7 +180,7 @@ async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver)
 async def test_a_simulated_card_is_always_healthy(driver: Driver) -> None:
     """There is nothing to ask, and the monitor ends at once."""
     driver.says = None
-    watched = Watched(card("SIMULATED-0", simulated=True))
+    watched = Watched(device("SIMULATED-0", simulated=True))
 
     await watched.monitor.run()
 
@@ -188,7 +190,7 @@ async def test_a_simulated_card_is_always_healthy(driver: Driver) -> None:
 
 async def test_a_card_is_looked_at_when_somebody_asks(driver: Driver) -> None:
     """Of several, one is enough; of what is not watched, nothing is known."""
-    watched = Watched(card("A,B"), card("C"))
+    watched = Watched(device("A,B"), device("C"))
     driver.says = readings(A={}, B={"lost": True}, C={})
 
     assert await watched.monitor.find_fault("A,B") == "lost: the driver does not show it any more"
@@ -199,7 +201,7 @@ async def test_a_card_is_looked_at_when_somebody_asks(driver: Driver) -> None:
 
 async def test_a_paused_worker_stays_paused_when_a_card_recovers(driver: Driver) -> None:
     """Nor does a resume open the slot of a sick one."""
-    outer = Gate()
+    outer = Admission()
     inner = outer.inner()
 
     outer.pause()

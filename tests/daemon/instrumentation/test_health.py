@@ -2,7 +2,7 @@
 
 from training_schemas.events import Taking
 from training_worker.instrumentation.health import LONGEST_SILENCE, Liveness
-from training_worker.observations import BrokerChanged, LoopTurned, Observation, TakingChanged
+from training_worker.observations import AdmissionChanged, BrokerChanged, LoopTurned, Observation
 
 CONNECTED = BrokerChanged(connected=True)
 LOST = BrokerChanged(connected=False)
@@ -47,7 +47,7 @@ def test_a_daemon_without_its_broker_lives_and_is_not_ready() -> None:
 
 def test_a_paused_daemon_is_ready_and_a_draining_one_is_not() -> None:
     """A pause is an order and no fault; a drain has an end."""
-    paused, draining = (TakingChanged(taking=taking) for taking in (Taking.PAUSED, Taking.DRAINING))
+    paused, draining = (AdmissionChanged(taking=taking) for taking in (Taking.PAUSED, Taking.DRAINING))
 
     assert health(LoopTurned(), CONNECTED, paused).why_not_ready() == []
     assert health(LoopTurned(), CONNECTED, draining).why_not_ready() == ["draining"]

@@ -14,14 +14,15 @@ from training_worker.errors import SettingsError
 from training_worker.instrumentation.http_server import served
 from training_worker.instrumentation.prometheus import Metrics
 from training_worker.observations import (
+    AdmissionChanged,
     AttemptEnded,
     AttemptOutcome,
     AttemptStarted,
     BrokerChanged,
-    CardFound,
-    CardRead,
     DiskMeasured,
     DiskUse,
+    GpuFound,
+    GpuRead,
     JobWaited,
     LeaseChanged,
     LeaseEvent,
@@ -33,14 +34,13 @@ from training_worker.observations import (
     Reading,
     ServingChanged,
     StepTaken,
-    TakingChanged,
 )
 from training_worker.version import __version__
 
 FLUX = TrainingType.FLUX_LORA
 GPU = "GPU-1"
-CARD = CardFound(card=Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1), simulated=False)
-STAND_IN = CardFound(card=CARD.card, simulated=True)
+CARD = GpuFound(device=Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1), simulated=False)
+STAND_IN = GpuFound(device=CARD.device, simulated=True)
 STARTED = AttemptStarted(training_type=FLUX, tier=MemoryTier.GB24, gpu=GPU)
 ENDED = AttemptEnded(
     training_type=FLUX,
@@ -52,7 +52,7 @@ ENDED = AttemptEnded(
 )
 JOB = {"training_type": "FLUX_LORA"}
 CARD_OF_JOB = {"gpu": GPU}
-READ = CardRead(
+READ = GpuRead(
     reading=Reading(
         uuid=GPU,
         memory_mib=1024,
@@ -65,7 +65,7 @@ READ = CardRead(
     ),
     xids=[13, 13, 79],
 )
-UNREADABLE = CardRead(reading=Reading(uuid=GPU, lost=True), xids=[])
+UNREADABLE = GpuRead(reading=Reading(uuid=GPU, lost=True), xids=[])
 THROTTLED = CARD_OF_JOB | {"reason": "power cap"}
 
 
@@ -149,9 +149,9 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([BrokerChanged(connected=up) for up in (True, False)], "broker_connected", {}, 0),
         ([BrokerChanged(connected=up) for up in (True, False, True)], "broker_reconnects_total", {}, 1),
         ([BrokerChanged(connected=up) for up in (True, False, True)], "broker_connections_total", {}, 2),
-        ([TakingChanged(taking=Taking.PAUSED)], "paused", {}, 1),
-        ([TakingChanged(taking=Taking.PAUSED), TakingChanged(taking=Taking.OPEN)], "paused", {}, 0),
-        ([TakingChanged(taking=Taking.DRAINING)], "draining", {}, 1),
+        ([AdmissionChanged(taking=Taking.PAUSED)], "paused", {}, 1),
+        ([AdmissionChanged(taking=Taking.PAUSED), AdmissionChanged(taking=Taking.OPEN)], "paused", {}, 0),
+        ([AdmissionChanged(taking=Taking.DRAINING)], "draining", {}, 1),
         ([DiskMeasured(use={DiskUse.CACHES: 7})], "disk_bytes", {"kind": "caches"}, 7),
         ([DiskMeasured(use={DiskUse.CACHES: n}) for n in (7, 5)], "disk_bytes", {"kind": "caches"}, 5),
     ],

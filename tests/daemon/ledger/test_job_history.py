@@ -22,7 +22,7 @@ from training_schemas.ledger import (
     Submitted,
 )
 from training_schemas.usage import Usage
-from training_worker.ledger.job_history import JobHistory, Standing
+from training_worker.ledger.job_history import ClaimRecord, JobHistory
 
 SUBMITTED = Submitted(job_id="a", time=1.0, digest="d1")
 CLAIMED = Claimed(job_id="a", time=2.0, attempt=1, worker="w1")
@@ -151,9 +151,9 @@ def test_the_last_claim_is_known_by_its_name() -> None:
 
 def test_what_an_owner_stands_on_can_be_written_down() -> None:
     """The daemon that comes next stands on the same."""
-    standing = Standing(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
+    standing = ClaimRecord(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
 
-    assert msgspec.json.decode(msgspec.json.encode(standing), type=Standing) == standing
+    assert msgspec.json.decode(msgspec.json.encode(standing), type=ClaimRecord) == standing
 
 
 def test_a_cancellation_is_remembered_through_release_and_claim() -> None:

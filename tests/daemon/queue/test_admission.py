@@ -5,10 +5,10 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_worker.queue.admission import Gate
+from training_worker.queue.admission import Admission
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 async def turns(count: int = 5) -> None:
@@ -19,47 +19,47 @@ async def turns(count: int = 5) -> None:
 
 async def test_a_new_gate_is_open() -> None:
     """A worker takes jobs from its start."""
-    gate = Gate()
+    admission = Admission()
 
-    assert not gate.closed
-    assert await asyncio.wait_for(gate.wait_open(), PATIENCE)
+    assert not admission.closed
+    assert await asyncio.wait_for(admission.wait_open(), TIMEOUT)
 
 
 async def test_a_paused_gate_holds_whoever_waits_until_it_is_resumed() -> None:
     """All slots go on at once."""
-    gate = Gate()
-    gate.pause()
-    waiting = [asyncio.create_task(gate.wait_open()) for _ in range(3)]
+    admission = Admission()
+    admission.pause()
+    waiting = [asyncio.create_task(admission.wait_open()) for _ in range(3)]
     await turns()
 
-    assert gate.closed
+    assert admission.closed
     assert not any(task.done() for task in waiting)
-    gate.resume()
-    assert await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE) == [True, True, True]
+    admission.resume()
+    assert await asyncio.wait_for(asyncio.gather(*waiting), TIMEOUT) == [True, True, True]
 
 
 async def test_draining_ends_the_wait_of_a_paused_worker() -> None:
     """It learns that nothing will ever be taken again."""
-    gate = Gate()
-    gate.pause()
-    waiting = asyncio.create_task(gate.wait_open())
+    admission = Admission()
+    admission.pause()
+    waiting = asyncio.create_task(admission.wait_open())
     await turns()
 
-    gate.drain()
+    admission.drain()
 
-    assert await asyncio.wait_for(waiting, PATIENCE) is False
+    assert await asyncio.wait_for(waiting, TIMEOUT) is False
 
 
 async def test_a_drained_gate_never_opens_again() -> None:
     """Neither pause nor resume undo it."""
-    gate = Gate()
-    gate.drain()
-    gate.pause()
-    gate.resume()
+    admission = Admission()
+    admission.drain()
+    admission.pause()
+    admission.resume()
 
-    assert gate.closed
-    assert gate.drained
-    assert await asyncio.wait_for(gate.wait_open(), PATIENCE) is False
+    assert admission.closed
+    assert admission.drained
+    assert await asyncio.wait_for(admission.wait_open(), TIMEOUT) is False
 
 
 @settings(deadline=None)
@@ -68,14 +68,14 @@ def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: l
     """Nobody waits at a gate that is open, and a closed one is open again only by a resume."""
 
     async def passes() -> tuple[bool, bool | None]:
-        gate = Gate()
+        admission = Admission()
         for command in commands:
-            getattr(gate, command)()
-        waiting = asyncio.create_task(gate.wait_open())
+            getattr(admission, command)()
+        waiting = asyncio.create_task(admission.wait_open())
         await turns()
         answer = waiting.result() if waiting.done() else None
         waiting.cancel()
-        return gate.closed, answer
+        return admission.closed, answer
 
     if "drain" in commands:
         assert asyncio.run(passes()) == (True, False)
@@ -87,26 +87,26 @@ def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: l
 
 async def test_what_is_awaited_comes_through_an_open_gate() -> None:
     """The result is that of the awaited, even if it is nothing."""
-    gate = Gate()
+    admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
-    taking = asyncio.create_task(gate.unless_closed(jobs.get()))
+    taking = asyncio.create_task(admission.unless_closed(jobs.get()))
     await turns()
 
     jobs.put_nowait("job")
 
-    assert await asyncio.wait_for(taking, PATIENCE) == "job"
+    assert await asyncio.wait_for(taking, TIMEOUT) == "job"
 
 
 async def test_a_gate_that_closes_ends_the_wait_for_a_job() -> None:
     """The waiting is cancelled, so that no job is lost to somebody who no longer wants it."""
-    gate = Gate()
+    admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
-    taking = asyncio.create_task(gate.unless_closed(jobs.get()))
+    taking = asyncio.create_task(admission.unless_closed(jobs.get()))
     await turns()
 
-    gate.pause()
+    admission.pause()
 
-    assert await asyncio.wait_for(taking, PATIENCE) is None
+    assert await asyncio.wait_for(taking, TIMEOUT) is None
     jobs.put_nowait("job")
     await turns()
     assert jobs.qsize() == 1
@@ -114,15 +114,15 @@ async def test_a_gate_that_closes_ends_the_wait_for_a_job() -> None:
 
 async def test_a_gate_that_is_closed_already_lets_nothing_be_waited_for() -> None:
     """A wait that would last for ever ends at once."""
-    gate = Gate()
-    gate.drain()
+    admission = Admission()
+    admission.drain()
 
-    assert await asyncio.wait_for(gate.unless_closed(asyncio.Event().wait()), PATIENCE) is None
+    assert await asyncio.wait_for(admission.unless_closed(asyncio.Event().wait()), TIMEOUT) is None
 
 
 async def test_an_interrupted_wait_has_cleaned_up_before_it_is_answered() -> None:
     """What the awaited used may be used by others right afterwards."""
-    gate = Gate()
+    admission = Admission()
     done = []
 
     async def slow_to_clean_up() -> None:
@@ -132,10 +132,10 @@ async def test_an_interrupted_wait_has_cleaned_up_before_it_is_answered() -> Non
             await turns()
             done.append("clean")
 
-    taking = asyncio.create_task(gate.unless_closed(slow_to_clean_up()))
+    taking = asyncio.create_task(admission.unless_closed(slow_to_clean_up()))
     await turns()
-    gate.drain()
-    await asyncio.wait_for(taking, PATIENCE)
+    admission.drain()
+    await asyncio.wait_for(taking, TIMEOUT)
 
     assert done == ["clean"]
 
@@ -145,7 +145,7 @@ async def test_an_error_of_the_awaited_comes_through() -> None:
     broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     broken.set_exception(OSError("connection lost"))
 
-    [answer] = await asyncio.gather(Gate().unless_closed(broken), return_exceptions=True)
+    [answer] = await asyncio.gather(Admission().unless_closed(broken), return_exceptions=True)
 
     assert isinstance(answer, OSError)
 
@@ -153,7 +153,7 @@ async def test_an_error_of_the_awaited_comes_through() -> None:
 async def test_cancelling_the_wait_cancels_the_awaited() -> None:
     """Nothing is left running behind a slot that is gone."""
     work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    taking = asyncio.create_task(Gate().unless_closed(work))
+    taking = asyncio.create_task(Admission().unless_closed(work))
     await turns()
 
     taking.cancel()

@@ -11,7 +11,14 @@ from pamqp import commands, frame, header
 
 from training_schemas.progress import Fault
 from training_schemas.usage import AttemptSummary, Usage
-from training_worker.queue.dead_letter import DeadLetter, LetterText, first_bytes, job_id_of, last_bytes, read_letter
+from training_worker.queue.dead_letter import (
+    DeadLetter,
+    DeadLetterFields,
+    first_bytes,
+    job_id_of,
+    last_bytes,
+    read_dead_letter,
+)
 
 USED = Usage(gpu_seconds=1.0)
 ATTEMPT = AttemptSummary(attempt=1, worker="w1", outcome="failed", usage=USED, reason="stalled", message="still")
@@ -30,7 +37,7 @@ class Delivery(msgspec.Struct):
 
 def test_a_letter_is_read_as_it_was_written() -> None:
     """Every part of it."""
-    text = LetterText(
+    text = DeadLetterFields(
         reason="stalled",
         message="nothing happened",
         faults=[Fault(path="a.png", reason="corrupt")],
@@ -38,21 +45,21 @@ def test_a_letter_is_read_as_it_was_written() -> None:
         output_tail=["one", "two"],
     )
 
-    assert read_letter(Delivery(text.headers(1.5))) == DeadLetter(
+    assert read_dead_letter(Delivery(text.headers(1.5))) == DeadLetter(
         job_id="portrait",
         reason="stalled",
         message="nothing happened",
         faults=[Fault(path="a.png", reason="corrupt")],
         history=[ATTEMPT],
         output="one\ntwo",
-        buried_at=1.5,
+        dead_lettered_at=1.5,
         body=BODY,
     )
 
 
 def test_what_there_is_nothing_to_say_about_takes_no_header() -> None:
     """A rejected message has neither attempts nor output."""
-    assert LetterText(reason="rejected", message="no").headers(2.0) == {
+    assert DeadLetterFields(reason="rejected", message="no").headers(2.0) == {
         "x-training-buried": 2000,
         "x-training-reason": "rejected",
         "x-training-message": "no",
@@ -63,31 +70,33 @@ def test_of_a_long_output_the_last_lines_are_kept() -> None:
     """Fifty of them."""
     lines = [f"line {number}" for number in range(60)]
 
-    output = LetterText(reason="stalled", message="", output_tail=lines).headers(0.0)["x-training-output"]
+    output = DeadLetterFields(reason="stalled", message="", output_tail=lines).headers(0.0)["x-training-output"]
 
     assert output.splitlines() == lines[10:]
 
 
-@pytest.mark.parametrize("letter", ["x", "\N{EURO SIGN}", "\N{PILE OF POO}", "\ud800", "\0"])
-def test_the_headers_of_a_monster_fit_into_one_frame(letter: str) -> None:
+@pytest.mark.parametrize("dead_letter", ["x", "\N{EURO SIGN}", "\N{PILE OF POO}", "\ud800", "\0"])
+def test_the_headers_of_a_monster_fit_into_one_frame(dead_letter: str) -> None:
     """Whatever its texts are made of; what is kept can be read again."""
     monsters = [
-        AttemptSummary(attempt=n, worker="w1", outcome="failed", usage=USED, reason="stalled", message=letter * 99_999)
+        AttemptSummary(
+            attempt=n, worker="w1", outcome="failed", usage=USED, reason="stalled", message=dead_letter * 99_999
+        )
         for n in range(1, 60)
     ]
-    text = LetterText(
+    text = DeadLetterFields(
         reason="stalled",
-        message=letter * 99_999,
+        message=dead_letter * 99_999,
         faults=[Fault(path=f"{n}", reason="x" * 999) for n in range(999)],
         history=monsters,
-        output_tail=[letter * 99_999] * 99,
+        output_tail=[dead_letter * 99_999] * 99,
     )
 
     headers = text.headers(1.7e9)
 
     properties = commands.Basic.Properties(headers=headers, message_id="j" * 128, content_type="application/json")
     assert len(frame.marshal(header.ContentHeader(body_size=9, properties=properties), 1)) < FRAME_MAX
-    read = read_letter(Delivery(headers))
+    read = read_dead_letter(Delivery(headers))
     assert [attempt.attempt for attempt in read.history][-1:] == [59]
     assert [fault.path for fault in read.faults][:2] == ["0", "1"]
     assert len(read.output.encode()) <= 24 * 1024
@@ -97,7 +106,10 @@ def test_an_attempt_that_would_not_fit_alone_is_left_out() -> None:
     """Rather than a piece of it."""
     monster = msgspec.structs.replace(ATTEMPT, worker="w" * 99_999)
 
-    assert read_letter(Delivery(LetterText(reason="x", message="", history=[monster]).headers(0.0))).history == []
+    assert (
+        read_dead_letter(Delivery(DeadLetterFields(reason="x", message="", history=[monster]).headers(0.0))).history
+        == []
+    )
 
 
 @given(st.text(), st.integers(1, 20))
@@ -120,10 +132,10 @@ def test_the_brokers_own_note_is_read() -> None:
         {"reason": "expired", "queue": "training.lease.portrait", "count": 2, "time": when},
     ]
 
-    letter = read_letter(Delivery({"x-death": deaths}))
+    dead_letter = read_dead_letter(Delivery({"x-death": deaths}))
 
-    assert (letter.reason, letter.from_queue) == ("delivery_limit", "training.tier.flux.24gb")
-    assert (letter.buried_at, letter.ended) == (when.timestamp(), False)
+    assert (dead_letter.reason, dead_letter.from_queue) == ("delivery_limit", "training.tier.flux.24gb")
+    assert (dead_letter.dead_lettered_at, dead_letter.ended) == (when.timestamp(), False)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +143,7 @@ def test_the_brokers_own_note_is_read() -> None:
 )
 def test_only_what_failed_had_begun(reason: str, ended: bool) -> None:
     """The rest never was a job of the fleet."""
-    assert read_letter(Delivery({"x-training-reason": reason})).ended is ended
+    assert read_dead_letter(Delivery({"x-training-reason": reason})).ended is ended
 
 
 strange = st.recursive(
@@ -145,10 +157,10 @@ NAMES = ["reason", "message", "faults", "history", "output", "buried"]
 @given(st.dictionaries(st.sampled_from([f"x-training-{name}" for name in NAMES] + ["x-death"]), strange), st.binary())
 def test_whatever_strangers_write_is_read(headers: dict[str, Any], body: bytes) -> None:
     """A letter, of which less is known."""
-    letter = read_letter(Delivery(headers, body))
+    dead_letter = read_dead_letter(Delivery(headers, body))
 
-    assert letter.body == body
-    assert letter.reason != ""
+    assert dead_letter.body == body
+    assert dead_letter.reason != ""
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tests.support.processes import is_gone
 
-from training_worker.runs.child_process import UNKNOWN, Child, Exit
+from training_worker.runs.child_process import UNKNOWN, ChildProcess, Exit
 from training_worker.runs.file_tail import follow_lines
-from training_worker.runs.process_identity import RECORD_SELF, Identity
+from training_worker.runs.process_identity import RECORD_SELF, ProcessIdentity
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 # Long enough for a shell that obeys a signal, and waited for only by tests whose shell does not.
 SHORT_GRACE = 0.3
 
@@ -27,19 +27,19 @@ class Shell:
         self.stderr = folder / "err.txt"
         self.identity = folder / "process"
 
-    def start(self, script: str, env: dict[str, str] | None = None) -> Child:
+    def start(self, script: str, env: dict[str, str] | None = None) -> ChildProcess:
         """Run a script in ``/bin/sh``."""
         return self.run(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"} | (env or {}))
 
-    def run(self, command: list[str], env: dict[str, str]) -> Child:
+    def run(self, command: list[str], env: dict[str, str]) -> ChildProcess:
         """Run a program."""
-        return Child.start(command, env=env, stdout=self.stdout, stderr=self.stderr, identity=self.identity)
+        return ChildProcess.start(command, env=env, stdout=self.stdout, stderr=self.stderr, identity=self.identity)
 
     async def until_says(self, word: str) -> str:
         """Wait until a line of the output starts with a word; the rest of that line."""
         said: list[str] = []
         enough = asyncio.Event()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             async for line, _ in follow_lines(self.stdout, enough):
                 if line.startswith(word.encode()):
                     said.append(line.decode().removeprefix(word).strip())
@@ -53,12 +53,12 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-async def end(child: Child) -> Exit:
+async def end(child: ChildProcess) -> Exit:
     """How it ended, by itself."""
-    return await asyncio.wait_for(child.wait(), PATIENCE)
+    return await asyncio.wait_for(child.wait(), TIMEOUT)
 
 
-def kill(child: Child) -> None:
+def kill(child: ChildProcess) -> None:
     """What somebody else may do to it."""
     os.killpg(child.pid, signal.SIGKILL)
 
@@ -104,7 +104,7 @@ async def test_a_child_has_exactly_the_environment_it_was_given(shell: Shell, mo
 
     await end(shell.run(["/usr/bin/env"], {"ONE": "1", "TWO": "2"}))
 
-    identity = Identity.read(shell.identity)
+    identity = ProcessIdentity.read(shell.identity)
     assert identity is not None
     assert sorted(shell.stdout.read_text().splitlines()) == ["ONE=1", identity.mark, "TWO=2"]
 
@@ -150,7 +150,7 @@ async def test_a_child_that_respects_sigterm_ends_in_its_own_way(shell: Shell) -
     child = shell.start("trap 'echo saved; exit 3' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_says("ready")
 
-    assert await child.stop(PATIENCE) == Exit(status=3)
+    assert await child.stop(TIMEOUT) == Exit(status=3)
     assert shell.stdout.read_text() == "ready\nsaved\n"
 
 
@@ -159,7 +159,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(shell: She
     child = shell.start("trap '' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_says("ready")
 
-    assert await asyncio.wait_for(child.stop(SHORT_GRACE), PATIENCE) == Exit(signal=signal.SIGKILL)
+    assert await asyncio.wait_for(child.stop(SHORT_GRACE), TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
 async def test_a_child_that_is_stopped_while_it_is_stopped_by_the_kernel_still_ends(shell: Shell) -> None:
@@ -167,7 +167,7 @@ async def test_a_child_that_is_stopped_while_it_is_stopped_by_the_kernel_still_e
     child = shell.start("echo ready; kill -STOP $$")
     await shell.until_says("ready")
 
-    assert await asyncio.wait_for(child.stop(SHORT_GRACE), PATIENCE) == Exit(signal=signal.SIGKILL)
+    assert await asyncio.wait_for(child.stop(SHORT_GRACE), TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
 async def test_a_grandchild_is_killed_when_the_child_has_ended(shell: Shell) -> None:
@@ -177,7 +177,7 @@ async def test_a_grandchild_is_killed_when_the_child_has_ended(shell: Shell) -> 
     child = shell.start(f"{grandchild} {told}; exit 0", {"OUT": str(shell.stdout)})
 
     assert await end(child) == Exit(status=0)
-    assert is_gone(int(await shell.until_says("grandchild")), PATIENCE)
+    assert is_gone(int(await shell.until_says("grandchild")), TIMEOUT)
 
 
 async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell: Shell) -> None:
@@ -186,8 +186,8 @@ async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell
     child = shell.start(f"trap 'exit 4' TERM; {grandchild} while :; do sleep 0.01; done")
     pid = int(await shell.until_says("grandchild"))
 
-    assert await asyncio.wait_for(child.stop(PATIENCE), PATIENCE) == Exit(status=4)
-    assert is_gone(pid, PATIENCE)
+    assert await asyncio.wait_for(child.stop(TIMEOUT), TIMEOUT) == Exit(status=4)
+    assert is_gone(pid, TIMEOUT)
 
 
 async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
@@ -237,17 +237,17 @@ async def test_an_ended_child_leaves_no_descriptor_open(shell: Shell) -> None:
 async def test_a_child_writes_down_who_it_is_before_the_program_begins(shell: Shell) -> None:
     """Whenever the daemon dies, a trainer that runs can be found."""
     child = shell.start('cat "$IDENTITY"', {"IDENTITY": str(shell.identity)})
-    identity = Identity.read(shell.identity) if await end(child) == Exit(status=0) else None
+    identity = ProcessIdentity.read(shell.identity) if await end(child) == Exit(status=0) else None
 
     assert shell.stdout.read_text() == shell.identity.read_text()
     assert identity is not None
     assert identity.pid == child.pid
 
 
-def found(shell: Shell) -> Child:
+def found(shell: Shell) -> ChildProcess:
     """The child that runs, found by what it wrote down."""
-    identity = Identity.read(shell.identity)
-    child = Child.find(identity) if identity is not None else None
+    identity = ProcessIdentity.read(shell.identity)
+    child = ChildProcess.find(identity) if identity is not None else None
     assert child is not None
     return child
 
@@ -261,7 +261,7 @@ async def test_a_child_that_was_left_is_found_again_and_its_end_is_told(shell: S
     again = found(shell)
 
     assert again.pid == child.pid
-    assert await again.stop(PATIENCE) == Exit(status=3)
+    assert await again.stop(TIMEOUT) == Exit(status=3)
     child._reap()  # for the sake of `subprocess`, which has not seen the end
 
 
@@ -275,19 +275,19 @@ async def test_a_child_of_somebody_else_is_waited_for_as_well(shell: Shell) -> N
 
     child = found(shell)
     assert not child.ended.is_set()
-    exit_ = await asyncio.wait_for(child.stop(PATIENCE), PATIENCE)
+    exit_ = await asyncio.wait_for(child.stop(TIMEOUT), TIMEOUT)
 
     assert (exit_, str(exit_)) == (UNKNOWN, "exit status unknown")
-    assert is_gone(grandchild, PATIENCE)
+    assert is_gone(grandchild, TIMEOUT)
 
 
 async def test_a_child_that_has_ended_is_not_found(shell: Shell) -> None:
     """Its id may be a stranger's by now."""
     await end(shell.start("exit 0"))
 
-    identity = Identity.read(shell.identity)
+    identity = ProcessIdentity.read(shell.identity)
     assert identity is not None
-    assert Child.find(identity) is None
+    assert ChildProcess.find(identity) is None
 
 
 async def test_a_stop_can_be_hurried(shell: Shell) -> None:
@@ -295,13 +295,13 @@ async def test_a_stop_can_be_hurried(shell: Shell) -> None:
     child = shell.start("trap 'echo heard' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_says("ready")
     hurry = asyncio.Event()
-    stopping = asyncio.create_task(child.stop(10 * PATIENCE, hurry))
+    stopping = asyncio.create_task(child.stop(10 * TIMEOUT, hurry))
     await shell.until_says("heard")
     assert not stopping.done()
 
     hurry.set()
 
-    assert await asyncio.wait_for(stopping, PATIENCE) == Exit(signal=signal.SIGKILL)
+    assert await asyncio.wait_for(stopping, TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
 async def test_a_stop_that_is_in_a_hurry_from_the_start_still_asks_first(shell: Shell) -> None:
@@ -311,4 +311,4 @@ async def test_a_stop_that_is_in_a_hurry_from_the_start_still_asks_first(shell: 
     hurry = asyncio.Event()
     hurry.set()
 
-    assert await asyncio.wait_for(child.stop(10 * PATIENCE, hurry), PATIENCE) == Exit(signal=signal.SIGKILL)
+    assert await asyncio.wait_for(child.stop(10 * TIMEOUT, hurry), TIMEOUT) == Exit(signal=signal.SIGKILL)

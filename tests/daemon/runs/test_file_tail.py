@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from training_worker.runs.file_tail import follow_lines, last_lines
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 CHUNK = 64 * 1024
 
 
@@ -33,13 +33,13 @@ class Reader:
 
     async def read(self, count: int) -> list[bytes]:
         """The next lines, once they are there."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return [await self._lines.get() for _ in range(count)]
 
     async def end(self) -> list[bytes]:
         """The lines that are left once the writer has ended."""
         self._ended.set()
-        await asyncio.wait_for(self._task, PATIENCE)
+        await asyncio.wait_for(self._task, TIMEOUT)
         return [self._lines.get_nowait() for _ in range(self._lines.qsize())]
 
     async def cancel(self) -> None:

@@ -12,21 +12,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from training_worker.runs.process_identity import BOOT_ID, RECORD_SELF, Identity
+from training_worker.runs.process_identity import BOOT_ID, RECORD_SELF, ProcessIdentity
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 @contextmanager
-def process(path: Path, script: str = "exec sleep 60") -> Iterator[tuple[subprocess.Popen[str], Identity]]:
+def process(path: Path, script: str = "exec sleep 60") -> Iterator[tuple[subprocess.Popen[str], ProcessIdentity]]:
     """A process in a session of its own that has written down who it is, and says so."""
     command = ["/bin/sh", "-c", RECORD_SELF, "sh", str(path), "/bin/sh", "-c", f"echo ready; {script}"]
     env = {"PATH": "/usr/bin:/bin"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as popen:
         assert popen.stdout is not None
         assert popen.stdout.readline() == "ready\n"
-        identity = Identity.read(path)
+        identity = ProcessIdentity.read(path)
         assert identity is not None
         try:
             yield popen, identity
@@ -42,7 +42,7 @@ def own_start_time(pid: int) -> int:
 def test_a_process_is_known_by_what_it_wrote_down(tmp_path: Path) -> None:
     """Its id, its start and the boot are those that the kernel tells."""
     with process(tmp_path / "process") as (popen, identity):
-        assert identity == Identity(
+        assert identity == ProcessIdentity(
             boot_id=BOOT_ID.read_text().strip(), pid=popen.pid, start_time=own_start_time(popen.pid)
         )
         assert identity.is_alive
@@ -96,8 +96,8 @@ def test_a_thread_that_was_given_the_same_id_is_not_opened() -> None:
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        assert ready.wait(PATIENCE)
-        identity = Identity(boot_id=BOOT_ID.read_text().strip(), pid=pids[0], start_time=own_start_time(pids[0]))
+        assert ready.wait(TIMEOUT)
+        identity = ProcessIdentity(boot_id=BOOT_ID.read_text().strip(), pid=pids[0], start_time=own_start_time(pids[0]))
 
         assert identity.open() is None
     finally:
@@ -112,7 +112,7 @@ def test_a_process_that_did_not_come_to_writing_is_nobody(tmp_path: Path, conten
     if content is not None:
         path.write_bytes(content)
 
-    assert Identity.read(path) is None
+    assert ProcessIdentity.read(path) is None
 
 
 def test_a_name_with_spaces_and_parentheses_shifts_no_field(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_name_with_spaces_and_parentheses_shifts_no_field(tmp_path: Path) -> N
     path = tmp_path / "process"
     path.write_text(f"boot\n7 (a) b (c) {' '.join(fields)}\n")
 
-    assert Identity.read(path) == Identity(boot_id="boot", pid=7, start_time=18)
+    assert ProcessIdentity.read(path) == ProcessIdentity(boot_id="boot", pid=7, start_time=18)
 
 
 LEFTOVERS = """
@@ -152,7 +152,7 @@ def test_only_marked_members_of_the_session_are_left_overs(tmp_path: Path) -> No
 
             identity.kill_leftovers()
 
-            assert select.select([pidfd], [], [], PATIENCE)[0]
+            assert select.select([pidfd], [], [], TIMEOUT)[0]
             assert [is_gone(pids[name]) for name in ("marked", "unmarked", "elsewhere")] == [True, False, False]
         finally:
             os.close(pidfd)

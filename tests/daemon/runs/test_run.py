@@ -5,30 +5,30 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.support.owning import PATIENCE
+from tests.support.owning import TIMEOUT
 from tests.support.runs import RECORD, SPEC, make_run
 
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 from training_worker.runs.child_process import Exit
 from training_worker.runs.environment import trainer_environment
 from training_worker.runs.run import find_runs
-from training_worker.runs.run_directory import RunFolder
+from training_worker.runs.run_directory import RunDirectory
 from training_worker.runs.state_layout import runs_dir
 
 
-def card(*, simulated: bool) -> Card:
+def device(*, simulated: bool) -> GpuDevice:
     """The second of a host's cards."""
-    return Card(uuid="GPU-2", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
+    return GpuDevice(uuid="GPU-2", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
 
 
 def test_a_trainer_sees_its_own_card_by_uuid_and_no_other() -> None:
     """An index would mean another card after a restart of the host."""
-    assert trainer_environment(card(simulated=False))["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    assert trainer_environment(device(simulated=False))["CUDA_VISIBLE_DEVICES"] == "GPU-2"
 
 
 def test_a_trainer_of_a_simulated_card_sees_no_card_at_all() -> None:
     """Else it would train on a card that somebody else was given."""
-    assert trainer_environment(card(simulated=True))["CUDA_VISIBLE_DEVICES"] == ""
+    assert trainer_environment(device(simulated=True))["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_trainer_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ def test_a_trainer_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINING_AMQP_URL", "amqp://user:secret@broker/")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
-    assert "secret" not in str(trainer_environment(card(simulated=False)))
+    assert "secret" not in str(trainer_environment(device(simulated=False)))
 
 
 def test_a_run_is_found_as_it_was_made(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_a_trainer_is_given_its_run_folder_and_known_by_it(tmp_path: Path)
 
     child = run.start(["/bin/sh", "-c", 'echo "$0 $1"; env', "trainer"], {"PATH": "/usr/bin:/bin"})
 
-    assert await asyncio.wait_for(child.wait(), PATIENCE) == Exit(status=0)
+    assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(status=0)
     said = run.folder.stdout.read_text().splitlines()
     assert said[0] == f"trainer {run.folder.path}"
     assert [*begun, run.has_begun] == [False, True]
@@ -120,7 +120,7 @@ async def test_a_trainer_is_given_its_run_folder_and_known_by_it(tmp_path: Path)
     assert run.identity.mark in said
 
 
-def touch(folder: RunFolder, **times: float) -> None:
+def touch(folder: RunDirectory, **times: float) -> None:
     """Files of the run folder, written at these times."""
     for name, at in times.items():
         path = folder.path / name.replace("_", ".")

@@ -9,25 +9,25 @@ from tests.support.runs import LEASE, SPEC, make_folder
 
 from training_schemas.spec import RequestLine, RunLease, RunRequest, RunSpec
 from training_worker.runs import run_directory
-from training_worker.runs.process_identity import RECORD_SELF, Identity
+from training_worker.runs.process_identity import RECORD_SELF, ProcessIdentity
 from training_worker.runs.run_directory import (
     CURSOR_FILE,
     OUTPUT_LINES,
     Bookmark,
     Cursor,
-    RunFolder,
+    RunDirectory,
     StopOrder,
     fsync_folder,
 )
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path: Path) -> RunDirectory:
     """The folder of one attempt."""
     return make_folder(tmp_path / "state")
 
 
-def test_a_new_folder_has_all_that_a_trainer_needs(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_new_folder_has_all_that_a_trainer_needs(folder: RunDirectory, tmp_path: Path) -> None:
     """Its name says whose it is; the spec and the lease are there, and a file to append to."""
     assert folder.path == tmp_path / "state" / "runs" / "portrait.2"
     assert sorted(path.name for path in folder.path.iterdir()) == ["lease", "progress.jsonl", "run.json", "spec.json"]
@@ -36,7 +36,7 @@ def test_a_new_folder_has_all_that_a_trainer_needs(folder: RunFolder, tmp_path: 
     assert folder.progress.read_bytes() == b""
 
 
-def test_a_spec_can_be_read_by_people(folder: RunFolder) -> None:
+def test_a_spec_can_be_read_by_people(folder: RunDirectory) -> None:
     """Indented, in the names of the wire."""
     text = (folder.path / "spec.json").read_text("utf-8")
 
@@ -44,14 +44,14 @@ def test_a_spec_can_be_read_by_people(folder: RunFolder) -> None:
     assert "a cät" in text
 
 
-def test_a_spec_says_that_there_is_nothing_to_resume_from(folder: RunFolder) -> None:
+def test_a_spec_says_that_there_is_nothing_to_resume_from(folder: RunDirectory) -> None:
     """Nothing is left out for the trainer to guess."""
     assert msgspec.json.decode((folder.path / "spec.json").read_bytes()).keys() == {
         field.encode_name for field in msgspec.structs.fields(RunSpec)
     }
 
 
-def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunFolder) -> None:
+def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunDirectory) -> None:
     """A trainer that has the old file open goes on reading the old one; nothing else is left in the folder."""
     before = sorted(folder.path.iterdir())
     with (folder.path / "lease").open("rb") as old:
@@ -62,7 +62,7 @@ def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunFolder) -> None:
     assert sorted(folder.path.iterdir()) == before
 
 
-def test_the_last_words_are_those_on_standard_error(folder: RunFolder) -> None:
+def test_the_last_words_are_those_on_standard_error(folder: RunDirectory) -> None:
     """The last fifty lines of it."""
     folder.stdout.write_text("progress bar\n")
     folder.stderr.write_text("".join(f"{number}\n" for number in range(80)))
@@ -70,7 +70,7 @@ def test_the_last_words_are_those_on_standard_error(folder: RunFolder) -> None:
     assert folder.output_tail() == [str(number) for number in range(80 - OUTPUT_LINES, 80)]
 
 
-def test_a_trainer_that_was_silent_on_standard_error_is_quoted_from_its_output(folder: RunFolder) -> None:
+def test_a_trainer_that_was_silent_on_standard_error_is_quoted_from_its_output(folder: RunDirectory) -> None:
     """Some print their errors there."""
     folder.stdout.write_text("out of luck\n")
     folder.stderr.touch()
@@ -78,12 +78,12 @@ def test_a_trainer_that_was_silent_on_standard_error_is_quoted_from_its_output(f
     assert folder.output_tail() == ["out of luck"]
 
 
-def test_a_trainer_that_never_started_has_no_last_words(folder: RunFolder) -> None:
+def test_a_trainer_that_never_started_has_no_last_words(folder: RunDirectory) -> None:
     """There are no files of its output."""
     assert folder.output_tail() == []
 
 
-def test_a_removed_folder_is_gone_and_can_be_removed_again(folder: RunFolder) -> None:
+def test_a_removed_folder_is_gone_and_can_be_removed_again(folder: RunDirectory) -> None:
     """Cleaning up after a crash may find it cleaned up."""
     folder.remove()
     folder.remove()
@@ -101,7 +101,7 @@ def test_a_folder_can_be_synced_and_a_file_cannot(tmp_path: Path) -> None:
         fsync_folder(tmp_path / "file")
 
 
-def test_a_folder_whose_trainer_still_runs_is_never_replaced(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_folder_whose_trainer_still_runs_is_never_replaced(folder: RunDirectory, tmp_path: Path) -> None:
     """Two trainers must not write into one folder."""
     folder.progress.write_text("record\n")
     command = ["/bin/sh", "-c", RECORD_SELF, "sh", str(folder.identity), "/bin/sh", "-c", "echo; exec sleep 60"]
@@ -118,7 +118,9 @@ def test_a_folder_whose_trainer_still_runs_is_never_replaced(folder: RunFolder, 
 
 
 @pytest.mark.parametrize("identity", [None, "half", "boot\n1 (sh) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1\n"])
-def test_a_folder_whose_trainer_has_ended_is_replaced(folder: RunFolder, tmp_path: Path, identity: str | None) -> None:
+def test_a_folder_whose_trainer_has_ended_is_replaced(
+    folder: RunDirectory, tmp_path: Path, identity: str | None
+) -> None:
     """Nothing of the old attempt is left in it, the place up to which it was told least of all."""
     folder.progress.write_text("record\n")
     Bookmark(folder).move(Cursor(sequence=5, offset=7))
@@ -132,10 +134,10 @@ def test_a_folder_whose_trainer_has_ended_is_replaced(folder: RunFolder, tmp_pat
     assert not again.identity.exists()
     assert Bookmark(again).cursor == Cursor(sequence=0, offset=0)
     assert [path.name for path in folder.path.parent.iterdir()] == ["portrait.2"]
-    assert Identity.read(again.identity) is None
+    assert ProcessIdentity.read(again.identity) is None
 
 
-def test_a_bookmark_begins_at_the_start_and_is_found_where_it_was_left(folder: RunFolder) -> None:
+def test_a_bookmark_begins_at_the_start_and_is_found_where_it_was_left(folder: RunDirectory) -> None:
     """By the daemon that comes next."""
     bookmark = Bookmark(folder)
     assert bookmark.cursor == Cursor(sequence=0, offset=0)
@@ -154,7 +156,7 @@ def test_a_bookmark_without_a_folder_is_remembered_all_the_same() -> None:
     assert bookmark.cursor == Cursor(sequence=1, offset=0)
 
 
-def test_requests_are_a_line_each_in_their_order(folder: RunFolder) -> None:
+def test_requests_are_a_line_each_in_their_order(folder: RunDirectory) -> None:
     """The trainer reads on where it was."""
     for request in (RunRequest.CHECKPOINT, RunRequest.SAMPLE, RunRequest.CHECKPOINT):
         folder.request(request)
@@ -167,7 +169,7 @@ def test_requests_are_a_line_each_in_their_order(folder: RunFolder) -> None:
     ]
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(folder: RunFolder) -> None:
+def test_a_file_is_replaced_whole_or_not_at_all(folder: RunDirectory) -> None:
     """Who dies while writing leaves the old one; who reads meanwhile has the old one to its end."""
     folder.write(CURSOR_FILE, Cursor(sequence=1))
     (folder.path / f"{CURSOR_FILE}.new").write_text('{"sequence": 2, "off')
@@ -179,7 +181,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder: RunFolder) -> None:
     assert folder.read(CURSOR_FILE, Cursor) == Cursor(sequence=3)
 
 
-def test_a_file_that_was_never_written_is_none_and_one_that_is_wrong_an_error(folder: RunFolder) -> None:
+def test_a_file_that_was_never_written_is_none_and_one_that_is_wrong_an_error(folder: RunDirectory) -> None:
     """Nobody goes on from what cannot be read."""
     assert folder.read("stop.json", StopOrder) is None
     (folder.path / "stop.json").write_text('{"why": 7}')

@@ -15,13 +15,13 @@ import pytest
 import pytest_asyncio
 import structlog
 from tests.support import runs
-from tests.support.owning import PATIENCE
+from tests.support.owning import TIMEOUT
 from tests.support.processes import is_gone
 
 from training_schemas.jobs import EngineName, TrainingType
 from training_worker.runs import standby
 from training_worker.runs.child_process import Exit
-from training_worker.runs.process_identity import Identity
+from training_worker.runs.process_identity import ProcessIdentity
 from training_worker.runs.run import Run
 from training_worker.runs.standby import Standby
 from training_worker.settings import EngineSettings, Settings
@@ -50,14 +50,14 @@ class Slot:
 
     async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait for a word about the trainers."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while len(found := [entry for entry in self.log if entry["event"] == event]) < count:  # noqa: ASYNC110 - a list
                 await asyncio.sleep(0.01)
         return found
 
-    def identity(self, name: EngineName = ENGINE) -> Identity:
+    def identity(self, name: EngineName = ENGINE) -> ProcessIdentity:
         """Who waits."""
-        identity = Identity.read(self.folder / name / "process")
+        identity = ProcessIdentity.read(self.folder / name / "process")
         assert identity is not None
         return identity
 
@@ -106,7 +106,7 @@ async def test_the_trainer_that_waits_is_the_one_that_trains(stage: Stage, run: 
 
     assert child is not None
     assert (waiting, waiting.pid) == (run.identity, child.pid)
-    assert await asyncio.wait_for(child.wait(), PATIENCE) == Exit(status=3)
+    assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(status=3)
     assert run.folder.stdout.read_text() == "trained\n"
     assert [entry["event"] for entry in slot.log] == ["standby_ready"]
     assert list(slot.folder.iterdir()) == []
@@ -117,7 +117,7 @@ async def test_a_trainer_that_waits_has_the_slots_card_and_a_mark(stage: Stage, 
     slot = await stage.ready(READY + READ + TAKE + 'echo "$0"; env')
     child = await slot.standby.hand_over(ENGINE, run)
     assert child is not None
-    await asyncio.wait_for(child.wait(), PATIENCE)
+    await asyncio.wait_for(child.wait(), TIMEOUT)
 
     said = run.folder.stdout.read_text().splitlines()
 
@@ -133,7 +133,7 @@ async def test_the_identity_is_in_the_run_folder_before_the_trainer_is_told(stag
     child = await slot.standby.hand_over(ENGINE, run)
 
     assert child is not None
-    assert await asyncio.wait_for(child.wait(), PATIENCE) == Exit(status=3)
+    assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(status=3)
     assert (run.folder.path / "seen").read_text() == run.folder.identity.read_text()
 
 
@@ -153,7 +153,7 @@ async def test_a_trainer_that_does_not_take_its_run_is_ended(stage: Stage, run: 
 
     assert await slot.standby.hand_over(ENGINE, run) is None
 
-    assert is_gone(waiting.pid, PATIENCE)
+    assert is_gone(waiting.pid, TIMEOUT)
     assert (run.identity, run.has_begun) == (None, False)
 
 
@@ -165,7 +165,7 @@ async def test_a_trainer_that_takes_too_long_is_ended(stage: Stage, run: Run, mo
 
     assert await slot.standby.hand_over(ENGINE, run) is None
 
-    assert is_gone(waiting.pid, PATIENCE)
+    assert is_gone(waiting.pid, TIMEOUT)
     assert "TimeoutError" in (await slot.until_logged("standby_failed"))[0]["error"]
     assert (run.identity, run.has_begun) == (None, False)
 
@@ -177,7 +177,7 @@ async def test_a_trainer_that_ended_after_it_took_the_run_has_trained_it(stage: 
     child = await slot.standby.hand_over(ENGINE, run)
 
     assert child is not None
-    assert await asyncio.wait_for(child.wait(), PATIENCE) == Exit(signal=signal.SIGKILL)
+    assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
 @pytest.mark.parametrize("word", ["", "echo loading >&0; "], ids=["silent", "another word"])
@@ -185,14 +185,14 @@ async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: 
     """It is ended, and takes no time from the one that is started instead."""
     slot = stage.slot(word + "echo said; " + LONG)
     slot.standby.prepare()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (slot.folder / ENGINE / "stdout.log").read_text() == "":  # noqa: ASYNC110 - a file
             await asyncio.sleep(0.05)
     waiting = slot.identity()
 
     assert await slot.standby.hand_over(ENGINE, run) is None
 
-    assert is_gone(waiting.pid, PATIENCE)
+    assert is_gone(waiting.pid, TIMEOUT)
     assert slot.log == []
     assert (run.identity, run.has_begun) == (None, False)
 
@@ -230,7 +230,7 @@ async def test_no_trainer_waits_while_a_job_is_trained(stage: Stage, run: Run) -
 
     child = await slot.standby.hand_over(ENGINE, run)
 
-    assert is_gone(other.pid, PATIENCE)
+    assert is_gone(other.pid, TIMEOUT)
     assert child is not None
     assert not child.ended.is_set()
     await child.stop(0)
@@ -254,9 +254,9 @@ async def test_a_trainer_that_is_stopped_ends_at_once_and_leaves_nothing(stage: 
     slot = await stage.ready("trap '' TERM; " + READY + "while :; do sleep 0.01; done")
     waiting = slot.identity()
 
-    await asyncio.wait_for(slot.standby.stop(), PATIENCE)
+    await asyncio.wait_for(slot.standby.stop(), TIMEOUT)
 
-    assert is_gone(waiting.pid, PATIENCE)
+    assert is_gone(waiting.pid, TIMEOUT)
     assert list(slot.folder.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
@@ -288,6 +288,6 @@ def test_a_trainer_that_waits_does_not_outlive_its_daemon(tmp_path: Path, how: s
         if how == "kill":
             daemon.kill()
 
-        assert is_gone(waiting, PATIENCE)
+        assert is_gone(waiting, TIMEOUT)
 
         daemon.kill()

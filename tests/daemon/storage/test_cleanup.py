@@ -13,7 +13,7 @@ import pytest
 from training_worker.observations import DiskUse
 from training_worker.runs.process_identity import BOOT_ID
 from training_worker.settings import Settings
-from training_worker.storage.cleanup import YOUNG, Cleaning
+from training_worker.storage.cleanup import YOUNG, Cleanup
 from training_worker.storage.disk_usage import DAY, free_bytes
 from training_worker.storage.ended_jobs import EndedJob, note_ended
 
@@ -66,15 +66,15 @@ class Folders:
         self.age(self.state / "ended" / f"{job_id}.json", age)
 
     @property
-    def cleaning(self) -> Cleaning:
+    def cleanup(self) -> Cleanup:
         settings = Settings(
             state_dir=self.state, output_roots=[self.models], keep_days=KEEP_DAYS, keep_limit=self.limit_gib
         )
-        return Cleaning(settings, lambda: self.busy)
+        return Cleanup(settings, lambda: self.busy)
 
     def cleaned(self, *candidates: Path) -> list[Path]:
         """Which of these are gone after a cleaning."""
-        self.cleaning.clean()
+        self.cleanup.clean()
         return [path for path in candidates if not path.exists()]
 
 
@@ -93,9 +93,9 @@ def running() -> Iterator[str]:
 
 def test_nothing_is_removed_where_nothing_is(folders: Folders) -> None:
     """A host that is new has none of the folders."""
-    folders.cleaning.clean()
+    folders.cleanup.clean()
 
-    assert set(folders.cleaning.use().values()) == {0}
+    assert set(folders.cleanup.use().values()) == {0}
 
 
 def test_run_folders_that_nobody_can_read_go_when_they_are_old(folders: Folders, running: str) -> None:
@@ -239,7 +239,7 @@ def test_room_is_made_only_as_far_as_it_is_needed(full: Full, wanted_mib: int, c
     """Caches first, then what is oldest, and nothing of the last day; nothing at all where all would not do."""
     order = [full.stale, full.recent, full.first, full.run, full.last]
 
-    full.cleaning.make_room(full.models / "out", wanted_mib * MIB)
+    full.cleanup.make_room(full.models / "out", wanted_mib * MIB)
 
     assert full.gone == order[:count]
     assert (free_bytes(full.models) >= wanted_mib * MIB) == (wanted_mib < 29)
@@ -249,7 +249,7 @@ def test_no_room_is_made_of_what_a_job_in_hand_may_resume_from(full: Full) -> No
     """However much is needed."""
     full.busy = {"a"}
 
-    full.cleaning.make_room(full.models / "out", 21 * MIB)
+    full.cleanup.make_room(full.models / "out", 21 * MIB)
 
     assert full.gone == [full.stale, full.recent, full.run, full.last]
 
@@ -263,7 +263,7 @@ def test_room_is_made_on_the_disk_that_lacks_it(
     attempt = other.make(other.models / ".out.d.1", age=2 * DAY, size=4 * MIB)
     other.ended("d", age=2 * DAY, output=other.models / "out")
 
-    other.cleaning.make_room(other.models / "new", 8 * MIB)
+    other.cleanup.make_room(other.models / "new", 8 * MIB)
 
     assert not attempt.exists()
     assert full.gone == []
@@ -276,7 +276,7 @@ def test_it_is_told_what_the_disk_holds(full: Full) -> None:
     full.make(full.models / ".out.running.1", size=MIB)
     page = os.sysconf("SC_PAGE_SIZE")
 
-    use = full.cleaning.use()
+    use = full.cleanup.use()
 
     # A page for each small file.
     assert use == {

@@ -199,10 +199,10 @@ def test_a_job_without_room_is_left_to_others(small_disk: Callable[[Path, int], 
     with pytest.raises(
         AttemptError, match=r"no room on the disk: .* GiB are needed at .*portrait, and 0\.1 are free"
     ) as caught:
-        host.spec(card=CARD)
+        host.spec(device=CARD)
 
     assert caught.value.reason is FailureReason.HOST_UNFIT
-    assert host.spec(card=STAND_IN).device == "cpu"
+    assert host.spec(device=STAND_IN).device == "cpu"
 
 
 def test_before_a_claim_room_is_reserved_as_planned(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.gpu.devices import Card
+from training_worker.gpu.devices import GpuDevice
 from training_worker.settings import Settings
 from training_worker.worker.worker import Worker
 
@@ -13,12 +13,12 @@ from training_worker.worker.worker import Worker
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
     """One that does not run; it has two cards and a model."""
-    cards = [
-        Card(uuid=f"GPU-{letter}", name="Card", memory_mib=24_564, simulated=False, usd_per_hour=None)
-        for letter in "ab"
+    devices = [
+        GpuDevice(uuid=f"GPU-{dead_letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
+        for dead_letter in "ab"
     ]
     models = {"black-forest-labs/FLUX.1-dev": tmp_path}
-    return Worker(Settings(state_dir=tmp_path, models=models), cards, lambda _: None)
+    return Worker(Settings(state_dir=tmp_path, models=models), devices, lambda _: None)
 
 
 async def test_it_is_healthy_while_its_tasks_are_alive(worker: Worker) -> None:

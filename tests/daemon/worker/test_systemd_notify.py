@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from training_worker.worker.systemd_notify import Condition, Notifier, keep_telling
+from training_worker.worker.systemd_notify import Condition, Notifier, keep_notifying
 
 
 class Manager:
@@ -56,7 +56,7 @@ async def tell_for(seconds: float, notifier: Notifier, conditions: list[Conditio
         return conditions.pop(0) if len(conditions) > 1 else conditions[0]
 
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(keep_telling(notifier, look), seconds)
+        await asyncio.wait_for(keep_notifying(notifier, look), seconds)
 
 
 def test_each_message_is_a_datagram_of_its_own(manager: Manager) -> None:
@@ -97,7 +97,7 @@ async def test_without_a_manager_nothing_is_said() -> None:
     notifier = Notifier({"WATCHDOG_USEC": "1000000"})
 
     notifier.ready("")
-    await asyncio.wait_for(keep_telling(notifier, worker), 1)
+    await asyncio.wait_for(keep_notifying(notifier, worker), 1)
 
     assert (notifier.listened_to, notifier.watchdog) == (False, None)
 
@@ -157,7 +157,7 @@ async def test_a_worker_that_is_not_healthy_is_silent(manager: Manager) -> None:
 async def test_a_loop_that_hangs_is_silent(manager: Manager) -> None:
     """The ping is the loop's own; no thread says it is alive on behalf of a dead one."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "100000"})
-    task = asyncio.create_task(keep_telling(notifier, worker))
+    task = asyncio.create_task(keep_notifying(notifier, worker))
     await asyncio.sleep(0.1)
     manager.heard()
 

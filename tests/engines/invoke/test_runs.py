@@ -44,7 +44,7 @@ pytestmark = [
 ]
 
 Record = TypeVar("Record", bound=AnyRecord)
-PATIENCE = 240
+TIMEOUT = 240
 
 
 def of_type(records: list[AnyRecord], kind: type[Record]) -> list[Record]:
@@ -60,7 +60,7 @@ def phases(records: list[AnyRecord]) -> list[Phase]:
 def run_to_end(folder: Path) -> tuple[int, list[AnyRecord]]:
     """Run a run folder; gives exit code and records."""
     with start(folder) as program:
-        code = program.wait(PATIENCE)
+        code = program.wait(TIMEOUT)
     return code, read_records(folder)
 
 
@@ -311,7 +311,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(write_run: WriteRun) -> No
     with start(folder) as program:
         wait_for(program, folder, stepped)
         program.send_signal(signal.SIGTERM)
-        code = program.wait(PATIENCE)
+        code = program.wait(TIMEOUT)
 
     assert_stopped(folder, code, "signal")
 
@@ -325,7 +325,7 @@ def test_an_orphan_leaves_the_same(write_run: WriteRun) -> None:
         partial = folder / ".lease"
         partial.write_bytes(msgspec.json.encode(RunLease(deadline=time.time() - 10, max_isolation=5)))
         partial.rename(folder / LEASE_FILE)
-        code = program.wait(PATIENCE)
+        code = program.wait(TIMEOUT)
 
     assert_stopped(folder, code, "orphan")
 
@@ -350,7 +350,7 @@ def test_a_kill_leaves_nothing_that_looks_finished(write_run: WriteRun) -> None:
     with start(folder) as program:
         wait_for(program, folder, lambda records: len(of_type(records, CheckpointRecord)) > 2)
         program.kill()
-        program.wait(PATIENCE)
+        program.wait(TIMEOUT)
 
     last = of_type(read_records(folder), CheckpointRecord)[-1]
     assert load_file(Path(last.path) / "kohya_lora.safetensors")
@@ -366,7 +366,7 @@ def test_a_stop_before_the_first_step_is_heeded_at_once(write_run: WriteRun) -> 
         time.sleep(0.5)
         program.send_signal(signal.SIGTERM)
         asked = time.monotonic()
-        code = program.wait(PATIENCE)
+        code = program.wait(TIMEOUT)
 
     stopped = read_records(folder)[-1]
     assert isinstance(stopped, StoppedRecord)

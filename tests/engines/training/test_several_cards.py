@@ -37,7 +37,7 @@ from training_worker.engines.diffusers.training.worker_processes import failure_
 pytestmark = pytest.mark.trainer
 
 PROGRAM = "training_worker.engines.diffusers"
-PATIENCE = 180.0
+TIMEOUT = 180.0
 SHARED: dict[str, Any] = {"batch_size": 1, "gradient_accumulation_steps": 4, "max_train_steps": 4}
 
 
@@ -54,7 +54,7 @@ def train_together(folder: Path) -> list[Any]:
     """Run to the end on several cards, and read the records."""
     program = start(folder)
     try:
-        program.wait(PATIENCE)
+        program.wait(TIMEOUT)
     finally:
         end_group(program)
     return read_records(folder)
@@ -64,7 +64,7 @@ def end_group(program: "subprocess.Popen[bytes]") -> None:
     """Leave nothing of a program."""
     if group(program.pid):
         os.killpg(program.pid, signal.SIGKILL)
-    program.wait(PATIENCE)
+    program.wait(TIMEOUT)
 
 
 def group(number: int) -> list[int]:
@@ -82,7 +82,7 @@ def group(number: int) -> list[int]:
 
 def wait_until(condition: Callable[[], Any]) -> Any:
     """Wait for it, but not for ever."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -169,7 +169,7 @@ def test_a_stop_is_heeded_by_all(write_run: WriteRun) -> None:
     try:
         wait_until(lambda: steps(folder))
         os.killpg(program.pid, signal.SIGTERM)
-        assert program.wait(PATIENCE) == 3
+        assert program.wait(TIMEOUT) == 3
         wait_until(lambda: not group(program.pid))
     finally:
         end_group(program)
@@ -188,7 +188,7 @@ def test_none_goes_on_alone(write_run: WriteRun, victim: str) -> None:
         wait_until(lambda: steps(folder))
         (helper,) = set(group(program.pid)) - {program.pid}
         os.kill(helper if victim == "helper" else program.pid, signal.SIGKILL)
-        assert program.wait(PATIENCE) == (1 if victim == "helper" else -signal.SIGKILL)
+        assert program.wait(TIMEOUT) == (1 if victim == "helper" else -signal.SIGKILL)
         wait_until(lambda: not group(program.pid))
     finally:
         end_group(program)

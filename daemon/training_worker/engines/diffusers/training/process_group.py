@@ -24,7 +24,7 @@ from training_worker.engines.diffusers.training.worker_processes import LEADER
 RENDEZVOUS_FILE = "rendezvous"
 
 # The others wait for as long as the leader encodes, draws pictures or exports. That it has ended, they see at once.
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 
 # Bytes of gradients that travel together: each piece is copied once. The planner counts one of them.
 PIECE = 32 * 2**20
@@ -84,9 +84,9 @@ class ProcessGroup(SingleProcess):
             rank=self.rank,
             world_size=self.size,
             init_method=f"file://{self._folder / RENDEZVOUS_FILE}",
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
-        self._control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     def tell(self, value: int) -> int:
         told = [value]
