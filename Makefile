@@ -9,7 +9,7 @@ ROUNDS ?= 20
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-systemd lint types unit soak bench clean
+.PHONY: help setup demo test test-systemd lint types unit shape soak bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: setup ## Check types
 
 unit: setup ## Run the fast tests: no broker, no trainer
 	$(BIN)/pytest -m "not broker and not trainer and not invoke"
+
+shape: ## Measure files, functions, arguments and folders; CHECKOUT=PATH measures another checkout
+	@$(PYTHON) scripts/shape.py $(CHECKOUT)
 
 soak: setup ## Play every fault ROUNDS times, each time at other moments, and count what was lost or done twice
 	$(BIN)/python -m tests.fault.soak --rounds $(ROUNDS)
