@@ -17,7 +17,7 @@ from training_worker.errors import BrokerError
 pytestmark = pytest.mark.broker
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "backend.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "backend.md"
 
 
 def documented_lines() -> dict[str, Any]:
