@@ -157,6 +157,36 @@ PARAMETERS: dict[ModelFamily, type[FluxLoraParameters | SdxlParameters]] = {
 """The settings of each family's runs."""
 
 
+class AttentionKernel(StrEnum):
+    """A kernel of torch's scaled dot-product attention, by the name of its ``SDPBackend``, in lower case."""
+
+    FLASH = "flash_attention"
+    CUDNN = "cudnn_attention"
+    EFFICIENT = "efficient_attention"
+    MATH = "math"
+
+
+class Execution(StrictWire, frozen=True, kw_only=True):
+    """How a GPU computes a step: nothing here changes what is learned, but for rounding.
+
+    ``attention_kernels`` are those that may be used, the fastest first; without any that was tested, cuDNN's is left
+    out: its backward pass is wrong on some GPUs. Of the blocks that gradient checkpointing computes again, the first
+    ``stored_blocks`` keep their activations instead, and with ``keep_attention`` the others keep what attention gave.
+    ``compiled`` blocks are compiled once and for all shapes. With ``data_on_device`` latents and embeddings stay on
+    the GPU.
+    """
+
+    attention_kernels: Annotated[tuple[AttentionKernel, ...], Meta(min_length=1)] = (
+        AttentionKernel.FLASH,
+        AttentionKernel.EFFICIENT,
+        AttentionKernel.MATH,
+    )
+    stored_blocks: Annotated[int, Meta(ge=0, le=1_000)] = 0
+    keep_attention: bool = False
+    compiled: bool = False
+    data_on_device: bool = False
+
+
 class RunSpec(StrictWire, frozen=True, kw_only=True):
     """One attempt at one job.
 
@@ -182,6 +212,7 @@ class RunSpec(StrictWire, frozen=True, kw_only=True):
     cache_limit_mib: Annotated[int, Meta(ge=0)] = 0
     gpu_count: GpuCount = 1
     engine_config: dict[str, Any] = {}
+    execution: Execution = Execution()
 
 
 class RunLease(StrictWire, frozen=True, kw_only=True):
