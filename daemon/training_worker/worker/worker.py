@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import structlog
 
@@ -24,6 +25,7 @@ from training_worker.queue.admission import Admission
 from training_worker.queue.intake import Intake
 from training_worker.runs.run import Run, find_runs
 from training_worker.runs.standby import Standby
+from training_worker.selftest.gpu_tests import GpuTests
 from training_worker.settings import Settings
 from training_worker.storage.disk_usage import DAY
 from training_worker.storage.reservations import Reservations
@@ -41,6 +43,9 @@ ABORT_TIMEOUT = 5.0
 
 # How often it is looked what holds the disk: folders are walked for that (seconds).
 DISK_INTERVAL = 600.0
+
+# After so many seconds a card is tested again on which nothing was right: what held its memory may be gone.
+SELF_TEST_PAUSE = 600.0
 
 # How often it is told that the loop turns (seconds).
 PULSE = 1.0
@@ -62,7 +67,12 @@ class Worker:
     """One daemon: an intake, and a slot for each card."""
 
     def __init__(
-        self, settings: Settings, devices: list[GpuDevice], observe: Observer, notifier: Notifier | None = None
+        self,
+        settings: Settings,
+        devices: list[GpuDevice],
+        observe: Observer,
+        notifier: Notifier | None = None,
+        tests: GpuTests | None = None,
     ) -> None:
         self._settings = settings
         self._notifier = notifier or Notifier({})
@@ -90,7 +100,11 @@ class Worker:
         self._rates = StepRates(settings.state_dir)
         self._reservations = Reservations(settings)
         self._slots = self._make_slots()
-        self._heartbeat = Heartbeat(self._publisher, settings, devices, self._families, self._doing, self._rates)
+        self._tests = tests or GpuTests(settings, observe)
+        self._leaving = asyncio.Event()
+        self._heartbeat = Heartbeat(
+            self._publisher, settings, devices, self._families, self._doing, self._rates, self._tests
+        )
         self._admissions = {uuid: self._admission.inner() for uuid in self._slots}
         watched = [(device, self._admissions[device.uuid]) for device in devices if device.uuid in self._admissions]
         self._monitor = Monitor(watched, settings, self._heartbeat.quarantined, observe)
@@ -177,6 +191,7 @@ class Worker:
         log.info("leaving", stage=stage.name.lower(), why=why)
         self.stage = max(self.stage, stage)
         self._why = why
+        self._leaving.set()
         self._admission.drain()
         # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
         if stage >= Stage.RELEASING:
@@ -251,8 +266,45 @@ class Worker:
 
     async def _run_slot(self, uuid: str) -> None:
         slot = self._slots[uuid]
-        await slot.reattach()
-        await slot.run(self._admissions[uuid], self._families)
+        device = next(device for device in self._devices if device.uuid == uuid)
+        # Trainers are not kept waiting for it; those that still run are not disturbed by a test either.
+        recall = asyncio.create_task(self._tests.recall(device), name=f"recall-{uuid}")
+        try:
+            await slot.reattach()
+            known = await self._unless_leaving(recall) and recall.result()
+        finally:
+            recall.cancel()
+        if known:
+            await self._heartbeat.tested()
+        if known or await self._tested(device):
+            await slot.run(self._admissions[uuid], self._families)
+
+    async def _tested(self, device: GpuDevice) -> bool:
+        """Test a slot's cards, again and again while they are unfit for jobs; False if the worker leaves before."""
+        while True:
+            test = asyncio.create_task(self._tests.ensure(device), name=f"self-test-{device.uuid}")
+            if not await self._unless_leaving(test):
+                return False
+            unfit = test.result()
+            if unfit is None:
+                self._monitor.absolve(device.uuid)
+                await self._heartbeat.tested()
+                return True
+            self._monitor.condemn(device.uuid, unfit)
+            if not await self._unless_leaving(asyncio.create_task(asyncio.sleep(SELF_TEST_PAUSE), name="pause")):
+                return False
+
+    async def _unless_leaving(self, task: asyncio.Task[Any]) -> bool:
+        """Wait for a task; False if the worker is told to leave first, and the task is cancelled."""
+        leaving = asyncio.create_task(self._leaving.wait(), name="leaving")
+        try:
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return task.done()
+        finally:
+            leaving.cancel()
+            task.cancel()
+            # What it started is ended before anything else begins.
+            await asyncio.wait({task})
 
     def _slot_for(self, run: Run) -> Slot:
         """The slot of the run's card; one of its own if the worker has none for it any more."""
