@@ -20,8 +20,9 @@ from diffusers import FluxTransformer2DModel
 from benchmarks.gpu import STEPS, WARM_UPS, Case, Figures, Found
 from benchmarks.one_sample import OneImage, OneText
 from benchmarks.workloads import FLUX, FLUX_BLOCKS
-from training_schemas.spec import Quantization
+from training_schemas.spec import Execution, Quantization
 from training_worker.engines.diffusers.diffusion.batches import BatchSource, Item
+from training_worker.engines.diffusers.models.attention import choose_attention
 from training_worker.engines.diffusers.models.layerwise_loading import empty_model, fill_model
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.pipelines.flux_lora import FluxLora
@@ -103,6 +104,8 @@ def make_trainer(case: Case) -> Trainer:
     """As a run makes it whose images and captions are in the cache."""
     config = TINY if case.tiny else REAL
     parameters = case.parameters
+    # As of a run on a card that was not tested: torch's own choice is broken on some.
+    choose_attention(Execution().attention_kernels)
     pipeline = FluxLora(RandomLoader(config, case), parameters)
     pipeline.load_denoiser()
     side = parameters.resolution // PIXELS_PER_LATENT

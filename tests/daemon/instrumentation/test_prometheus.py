@@ -7,8 +7,9 @@ import pytest
 from tests.support.scrape import free_port, get
 
 from training_schemas.events import Gpu, Taking
-from training_schemas.jobs import MemoryTier, TrainingType
+from training_schemas.jobs import EngineName, MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
+from training_schemas.selftest import Verdict
 from training_schemas.usage import Usage
 from training_worker.errors import SettingsError
 from training_worker.instrumentation.http_server import served
@@ -24,6 +25,7 @@ from training_worker.observations import (
     GpuFound,
     GpuRead,
     JobWaited,
+    KernelsTested,
     LeaseChanged,
     LeaseEvent,
     LoopTurned,
@@ -65,6 +67,11 @@ READ = GpuRead(
     ),
     xids=[13, 13, 79],
 )
+TESTED, RETESTED = (
+    KernelsTested(gpu=GPU, engine=EngineName.DIFFUSERS, verdicts={"attention.flash_attention": verdict})
+    for verdict in (Verdict.NOT_FINITE, Verdict.RIGHT)
+)
+FLASH = {"gpu": GPU, "engine": "diffusers", "kernel": "attention.flash_attention"}
 UNREADABLE = GpuRead(reading=Reading(uuid=GPU, lost=True), xids=[])
 THROTTLED = CARD_OF_JOB | {"reason": "power cap"}
 
@@ -100,6 +107,9 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([STAND_IN], "card_up", CARD_OF_JOB, 1),
         ([CARD, ServingChanged(gpu=GPU, serves=True)], "card_up", CARD_OF_JOB, 1),
         ([CARD, *(ServingChanged(gpu=GPU, serves=well) for well in (True, False))], "card_up", CARD_OF_JOB, 0),
+        ([TESTED], "card_kernels", FLASH | {"verdict": "notFinite"}, 1),
+        ([TESTED, RETESTED], "card_kernels", FLASH | {"verdict": "notFinite"}, None),
+        ([TESTED, RETESTED], "card_kernels", FLASH | {"verdict": "right"}, 1),
         ([READ], "card_memory_free_bytes", CARD_OF_JOB, 256 * 1024**2),
         ([READ], "card_memory_used_bytes", CARD_OF_JOB, 768 * 1024**2),
         ([READ], "card_temperature_celsius", CARD_OF_JOB, 71),

@@ -51,7 +51,7 @@ class Scene:
         self.takes = asyncio.Event()
         self.told: list[tuple[str, bool]] = []
         self.worker._monitor._announce = self.tell
-        self.worker._slots[GPU.uuid].run = self.take  # type: ignore[method-assign]
+        self.worker._slots[GPU.uuid].run = self.take  # type: ignore[method-assign, assignment]
 
     def tell(self, gpu: str, reason: str, *, recovered: bool) -> None:  # noqa: ARG002
         """Keep it."""
