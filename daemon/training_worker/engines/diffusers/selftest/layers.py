@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from training_schemas.spec import AttentionKernel, LoraTargets, Quantization
-from training_worker.engines.common.attention_trial import RIGHT, WRONG, Fault, Trial, compare, distance
+from training_worker.engines.common.selftest.child import RIGHT, WRONG, Fault, Trial, compare, distance
 from training_worker.engines.diffusers.models.attention import choose_attention
 from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
 from training_worker.engines.diffusers.models.quantization import EightBitLinear, is_quantised, mark, quantised

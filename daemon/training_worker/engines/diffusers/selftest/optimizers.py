@@ -14,7 +14,7 @@ from training_schemas.spec import (
     TimestepSampler,
     WeightDtype,
 )
-from training_worker.engines.common.attention_trial import Fault, Trial, compare
+from training_worker.engines.common.selftest.child import Fault, Trial, compare
 from training_worker.engines.diffusers.optim.optimizers import make_optimizer
 
 # The matrices of an adapter beside a layer of FLUX.1-dev; 8-bit states need 4,096 numbers at least.

@@ -8,7 +8,7 @@ import msgspec
 
 from training_schemas.selftest import GpuRates, KernelResult, SelfTest, Verdict, key_of
 from training_schemas.spec import AttentionKernel
-from training_worker.engines.common.attention_trial import Reporter, Trial, end_with_parent, load_fault
+from training_worker.engines.common.selftest.child import Reporter, Trial, end_with_parent, load_fault
 from training_worker.engines.diffusers.selftest.children import Child
 from training_worker.engines.diffusers.selftest.trials import ATTENTION, Plan, measured, try_all
 from training_worker.version import __version__

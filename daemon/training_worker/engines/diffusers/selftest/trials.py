@@ -13,8 +13,8 @@ from training_schemas.spec import AttentionKernel, OptimizerName, Quantization
 from training_worker.engines.diffusers.selftest.children import SILENCE_LIMIT, Child
 
 PROGRAM = "training_worker.engines.diffusers.selftest"
-# Run as a file: the interpreter may have nothing of ours.
-ATTENTION = Path(__file__).parents[2] / "common" / "attention_trial.py"
+# Run by its place: the interpreter may have nothing of ours.
+ATTENTION = Path(__file__).parents[2] / "common" / "selftest"
 
 # Children at a time: each loads torch, and holds some GiB of the card.
 AT_ONCE = 3
