@@ -166,7 +166,7 @@ class AttentionKernel(StrEnum):
     MATH = "math"
 
 
-class Execution(StrictWire, frozen=True, kw_only=True):
+class Execution(StrictWire, frozen=True, kw_only=True, omit_defaults=False):
     """How a GPU computes a step: nothing here changes what is learned, but for rounding.
 
     ``attention_kernels`` are those that may be used, the fastest first; without any that was tested, cuDNN's is left
@@ -187,7 +187,7 @@ class Execution(StrictWire, frozen=True, kw_only=True):
     data_on_device: bool = False
 
 
-class RunSpec(StrictWire, frozen=True, kw_only=True):
+class RunSpec(StrictWire, frozen=True, kw_only=True, omit_defaults=False):
     """One attempt at one job.
 
     ``model_path`` is a diffusers pipeline folder. ``attempt_path`` is the attempt's own folder: checkpoints, samples
