@@ -21,11 +21,11 @@ from benchmarks.gpu import STEPS, WARM_UPS, Case, Figures, Found
 from benchmarks.one_sample import OneImage, OneText
 from benchmarks.workloads import FLUX, FLUX_BLOCKS
 from training_schemas.spec import Quantization
+from training_worker.engines.common.protocol.gpu_memory import MIB, peak_vram_mib
 from training_worker.engines.diffusers.diffusion.batches import BatchSource, Item
 from training_worker.engines.diffusers.models.layerwise_loading import empty_model, fill_model
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.pipelines.flux_lora import FluxLora
-from training_worker.engines.diffusers.protocol.gpu_memory import MIB, peak_vram_mib
 from training_worker.engines.diffusers.training.trainer import Trainer
 
 PIXELS_PER_LATENT = 8

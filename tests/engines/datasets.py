@@ -11,8 +11,8 @@ from tests.engines.conftest import PARAMETERS
 
 from training_schemas.progress import FailureReason, Fault
 from training_schemas.spec import FluxLoraParameters
+from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.data.dataset import Dataset, read_dataset
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 
 def never() -> None:

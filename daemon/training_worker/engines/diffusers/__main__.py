@@ -13,11 +13,11 @@ from pathlib import Path
 
 from training_schemas.progress import DatasetRecord, FailedRecord, Phase, StoppedRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
+from training_worker.engines.common.protocol.exit_code import ExitCode
+from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped, failure_of
 from training_worker.engines.diffusers.data.buckets import DIVISORS
 from training_worker.engines.diffusers.data.dataset import Dataset, read_dataset
 from training_worker.engines.diffusers.models.folder import check_model_folder
-from training_worker.engines.diffusers.protocol.exit_code import ExitCode
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped, failure_of
 from training_worker.engines.diffusers.protocol.preflight import make_attempt_folder, read_spec
 from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 from training_worker.engines.diffusers.protocol.stop_signals import Control

@@ -986,7 +986,7 @@ NETWORKS = {FLUX: ("flux1", "networks.lora_flux"), "SDXL_LORA": ("sdxl_base_v1-0
 
 def load_kohya() -> Any:
     """Load the built-in trainer's names of kohya, which need torch alone, from their file."""
-    found: Any = importlib.util.spec_from_file_location("kohya", OURS / "engines" / "diffusers" / "kohya.py")
+    found: Any = importlib.util.spec_from_file_location("kohya", OURS / "engines" / "common" / "export" / "kohya.py")
     module: Any = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module

@@ -7,10 +7,11 @@ import msgspec
 
 from training_schemas.progress import FailureReason, Fault
 from training_schemas.spec import TrainingParameters
+from training_worker.engines.common.data.entries import Entry
+from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.cache.keys import content_key
 from training_worker.engines.diffusers.data.buckets import Size, bucket_of
 from training_worker.engines.diffusers.data.captions import base_caption
-from training_worker.engines.diffusers.data.entries import Entry
 from training_worker.engines.diffusers.data.examples import Example
 from training_worker.engines.diffusers.data.formats import IMAGE_SUFFIXES, list_entries
 from training_worker.engines.diffusers.data.images import (
@@ -21,7 +22,6 @@ from training_worker.engines.diffusers.data.images import (
     digest_of,
 )
 from training_worker.engines.diffusers.data.report import DatasetReport, report_on
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 MASKS_FOLDER = "masks"
 MOST_ENLARGED = 2

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from training_schemas.progress import Fault
-from training_worker.engines.diffusers.data.entries import Entry, path_inside
+from training_worker.engines.common.data.entries import Entry, path_inside
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from training_schemas.progress import Artifact
+from training_worker.engines.common.protocol.fsync import flush
 from training_worker.engines.diffusers.export.metadata import (
     Implementation,
     Result,
@@ -17,7 +18,6 @@ from training_worker.engines.diffusers.export.metadata import (
 from training_worker.engines.diffusers.export.pipeline_folder import write_finetuned
 from training_worker.engines.diffusers.export.textual_inversion import embeddings_file
 from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
-from training_worker.engines.diffusers.protocol.fsync import flush
 
 KOHYA_FILE = "kohya_lora.safetensors"
 EMBEDDINGS_FILE = "learned_embeds.safetensors"

@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
-from training_worker.engines.diffusers.protocol.fsync import flush
+from training_worker.engines.common.protocol.fsync import flush
 
 ARCHITECTURES = {
     TrainingType.FLUX_LORA: "flux-1-dev/lora",

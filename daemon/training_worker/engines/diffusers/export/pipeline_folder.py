@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training_worker.engines.common.protocol.fsync import flush
 from training_worker.engines.diffusers.models.folder import INDEX
-from training_worker.engines.diffusers.protocol.fsync import flush
 
 SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
 

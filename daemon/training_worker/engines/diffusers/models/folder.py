@@ -4,7 +4,7 @@ from pathlib import Path
 
 from training_schemas.jobs import ModelFamily
 from training_schemas.progress import FailureReason, Fault
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
+from training_worker.engines.common.protocol.failures import TrainingFailure
 
 INDEX = "model_index.json"
 WEIGHTS = "*.safetensors"

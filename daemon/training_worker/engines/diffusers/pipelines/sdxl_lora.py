@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from training_schemas.spec import SdxlParameters
+from training_worker.engines.common.export.kohya import sdxl_to_kohya
 from training_worker.engines.diffusers.export.artifacts import export_adapter
-from training_worker.engines.diffusers.export.kohya import sdxl_to_kohya
 from training_worker.engines.diffusers.export.metadata import Implementation, Result
 from training_worker.engines.diffusers.models.families import SDXL
 from training_worker.engines.diffusers.models.loader import ModelLoader

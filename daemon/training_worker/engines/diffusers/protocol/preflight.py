@@ -15,7 +15,7 @@ from training_schemas.spec import (
     SdxlParameters,
     WeightDtype,
 )
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
+from training_worker.engines.common.protocol.failures import TrainingFailure
 
 
 def read_spec(folder: Path) -> tuple[RunSpec, FluxLoraParameters | SdxlParameters]:

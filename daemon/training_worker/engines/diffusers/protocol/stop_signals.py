@@ -9,7 +9,7 @@ from types import FrameType
 import msgspec
 
 from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease
-from training_worker.engines.diffusers.protocol.failures import TrainingStopped
+from training_worker.engines.common.protocol.failures import TrainingStopped
 from training_worker.engines.diffusers.protocol.requests import RequestReader
 
 SIGNALLED = "signal"

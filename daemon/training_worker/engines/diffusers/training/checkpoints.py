@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training_worker.engines.common.protocol.fsync import flush
 from training_worker.engines.diffusers.diffusion.batches import BatchState
-from training_worker.engines.diffusers.protocol.fsync import flush
 from training_worker.engines.diffusers.training.trainer import Trainer
 
 FOLDER = "checkpoints"

@@ -14,8 +14,8 @@ import msgspec
 
 from training_schemas.progress import FailedRecord, FailureReason, decode_record
 from training_schemas.spec import PROGRESS_FILE
-from training_worker.engines.diffusers.protocol.exit_code import ExitCode
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
+from training_worker.engines.common.protocol.exit_code import ExitCode
+from training_worker.engines.common.protocol.failures import TrainingFailure
 
 # The rank of the process that the daemon started.
 LEADER = 0
