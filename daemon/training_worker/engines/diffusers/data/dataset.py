@@ -5,10 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from training_schemas.progress import FailureReason, Fault
+from training_schemas.progress import FailureReason
 from training_schemas.spec import TrainingParameters
 from training_worker.engines.common.data.entries import Entry
-from training_worker.engines.common.protocol.failures import TrainingFailure
+from training_worker.engines.common.protocol.failures import Fault, TrainingFailure
 from training_worker.engines.diffusers.cache.keys import content_key
 from training_worker.engines.diffusers.data.buckets import Size, bucket_of
 from training_worker.engines.diffusers.data.captions import base_caption

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from training_schemas.progress import Fault
 from training_worker.engines.common.data.entries import Entry
+from training_worker.engines.common.protocol.failures import Fault
 from training_worker.engines.diffusers.data.jsonl import read_lines
 from training_worker.engines.diffusers.data.tables import STATE_FILE, read_parquet, read_saved
 

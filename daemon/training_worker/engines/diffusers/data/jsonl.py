@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from training_schemas.progress import Fault
 from training_worker.engines.common.data.entries import Entry, path_inside
+from training_worker.engines.common.protocol.failures import Fault
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from training_schemas.progress import Fault
 from training_worker.engines.common.data.entries import Entry, path_inside
+from training_worker.engines.common.protocol.failures import Fault
 from training_worker.engines.diffusers.data.images import BrokenImageError, format_of
 
 STATE_FILE = "state.json"
