@@ -35,12 +35,12 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import LEASE_FILE, PROGRESS_FILE, REQUESTS_FILE, FluxLoraParameters, RunLease
+from training_worker.engines.common.export.metadata import write_with_metadata
 from training_worker.engines.diffusers.data.captions import base_caption
 from training_worker.engines.diffusers.export.metadata import (
     Implementation,
     Result,
     result_metadata,
-    write_with_metadata,
 )
 from training_worker.version import __version__
 

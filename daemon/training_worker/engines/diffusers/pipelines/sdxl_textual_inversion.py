@@ -7,8 +7,9 @@ import torch
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import SdxlParameters
+from training_worker.engines.common.export.files import EMBEDDINGS_FILE
 from training_worker.engines.common.protocol.failures import TrainingFailure
-from training_worker.engines.diffusers.export.artifacts import EMBEDDINGS_FILE, export_embeddings
+from training_worker.engines.diffusers.export.artifacts import export_embeddings
 from training_worker.engines.diffusers.export.metadata import Result
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.models.token_embeddings import add_tokens, new_tokens
