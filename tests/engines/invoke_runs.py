@@ -8,7 +8,7 @@ from typing import Any
 
 from training_schemas.jobs import ModelFamily, TrainingType
 
-PROGRAM = Path(__file__).parents[2] / "daemon/training_worker/engines/invoke/invoke_trainer.py"
+PROGRAM = Path(__file__).parents[2] / "daemon/training_worker/engines/invoke"
 INTERPRETER = os.environ.get("INVOKE_TRAINING_PYTHON", "")
 TOKEN = "<concept>"
 
@@ -51,7 +51,7 @@ OWN: dict[TrainingType, dict[str, Any]] = {
 
 def load_program() -> Any:
     """Import the program from its file, as an interpreter without our packages reads it."""
-    found: Any = importlib.util.spec_from_file_location("invoke_trainer", PROGRAM)
+    found: Any = importlib.util.spec_from_file_location("invoke_trainer", PROGRAM / "__main__.py")
     module: Any = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module

@@ -107,7 +107,7 @@ def read_by(program: Any, spec: Any, tmp_path: Path) -> Any:
 
 def test_the_file_needs_the_standard_library_alone() -> None:
     """It is read by an interpreter that has none of our packages."""
-    script = f"import runpy; runpy.run_path({str(PROGRAM)!r})"
+    script = f"import runpy; runpy.run_path({str(PROGRAM / '__main__.py')!r})"
     subprocess.run([sys.executable, "-I", "-S", "-c", script], check=True)
 
 

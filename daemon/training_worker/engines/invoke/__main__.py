@@ -1,4 +1,4 @@
-"""The trainer program of the engine ``invoke``: ``PYTHON invoke_trainer.py RUN_FOLDER``.
+"""The trainer program of the engine ``invoke``: ``PYTHON engines/invoke RUN_FOLDER``.
 
 PYTHON is an interpreter that has invoke-training, and nothing of ours. So this file stands alone: it needs the standard
 library, and late what invoke-training needs itself. It reads ``spec.json`` and appends to ``progress.jsonl``, as the
