@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 Size: TypeAlias = tuple[int, int]
 Decoded = TypeVar("Decoded")
@@ -34,6 +34,18 @@ def verified(path: Path, decode: Callable[[Path], Decoded]) -> Decoded:
         with Image.open(path) as file:
             file.verify()  # checksums, which decoding passes over
         return decode(path)
+
+
+def size_of_mask(mask: Any) -> Size:
+    """Tell the size of a decoded mask in grey.
+
+    Raises:
+        BrokenImageError: Nothing of its image would count.
+    """
+    if mask.getbbox() is None:
+        raise BrokenImageError("all black")
+    width, height = mask.size
+    return width, height
 
 
 @contextmanager

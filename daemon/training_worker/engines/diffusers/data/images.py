@@ -7,7 +7,7 @@ import msgspec
 from PIL import Image, ImageOps
 
 from training_worker.engines.common.data.examples import Example
-from training_worker.engines.common.data.images import BrokenImageError, Size, cover_scale, reading, verified
+from training_worker.engines.common.data.images import Size, cover_scale, reading, size_of_mask, verified
 
 # A crop that leaves as much on either side.
 MIDDLE = 0.5
@@ -78,10 +78,7 @@ def check_mask(path: Path) -> Size:
     Raises:
         BrokenImageError: It is missing or broken, or nothing of its image would count.
     """
-    mask = verified(path, lambda path: _decode(path, "L", "black"))
-    if mask.getbbox() is None:
-        raise BrokenImageError("all black")
-    return mask.size
+    return size_of_mask(verified(path, lambda path: _decode(path, "L", "black")))
 
 
 def format_of(data: bytes) -> str:

@@ -15,6 +15,7 @@ from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec, SdxlP
 from training_worker.engines.common.protocol.exit_code import ExitCode
 from training_worker.engines.common.protocol.failures import TrainingStopped
 from training_worker.engines.common.protocol.gpu_memory import MIB
+from training_worker.engines.common.training.checkpoints import checkpoint_folder, drop_old
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
 from training_worker.engines.diffusers.data.dataset import Dataset
 from training_worker.engines.diffusers.export.artifacts import describe_artifacts
@@ -174,12 +175,12 @@ class TrainingRun:
         if step == self._saved_step:
             return
         self._progress.phase(Phase.CHECKPOINTING)
-        folder = self._attempt / checkpoints.FOLDER / f"step-{step:08}"
+        folder = checkpoint_folder(self._attempt, step)
         checkpoints.save_checkpoint(folder, trainer, self._dataset.order, self._tally)
         self._progress.write(CheckpointRecord, step=step, path=str(folder))
         self._saved_step = step
         # Only now that the daemon can know of the new one.
-        checkpoints.drop_old(folder.parent, self._parameters.keep_checkpoints)
+        drop_old(folder.parent, self._parameters.keep_checkpoints)
 
     def _draw_samples(self, sampler: Sampler) -> None:
         step = self._tally.step
