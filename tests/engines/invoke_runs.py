@@ -1,6 +1,5 @@
 """Runs of the engine ``invoke``: their upstream configs, written by hand, and the program as the daemon starts it."""
 
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -47,14 +46,6 @@ OWN: dict[TrainingType, dict[str, Any]] = {
         "cache_vae_outputs": True,
     },
 }
-
-
-def load_program() -> Any:
-    """Import the program from its file, as an interpreter without our packages reads it."""
-    found: Any = importlib.util.spec_from_file_location("invoke_trainer", PROGRAM / "__main__.py")
-    module: Any = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 def engine_config(kind: TrainingType, *, loader: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
