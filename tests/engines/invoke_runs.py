@@ -5,7 +5,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from tests.engines.conftest import PARAMETERS
+
 from training_schemas.jobs import ModelFamily, TrainingType
+from training_worker.engines.invoke.spec import Spec
 
 PROGRAM = Path(__file__).parents[2] / "daemon/training_worker/engines/invoke"
 INTERPRETER = os.environ.get("INVOKE_TRAINING_PYTHON", "")
@@ -67,6 +71,22 @@ def engine_config(kind: TrainingType, *, loader: dict[str, Any] | None = None, *
         "data_loader": data_loader | (loader or {}),
         **changes,
     }
+
+
+def spec_of(dataset: Path, kind: TrainingType = TrainingType.FLUX_LORA, **changes: Any) -> Spec:
+    """A spec for reading a data set."""
+    parameters = msgspec.to_builtins(msgspec.structs.replace(PARAMETERS, **changes))
+    return Spec(
+        job_id="job",
+        training_type=kind.value,
+        model=Path("/model"),
+        dataset=dataset,
+        attempt=dataset.parent / "attempt",
+        device="cpu",
+        parameters=parameters,
+        config=engine_config(kind),
+        resume_from=None,
+    )
 
 
 def start(folder: Path) -> "subprocess.Popen[bytes]":

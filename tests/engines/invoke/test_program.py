@@ -4,18 +4,34 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import msgspec
 import pytest
 from tests.engines.conftest import WriteRun, read_records
 from tests.engines.invoke_runs import PROGRAM, engine_config
 
 from training_schemas.jobs import TrainingType
-from training_schemas.progress import DoneRecord, StepRecord
+from training_schemas.progress import (
+    DoneRecord,
+    FailedRecord,
+    FailureReason,
+    Phase,
+    PhaseRecord,
+    StepRecord,
+    StoppedRecord,
+)
+from training_schemas.spec import LEASE_FILE, PROGRESS_FILE, RunLease
+from training_worker.engines.invoke import program
+from training_worker.engines.invoke.progress_writer import ProgressWriter
+from training_worker.engines.invoke.stop_signals import Control
 
 pytestmark = pytest.mark.trainer
 
+FLUX = TrainingType.FLUX_LORA
 ENGINES = PROGRAM.parent
 SEEN_FILE = "seen.json"
 
@@ -126,3 +142,75 @@ def test_all_modules_need_the_standard_library_alone() -> None:
         """)
     assert {"invoke.program", "common.data.checks", "common.export.kohya"} < set(modules)
     subprocess.run([sys.executable, "-I", "-S", "-B", "-c", script], check=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run sets what is the process's: its temporary folder and which cards it sees."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a run folder in this process; gives the exit code and the last record."""
+    monkeypatch.setattr(Control, "stop_listening", lambda _: None)
+    # As an environment without it, also where this one has it.
+    monkeypatch.setitem(sys.modules, "invoke_training", None)
+
+    def run(folder: Path) -> tuple[int, Any]:
+        records = ProgressWriter(folder / PROGRESS_FILE)
+        return program.run(folder, records, Control(folder, records)), read_records(folder)[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"), [([], 2, "usage: "), (["/nowhere"], 1, "cannot start: [Errno 2]")]
+)
+def test_what_cannot_be_recorded_is_told_on_stderr(arguments: list[str], code: int, said: str) -> None:
+    """There is nowhere else to tell it."""
+    done = subprocess.run([sys.executable, "-I", PROGRAM, *arguments], text=True, capture_output=True, check=False)
+
+    assert (code, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith(said)
+
+
+def test_a_host_without_invoke_training_is_unfit(run_here: Any, write_run: WriteRun) -> None:
+    """After all that can be known without it."""
+    folder = write_run(engine_config=engine_config(FLUX))
+    code, failed = run_here(folder)
+
+    assert isinstance(failed, FailedRecord)
+    assert (1, FailureReason.HOST_UNFIT) == (code, failed.reason)
+    assert "install invoke-training" in failed.message
+    records = read_records(folder)
+    assert [Phase.STARTING, Phase.CHECKING_DATASET] == [one.phase for one in records if isinstance(one, PhaseRecord)]
+    assert not (folder / "tmp").exists()
+
+
+def test_a_spec_for_another_engine_is_refused(run_here: Any, write_run: WriteRun) -> None:
+    """Which has no config of upstream's."""
+    code, failed = run_here(write_run())
+
+    assert (1, FailureReason.CONFIG_INVALID) == (code, failed.reason)
+    assert ["$.engineConfig"] == [fault.path for fault in failed.faults]
+
+
+def test_an_attempt_folder_that_cannot_be_made_is_told(run_here: Any, write_run: WriteRun, tmp_path: Path) -> None:
+    """Somebody has put a file there."""
+    (tmp_path / "file").touch()
+    code, failed = run_here(write_run(attempt_path=str(tmp_path / "file/attempt"), engine_config=engine_config(FLUX)))
+
+    assert (1, FailureReason.OUTPUT_INVALID) == (code, failed.reason)
+
+
+def test_an_orphan_does_not_even_begin(run_here: Any, write_run: WriteRun) -> None:
+    """There is nothing to save."""
+    folder = write_run(engine_config=engine_config(FLUX))
+    (folder / LEASE_FILE).write_bytes(msgspec.json.encode(RunLease(deadline=0, max_isolation=5)))
+    code, stopped = run_here(folder)
+
+    assert isinstance(stopped, StoppedRecord)
+    assert (3, 0, "orphan") == (code, stopped.step, stopped.why)
