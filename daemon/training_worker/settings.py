@@ -23,7 +23,7 @@ from training_worker.errors import SettingsError
 
 DEFAULT_FILE = Path("/etc/training-worker/worker.toml")
 # Not imported: it is run where there is nothing of ours but itself.
-INVOKE_TRAINER = Path(__file__).parent / "engines" / "invoke" / "invoke_trainer.py"
+INVOKE_TRAINER = Path(__file__).parent / "engines" / "invoke"
 DEFAULT_AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
 AMQP_URL = "^amqps?://"
 MANAGEMENT_URL = "^https?://"
