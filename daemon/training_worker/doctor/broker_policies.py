@@ -58,7 +58,7 @@ def things_of(names: Names, delays: Collection[int]) -> list[Thing]:
 
 
 def is_looser(value: Any, ours: Any) -> bool:
-    """Tell whether a bound in a policy is no tighter than that of our own arguments; RabbitMQ 4 uses -1 for none."""
+    """Return whether a bound in a policy is no tighter than that of our own arguments; RabbitMQ 4 uses -1 for none."""
     if isinstance(value, int) and value < 0:
         return True
     return ours is not None and _number(value) >= _number(ours)

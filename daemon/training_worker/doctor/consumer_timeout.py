@@ -67,7 +67,7 @@ def read_answer(output: str, port: int) -> float | None:
 
 
 def _is_here(host: str) -> bool:
-    """Tell whether an address is one of this host's own: no other can be bound to."""
+    """Return whether an address is one of this host's own: no other can be bound to."""
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
     except OSError:

@@ -31,7 +31,7 @@ class Requirement(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}{','.join(bounds)}"
 
     def allows(self, version: str) -> bool:
-        """Tell whether a version is within the bounds."""
+        """Return whether a version is within the bounds."""
         number = _number(version)
         too_old = self.least is not None and number < _number(self.least)
         too_new = self.below is not None and number >= _number(self.below)

@@ -249,7 +249,7 @@ class Examination:
 
 
 def runs_on(device: SeenGpu, architectures: list[str]) -> bool:
-    """Tell whether a build has code for a GPU: compiled for its major version, or to be compiled by the driver."""
+    """Return whether a build has code for a GPU: compiled for its major version, or to be compiled by the driver."""
     matches = [match for match in map(ARCHITECTURE.fullmatch, architectures) if match]
     for match in matches:
         built = (int(match["major"]), int(match["minor"]))

@@ -37,5 +37,5 @@ def of_broker(name: str, state: State, found: str, fix: str | None = None) -> Fi
 
 
 def has_error(findings: Iterable[Finding]) -> bool:
-    """Tell whether any finding keeps jobs from being trained."""
+    """Return whether any finding keeps jobs from being trained."""
     return any(finding.state is State.ERROR for finding in findings)

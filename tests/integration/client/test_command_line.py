@@ -45,7 +45,7 @@ async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_sta
     done = await run(fleet, "watch", "portrait")
 
     assert done.returncode == 1
-    assert "portrait: failed: trainerCrashed: trainer ended without a word" in done.stdout
+    assert "portrait: failed: trainerCrashed: trainer ended without reporting a result" in done.stdout
     assert "the last word" in done.stdout
 
 
