@@ -55,7 +55,7 @@ class Tail:
         return self._histories.get(job_id, (0.0, JobHistory()))[1]
 
     def began_before(self, job_id: str) -> bool:
-        """Return whether only a part of the job is known: it has entries, but was submitted before all that was read."""
+        """Return whether only a part of the job is known: it was submitted before all that was read."""
         return job_id in self._histories and self.history(job_id).submitted_at is None
 
     def receive(self, body: bytes, offset: int) -> None:
