@@ -1,4 +1,4 @@
-"""What all messages have in common: a frozen struct, keyword-only in Python, camelCase on the wire."""
+"""The base of all messages: a frozen struct, keyword-only in Python, camelCase on the wire."""
 
 from typing import Annotated
 

@@ -278,7 +278,7 @@ class WorkerOnline(Event, frozen=True, kw_only=True):
 
 
 class Taking(StrEnum):
-    """Whether a worker consumes jobs."""
+    """The states of a worker's admission: whether it consumes jobs."""
 
     OPEN = "open"
     PAUSED = "paused"

@@ -20,7 +20,7 @@ class ModelFamily(StrEnum):
 
 
 class TrainingType(StrEnum):
-    """What is trained, and on which family of base models."""
+    """The types of training: what is trained, and on which family of base models."""
 
     FLUX_LORA = "FLUX_LORA"
     SDXL_LORA = "SDXL_LORA"
@@ -57,7 +57,7 @@ class CostOptimization(StrEnum):
 
 
 class EngineName(StrEnum):
-    """Which trainer runs the job; ``auto`` leaves the choice to the worker."""
+    """The engine that trains the job; ``auto`` leaves the choice to the worker."""
 
     AUTO = "auto"
     DIFFUSERS = "diffusers"
@@ -65,7 +65,7 @@ class EngineName(StrEnum):
 
 
 GpuCount = Literal[1, 2, 4, 8]
-"""How many GPUs train one job together."""
+"""The number of GPUs that train one job together."""
 
 
 class TrainingJob(StrictWire, frozen=True, kw_only=True):

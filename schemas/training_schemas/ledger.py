@@ -68,7 +68,7 @@ class Requeued(JobEntry, frozen=True, kw_only=True, tag="training.ledger.requeue
 
 
 class CancelRequested(JobEntry, frozen=True, kw_only=True, tag="training.ledger.cancelRequested.v1"):
-    """Whoever owns or claims the job next must cancel it."""
+    """A cancellation was requested: whoever owns or claims the job next must cancel it."""
 
 
 class EndEntry(AttemptEntry, frozen=True, kw_only=True):

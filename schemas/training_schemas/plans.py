@@ -18,7 +18,7 @@ class SettingChange(Wire, frozen=True, kw_only=True):
 
 
 class Prediction(Wire, frozen=True, kw_only=True):
-    """What a job is expected to take on one kind of GPU, or on several of it.
+    """The prediction of what a job takes on one kind of GPU, or on several of it.
 
     ``gpu_seconds`` and ``cost_usd`` are for the whole job, on all its GPUs; the peak is each GPU's.
     ``from_measurements`` states that its worker has measured the step before, on such a GPU with such settings.
@@ -33,7 +33,7 @@ class Prediction(Wire, frozen=True, kw_only=True):
 
 
 class Measured(Wire, frozen=True, kw_only=True):
-    """What a job took: all its attempts together, except the peak and the step, which are the last attempt's.
+    """The measurement of a job: of all its attempts together, except the peak and the step, which are the last one's.
 
     ``peak_vram_mib`` is what the trainer held of its GPU, without the driver's own part; None where there is no GPU.
     """
@@ -45,7 +45,7 @@ class Measured(Wire, frozen=True, kw_only=True):
 
 
 class MeasuredRate(Wire, frozen=True, kw_only=True):
-    """How long an optimizer step has taken on one kind of GPU, or on ``gpu_count`` of it together.
+    """The duration of an optimizer step on one kind of GPU, or on ``gpu_count`` of it together.
 
     It is a mean in which the newest job counts as much as all before it. ``settings`` are those that a step depends on,
     without those that have their usual value.

@@ -13,7 +13,7 @@ from training_schemas.base import Wire
 
 
 class Phase(StrEnum):
-    """What a trainer is doing; the first five are preparation."""
+    """The phases of a run; the first five are preparation."""
 
     STARTING = "starting"
     CHECKING_DATASET = "checkingDataset"
@@ -27,7 +27,7 @@ class Phase(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why an attempt failed. A closed list: each reason has one policy (see docs/states.md)."""
+    """The reasons why an attempt fails, a closed list: each reason has one policy (see docs/states.md)."""
 
     DATASET_MISSING = "datasetMissing"
     DATASET_INVALID = "datasetInvalid"

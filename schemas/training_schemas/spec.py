@@ -22,7 +22,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class TimestepSampler(StrEnum):
-    """How the noise level of a sample is drawn.
+    """The distributions that the noise level of a sample is drawn from.
 
     ``uniform`` is uniform in [0, 1]; the shifted ones are pushed towards noise, by a shift that the job gives or by one
     that grows with the number of image tokens, as in FLUX. ``sigmoid`` is that of a normal variable: mostly middle
@@ -44,7 +44,7 @@ class WeightDtype(StrEnum):
 
 
 class Quantization(StrEnum):
-    """How the frozen base model's linear weights are kept in memory: as ``weightDtype`` states, or smaller."""
+    """The ways to keep the frozen base model's linear weights in memory: as ``weightDtype`` states, or smaller."""
 
     NONE = "none"
     FP8 = "fp8"
@@ -62,7 +62,7 @@ class OptimizerName(StrEnum):
 
 
 class LrScheduler(StrEnum):
-    """How the learning rate changes over a run, by the names of diffusers."""
+    """The schedules of the learning rate over a run, by the names of diffusers."""
 
     CONSTANT = "constant"
     CONSTANT_WITH_WARMUP = "constant_with_warmup"
@@ -198,7 +198,7 @@ class RunLease(StrictWire, frozen=True, kw_only=True):
 
 
 class RunRequest(StrEnum):
-    """What a trainer is asked for while it runs: one line each in ``requests.jsonl``, honoured at the next step."""
+    """The requests to a running trainer: one line each in ``requests.jsonl``, honoured at the next step."""
 
     CHECKPOINT = "checkpoint"
     SAMPLE = "sample"

@@ -27,7 +27,7 @@ from training_schemas.progress import Phase
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The states in the life of a job."""
 
     SUBMITTED = "submitted"
     QUEUED = "queued"
