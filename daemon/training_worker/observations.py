@@ -1,4 +1,4 @@
-"""What a worker reports to whoever measures it: frozen records, passed to a function. This module knows no Prometheus.
+"""The observations that a worker reports to whoever measures it, as frozen records. This module knows no Prometheus.
 
 Times are seconds. ``gpu`` is a GPU's UUID, or those of all of a slot's GPUs, separated by commas.
 """
@@ -15,7 +15,7 @@ from training_schemas.usage import Usage
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the driver reports of one GPU now; None is what the GPU does not report.
+    """The driver's reading of one GPU now; None is what the GPU does not report.
 
     Memory is in MiB, clocks in MHz, ``utilisation`` in per cent, ``energy_j`` since the driver was loaded, and
     ``ecc_uncorrected`` counts errors since the last reset. ``processes`` are process ids and what each holds. ``mig``
@@ -41,7 +41,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended for this worker."""
+    """The outcome of an attempt for this worker."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -130,7 +130,7 @@ class PredictionChecked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseEvent(StrEnum):
-    """What happened to the lease of a job that this worker owns or owned."""
+    """The events of a lease of a job that this worker owns or owned."""
 
     RENEWED = "renewed"
     NOT_RENEWED = "notRenewed"
@@ -171,7 +171,7 @@ class DiskUse(StrEnum):
 
 
 class DiskMeasured(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker keeps on its disks, in bytes by kind."""
+    """The worker's disk usage was measured, in bytes by kind."""
 
     use: dict[DiskUse, int]
 

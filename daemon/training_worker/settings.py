@@ -36,8 +36,9 @@ def default_worker_id() -> str:
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a trainer is started and what it can train. The run folder is added to ``command`` as its last argument.
+    """The settings of an engine: how its trainer is started and what it can train.
 
+    The run folder is added to ``command`` as its last argument.
     ``python``, the interpreter of an environment that has the engine's libraries, stands for the command that runs our
     own program for it. With ``standby``, a trainer waits on each idle GPU with its libraries loaded; the command must
     support that.
@@ -68,7 +69,7 @@ Delay = Annotated[int, Meta(ge=1, le=86_400)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an operator can set. Times are seconds.
+    """All that an operator can set. Times are seconds.
 
     With ``amqps://``, ``amqp_ca_file`` holds the authorities that may vouch for the broker, and ``amqp_cert_file`` with
     ``amqp_key_file`` identify the worker. ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 class Closing(Wire, frozen=True, kw_only=True):
-    """What completes an attempt: an entry for the ledger, the last event, and what happens to the job.
+    """The completion of an attempt: an entry for the ledger, the last event, and what happens to the job.
 
     ``delay`` is how long the job waits before it is back in its queue (seconds), and ``avoid`` the worker that should
     leave it to others. ``here`` is set if the job is retried at once, on the same GPU.
@@ -53,7 +53,7 @@ class Closing(Wire, frozen=True, kw_only=True):
 
 
 class FinalizedAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended for this worker, what it used, and whether another one follows here.
+    """The end of an attempt for this worker, what it used, and whether another one follows here.
 
     ``final`` is set if the job ended without a result, by this worker's decision.
     """

@@ -62,7 +62,7 @@ log = structlog.get_logger()
 
 
 class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a slot works with, the same for all of its jobs."""
+    """The context that a slot works with, the same for all of its jobs."""
 
     device: GpuDevice
     settings: Settings

@@ -20,7 +20,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the last attempt was planned to take, and took; times are unix seconds."""
+    """The prediction for the last attempt, and what it took; times are unix seconds."""
 
     started_at: float
     finished_at: float

@@ -15,7 +15,7 @@ MOST_UNHEALTHY = 3
 
 
 class Action(StrEnum):
-    """What happens to a job after a failed attempt."""
+    """The action that follows a failed attempt."""
 
     RETRY_HERE = "retryHere"
     RETRY_ELSEWHERE = "retryElsewhere"

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a trainer may take to stop, and to record nothing new (seconds); and what it may cost (US dollars)."""
+    """The limits of a trainer: seconds to stop in, and without a new record; and its cost in US dollars."""
 
     stop_grace: float
     stall_preparing: float

@@ -23,7 +23,7 @@ DEFAULT_EXCHANGE = r"amq\.default"
 
 
 class Role(StrEnum):
-    """Who connects."""
+    """The kinds of users that connect."""
 
     WORKER = "worker"
     BACKEND = "backend"
@@ -39,7 +39,7 @@ class TopicRights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user may do, as patterns."""
+    """The rights of a user, as patterns."""
 
     configure: str
     write: str

@@ -34,7 +34,7 @@ SHOWN = {
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a setting takes on a GPU: memory by phase and part in GiB, time, and US dollars where a price is known."""
+    """The needs of a setting on a GPU: memory by phase and part in GiB, time, and US dollars where a price is known."""
 
     gpu: str
     feasible: bool

@@ -38,7 +38,7 @@ class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Torch(msgspec.Struct, frozen=True, kw_only=True):
-    """How torch was built: for which CUDA, if any, and which architectures; or why it cannot be imported."""
+    """The build of torch: for which CUDA, if any, and which architectures; or why it cannot be imported."""
 
     version: str = ""
     cuda: str | None = None
@@ -48,7 +48,7 @@ class Torch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the import of a module took in seconds, or why it failed."""
+    """The result of a module's import: how many seconds it took, or why it failed."""
 
     seconds: float = 0.0
     error: str | None = None

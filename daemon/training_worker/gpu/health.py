@@ -26,7 +26,7 @@ class GpuHealth:
         self._wanted_mib = 0
         self._crowded = 0
         self.quarantined: str | None = None
-        """Why the GPU gets no jobs; None if it gets some."""
+        """The reason why the GPU gets no jobs; None if it gets some."""
 
     def want(self, memory_mib: int) -> None:
         """Count less free memory than this as a fault from the next reading on, for at most `MOST_CROWDED` readings.

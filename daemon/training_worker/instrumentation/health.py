@@ -1,4 +1,4 @@
-"""Whether the daemon is alive and whether it is ready, by its observations; asked from other threads."""
+"""The daemon's health, by its observations: whether it is alive, and whether it is ready; asked from other threads."""
 
 import time
 from collections.abc import Callable

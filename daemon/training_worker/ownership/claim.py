@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class NotOurs(Enum):
-    """Why a copy from a tier queue is not trained here. The copy has been acknowledged."""
+    """The reasons why a copy from a tier queue is not trained here. The copy has been acknowledged."""
 
     FINISHED_BEFORE = auto()
     REFUSED = auto()

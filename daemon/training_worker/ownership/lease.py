@@ -23,7 +23,7 @@ DELIVERY_TIMEOUT = 30.0
 
 
 class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a copy is kept in which queue, and where it goes then."""
+    """The terms of a lease: how long a copy is kept in which queue, and where it goes then."""
 
     queue: str
     seconds: float

@@ -38,7 +38,7 @@ E = TypeVar("E", bound=AttemptEntry)
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker needs to own jobs: the broker, its name, and the lease and the grace in seconds."""
+    """The means of a worker to own jobs: the broker, its name, and the lease and the grace in seconds."""
 
     connection: Connection
     ledger: Ledger
@@ -68,7 +68,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnedSession(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds a job during one session."""
+    """The lock and the lease that hold a job during one session."""
 
     session: Session
     lock: Lock

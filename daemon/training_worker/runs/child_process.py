@@ -22,7 +22,7 @@ KILL_TIMEOUT = 10.0
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process ended: its status, or the signal that killed it; neither, if it was not our child."""
+    """The exit of a process: its status, or the signal that killed it; neither, if it was not our child."""
 
     status: int | None = None
     signal: int | None = None

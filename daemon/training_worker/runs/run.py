@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class RunRecord(Wire, frozen=True, kw_only=True):
-    """What a daemon must know to re-attach to a run; times are unix seconds.
+    """The facts that a daemon needs to re-attach to a run; times are unix seconds.
 
     ``energy_j`` is its GPU's counter before the run, in joules.
     """

@@ -44,7 +44,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Cursor(Wire, frozen=True, kw_only=True):
-    """How far an attempt is published: events that were confirmed, and bytes of the progress file they came from."""
+    """The published part of an attempt: events that were confirmed, and bytes of the progress file they came from."""
 
     sequence: int = 0
     offset: int = 0

@@ -4,7 +4,7 @@ from enum import Enum, IntEnum, auto
 
 
 class Ending(Enum):
-    """How a worker's run ended."""
+    """The ways in which a worker's run ends."""
 
     DONE = auto()
     ABORTED = auto()
