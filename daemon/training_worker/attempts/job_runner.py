@@ -139,9 +139,9 @@ class JobRunner:
         self._context.observe(AttemptStarted(training_type=training_type, tier=tier, gpu=self._device.uuid))
         found, self._found = self._found, None
         early = None if found is not None else await self._prepare()
-        outbox = self._make_reporter()
+        outbox = self._make_outbox()
         async with asyncio.TaskGroup() as group:
-            publishing = group.create_task(outbox.run(), name="reporter")
+            publishing = group.create_task(outbox.run(), name="outbox")
             outcome = early or await self._train(outbox, found)
             end = None if isinstance(outcome, Detached) else await self._finalize(outcome, outbox)
             publishing.cancel()
@@ -160,7 +160,7 @@ class JobRunner:
         await self._clean_up(end)
         return end.again
 
-    def _make_reporter(self) -> EventOutbox:
+    def _make_outbox(self) -> EventOutbox:
         folder = None if self._run is None else self._run.folder
         ownership = self._ownership
         return EventOutbox(
@@ -226,7 +226,7 @@ class JobRunner:
     async def _train(self, outbox: EventOutbox, found: Run | None) -> Outcome | Detached:
         run = self._run
         assert run is not None  # noqa: S101 - prepared, or found
-        supervisor = self._make_runner(run, outbox)
+        supervisor = self._make_supervisor(run, outbox)
         if not outbox.started:
             self._announce(run, outbox)
         if run.folder.find(CLOSING_FILE, Closing) is not None:
@@ -252,7 +252,7 @@ class JobRunner:
         message = f"the GPU is unhealthy: {fault}; {outcome.message}"
         return msgspec.structs.replace(outcome, reason=FailureReason.GPU_UNHEALTHY, message=message)
 
-    def _make_runner(self, run: Run, outbox: EventOutbox) -> Supervisor:
+    def _make_supervisor(self, run: Run, outbox: EventOutbox) -> Supervisor:
         record, job = run.record, self._queued.job
         device = self._device
         usage = UsageMeter(device.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=device.count)
