@@ -197,7 +197,7 @@ class Worker:
                     group.create_task(self._connection.serve(self._appear_on), name="presence"),
                     group.create_task(self._monitor.run(), name="monitor"),
                     group.create_task(self._heartbeat.beat(self._monitor), name="heartbeat"),
-                    group.create_task(self._heartbeat.report(), name="presence"),
+                    group.create_task(self._heartbeat.report(), name="worker-events"),
                     group.create_task(keep_notifying(self._notifier, self._condition), name="notify"),
                     group.create_task(self._pulse(), name="pulse"),
                     group.create_task(self._keep_clean(), name="cleaning"),
