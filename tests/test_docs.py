@@ -96,7 +96,7 @@ def test_the_table_of_states_is_the_codes() -> None:
     assert documented == [(state, words(NEXT_STATES[state])) for state in JobState]
 
 
-def test_the_table_of_states_names_the_events_that_tell_of_them() -> None:
+def test_the_table_of_states_names_the_events_that_report_them() -> None:
     """All variants of the golden events are tried."""
     documented = {state: set(told_by.split()) for state, told_by, _ in rows("docs/states.md", "state")}
     telling: dict[str, set[str]] = {state: set() for state in JobState}
@@ -211,7 +211,7 @@ def shortcomings_told() -> set[str]:
     return {setting for setting, *_ in rows("docs/invoke.md", "setting | for")} - {"gpuCount", "gpuMemoryTier"}
 
 
-def test_every_setting_has_its_words_in_invoke_trainings() -> None:
+def test_every_setting_has_its_name_in_invoke_training() -> None:
     """Each parameter is in the table of what it becomes, or in that of what invoke-training cannot do."""
     told = {name for names, *_ in rows("docs/invoke.md", "setting") for name in names.split(", ")}
     settings = {name for kind in (FluxLoraParameters, SdxlParameters) for name in kind.__struct_encode_fields__}

@@ -129,7 +129,7 @@ def rules(missing: Callable[[str], NoReturn]) -> Path:
     return ALERTS
 
 
-def test_alerts_ask_for_metrics_that_there_are(exported: set[str]) -> None:
+def test_alerts_query_metrics_that_exist(exported: set[str]) -> None:
     """Each of them for one at least; Prometheus's own `up` is always there."""
     for rule in alert_rules():
         named = metrics_of(rule["expr"])
@@ -137,7 +137,7 @@ def test_alerts_ask_for_metrics_that_there_are(exported: set[str]) -> None:
         assert named or "up{" in rule["expr"], rule["alert"]
 
 
-def test_panels_ask_for_metrics_that_there_are(exported: set[str]) -> None:
+def test_panels_query_metrics_that_exist(exported: set[str]) -> None:
     """And every metric of ours is on one of them."""
     named = set().union(*map(metrics_of, panel_expressions()))
 
@@ -147,7 +147,7 @@ def test_panels_ask_for_metrics_that_there_are(exported: set[str]) -> None:
     assert {name for name in every if name.startswith("training_worker")} - seen == set()
 
 
-def test_each_alert_says_what_is_wrong_and_where_it_is_explained() -> None:
+def test_each_alert_states_what_is_wrong_and_where_it_is_explained() -> None:
     """docs/operations.md has a line for each, under the name that its address has."""
     text = OPERATIONS.read_text()
     for rule in alert_rules():
@@ -225,7 +225,7 @@ def test_each_alert_fires_when_it_should(rules: Path, tmp_path: Path) -> None:
     run_cases(cases, tmp_path)
 
 
-def test_a_card_that_is_held_back_for_heat_is_told_once(rules: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_is_throttled_for_heat_is_reported_once(rules: Path, tmp_path: Path) -> None:
     """However many reasons there are for it; a card that is gone is not said to be hot."""
     heat = {
         'training_worker_card_temperature_celsius{gpu="GPU-1"}': "89x20 _x40",

@@ -31,7 +31,7 @@ def steps(events: list[JobEvent]) -> list[int]:
     return [event.step for event in events if isinstance(event, JobProgress)]
 
 
-async def test_a_killed_daemon_finds_its_real_trainer_again(fleet: Fleet, materials: Path) -> None:
+async def test_a_killed_daemon_re_attaches_to_its_real_trainer(fleet: Fleet, materials: Path) -> None:
     """Every step is trained once and told once; there is one attempt."""
     first = await real_training.start(fleet, materials, "w1")
     await train(fleet)
@@ -46,7 +46,7 @@ async def test_a_killed_daemon_finds_its_real_trainer_again(fleet: Fleet, materi
     assert second.logged("trainer_found")[0]["pid"] == first.trainers[0]
 
 
-async def test_a_second_host_goes_on_from_the_checkpoint_of_a_dead_one(fleet: Fleet, materials: Path) -> None:
+async def test_a_second_host_resumes_from_the_checkpoint_of_a_dead_one(fleet: Fleet, materials: Path) -> None:
     """No step before the last checkpoint is trained twice, and the loss of the whole job is told."""
     first = await real_training.start(fleet, materials, "w1", lease=2)
     await train(fleet)
@@ -68,7 +68,7 @@ async def test_a_second_host_goes_on_from_the_checkpoint_of_a_dead_one(fleet: Fl
     assert [one.outcome for one in events[-1].attempts] == ["lost", "completed"]
 
 
-async def test_real_training_goes_on_while_the_broker_is_started_anew(
+async def test_real_training_continues_while_the_broker_is_restarted(
     private_broker: PrivateBroker, tmp_path: Path, prefix: str, materials: Path
 ) -> None:
     """The owner takes its job up again; every step is trained once."""

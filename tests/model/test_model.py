@@ -116,7 +116,7 @@ def test_each_rule_is_needed(change: str) -> None:
     assert broken == (explore(protocol, faults=1).broken or explore(protocol, faults=2).broken)
 
 
-def test_a_trace_tells_how_it_came_to_that() -> None:
+def test_a_trace_shows_how_it_came_to_that() -> None:
     """The last step is the one that breaks it."""
     verdict = explore(replace(P, claim=moved(P.claim, ack_tier, before=publish_lease)), faults=1)
 

@@ -80,7 +80,7 @@ def test_every_card_of_the_catalogue_can_be_found_and_checked(card: CardSpec) ->
         assert card.usd_range[0] <= card.usd_per_hour <= card.usd_range[1]
 
 
-def test_no_two_rows_of_the_catalogue_speak_of_the_same_card() -> None:
+def test_no_two_rows_of_the_catalogue_describe_the_same_card() -> None:
     """Name and memory tell rows apart."""
     rows = [(card.name, card.memory_mib) for card in catalogue().cards]
 

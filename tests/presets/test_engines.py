@@ -56,7 +56,7 @@ def asked_of_invoke(kind: TrainingType, overrides: dict[str, Any]) -> dict[str, 
 
 
 @pytest.mark.parametrize(("kind", "setting", "asked"), LACKING)
-def test_what_a_job_itself_asks_for_and_invoke_has_not_is_refused_by_its_path(
+def test_what_a_job_itself_sets_and_invoke_has_not_is_refused_by_its_path(
     kind: TrainingType, setting: str, asked: dict[str, Any]
 ) -> None:
     """With a reason that speaks of the engine; the built-in trainer takes the same job, if it is not to quantise."""
@@ -69,7 +69,7 @@ def test_what_a_job_itself_asks_for_and_invoke_has_not_is_refused_by_its_path(
 
 
 @pytest.mark.parametrize(("kind", "asked", "given"), HARMLESS)
-def test_what_can_be_changed_without_harm_is_changed_and_said(
+def test_what_can_be_changed_without_harm_is_changed_and_reported(
     kind: TrainingType, asked: dict[str, Any], given: dict[str, Any]
 ) -> None:
     """Against a job's own word; a step sees the same images."""
@@ -81,7 +81,7 @@ def test_what_can_be_changed_without_harm_is_changed_and_said(
 
 
 @pytest.mark.parametrize("kind", TrainingType)
-def test_what_a_preset_says_is_changed_until_invoke_can_train_it(kind: TrainingType) -> None:
+def test_what_a_preset_sets_is_changed_until_invoke_can_train_it(kind: TrainingType) -> None:
     """And every rung below it, too."""
     planned = plan(kind, **asked_of_invoke(kind, {}))
 
@@ -118,7 +118,7 @@ def test_a_batch_that_accumulation_cannot_stand_for_is_refused() -> None:
     assert list(faults(FLUX, engine="invoke", preset="flux_24gb_balanced", batchSize=64)) == ["batchSize"]
 
 
-def test_all_faults_are_said_at_once() -> None:
+def test_all_faults_are_reported_at_once() -> None:
     """Tier, cards, settings, and words of invoke-training's."""
     asked = {"quantization": "nf4", "maskedLoss": True, "base_output_dir": "/", "optimizer": {"beta1": "x"}}
     found = faults(FLUX, engine="invoke", gpuMemoryTier="24gb", gpuCount=2, configOverrides=asked)
@@ -144,7 +144,7 @@ def test_what_stays_wrong_is_a_warning() -> None:
         assert not any("invoke-training" in one.message for one in plan(kind).warnings)
 
 
-def test_words_of_invoke_trainings_are_kept_apart() -> None:
+def test_settings_of_invoke_training_are_kept_apart() -> None:
     """`optimizer` is a word of both: a name is ours, an object theirs."""
     words = {"optimizer": {"beta1": 0.8}, "enable_cpu_offload_during_validation": True}
     planned = plan(LORA, engine="invoke", configOverrides=words | {"seed": 3})
@@ -154,7 +154,7 @@ def test_words_of_invoke_trainings_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("engine", ["auto", "diffusers"])
-def test_words_of_invoke_trainings_are_unknown_to_other_engines(engine: str) -> None:
+def test_settings_of_invoke_training_are_unknown_to_other_engines(engine: str) -> None:
     """The reason says whose they are."""
     assert faults(LORA, engine=engine, configOverrides={"xformers": True, "nonsense": 1}) == {
         "configOverrides.xformers": "unknown field; engine invoke has one of that name",

@@ -122,7 +122,7 @@ def test_invoke_trainings_own_models_agree() -> None:
 
 
 @all_types
-def test_exactly_one_of_each_pair_is_said(training_type: TrainingType) -> None:
+def test_exactly_one_of_each_pair_is_set(training_type: TrainingType) -> None:
     """invoke-training would die of an assertion, with the models loaded."""
     found = config(training_type)
 
@@ -131,7 +131,7 @@ def test_exactly_one_of_each_pair_is_said(training_type: TrainingType) -> None:
 
 
 @all_types
-def test_a_jobs_own_words_come_last(training_type: TrainingType) -> None:
+def test_a_jobs_own_settings_come_last(training_type: TrainingType) -> None:
     """Deeply: what they do not name stays."""
     plain = config(training_type)
     words = {"optimizer": {"beta1": 0.5}, "data_loader": {"dataloader_num_workers": 3}, "mixed_precision": "fp16"}
@@ -192,7 +192,7 @@ def test_prodigy_has_one_rate_for_all() -> None:
     assert not found["cache_text_encoder_outputs"]
 
 
-def test_an_inversions_word_is_put_before_each_caption_by_invoke_training() -> None:
+def test_the_trigger_word_of_an_inversion_is_put_before_each_caption_by_invoke_training() -> None:
     """So the list of captions is written without it."""
     loader = config(TrainingType.SDXL_TEXTUAL_INVERSION)["data_loader"]
 

@@ -42,7 +42,7 @@ def test_the_copy_is_what_invoke_training_has() -> None:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_words_of_the_type_are_accepted(training_type: TrainingType) -> None:
+def test_settings_of_the_type_are_accepted(training_type: TrainingType) -> None:
     """At the top, and in the objects below."""
     words = {
         "optimizer": {"beta1": 0.8, "epsilon": 1},
@@ -56,7 +56,7 @@ def test_words_of_the_type_are_accepted(training_type: TrainingType) -> None:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_all_that_is_wrong_is_said_with_its_path(training_type: TrainingType) -> None:
+def test_all_that_is_wrong_is_reported_with_its_path(training_type: TrainingType) -> None:
     """Unknown names, wrong kinds, and what is not the job's to say."""
     found = faults(
         training_type,
@@ -79,7 +79,7 @@ def test_all_that_is_wrong_is_said_with_its_path(training_type: TrainingType) ->
     }
 
 
-def test_words_of_another_type_are_unknown() -> None:
+def test_settings_of_another_type_are_unknown() -> None:
     """Each type has its own."""
     assert faults(TrainingType.FLUX_LORA, xformers=True) == {"configOverrides.xformers": "unknown field"}
     assert faults(TrainingType.SDXL_LORA, sigmoid_scale=1.0) == {"configOverrides.sigmoid_scale": "unknown field"}
@@ -96,7 +96,7 @@ def test_an_objects_kind_is_an_object() -> None:
     }
 
 
-def test_an_optimizers_words_are_its_own() -> None:
+def test_the_settings_of_an_optimizer_are_its_own() -> None:
     """Known where the job's optimizer is."""
     words = {"optimizer": {"safeguard_warmup": False}}
     adam, prodigy = (parameters(TrainingType.SDXL_LORA, optimizer=name) for name in ("adamw", "prodigy"))
@@ -121,7 +121,7 @@ def test_there_is_a_negative_prompt_for_each_prompt() -> None:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_what_a_setting_says_is_refused_and_all_else_is_free(training_type: TrainingType) -> None:
+def test_what_the_daemon_sets_is_refused_and_all_else_is_free(training_type: TrainingType) -> None:
     """Each of the words is the worker's, a setting's, or the job's to say; none is in two lists."""
     config = invoke_config(training_type, parameters(training_type), {})
     free = {name for name in schema().objects[schema().types[training_type]] if not faults(training_type, **{name: ""})}
@@ -131,7 +131,7 @@ def test_what_a_setting_says_is_refused_and_all_else_is_free(training_type: Trai
     assert {name for name in config if not is_upstream(training_type, name)} == set()
 
 
-def test_every_word_that_is_refused_exists() -> None:
+def test_every_setting_that_is_refused_exists() -> None:
     """A name that invoke-training has not would be refused as unknown anyway."""
     tops = {name for model in schema().types.values() for name in schema().objects[model]}
     nested = {

@@ -70,7 +70,7 @@ def test_checkpointed_flux_keeps_one_hidden_state_a_block() -> None:
     assert phase(workload(gradient_checkpointing=False), Phase.TRAINING).parts["activations"] > 8 * activations
 
 
-def test_a_run_without_pictures_has_no_phase_for_them() -> None:
+def test_a_run_without_sample_images_has_no_phase_for_them() -> None:
     """Nor one for captions, if they are encoded again each time."""
     names = [one.phase for one in estimate_memory(workload(cache_text=False)).phases]
 

@@ -43,7 +43,7 @@ def faults(training_type: str = "FLUX_LORA", **fields: Any) -> dict[str, str]:
         ("SDXL_FINETUNE", "sdxl_balanced", "24gb", SdxlParameters),
     ],
 )
-def test_a_job_that_says_nothing_gets_the_balanced_preset_of_its_least_tier(
+def test_a_job_that_sets_nothing_gets_the_balanced_preset_of_its_least_tier(
     training_type: str, preset: str, tier: str, kind: type
 ) -> None:
     """Four fields are enough for a whole plan."""
@@ -97,7 +97,9 @@ def test_an_override_of_one_job_does_not_leak_into_the_next() -> None:
         ("SDXL_FINETUNE", {"gpuMemoryTier": "80gb"}, "80gb"),
     ],
 )
-def test_the_tier_is_the_highest_of_type_preset_and_wish(training_type: str, fields: dict[str, Any], tier: str) -> None:
+def test_the_tier_is_the_highest_of_type_preset_and_request(
+    training_type: str, fields: dict[str, Any], tier: str
+) -> None:
     """A job never waits for a card that is smaller than any of the three asks for."""
     assert plan(training_type, **fields).tier == tier
 
@@ -127,7 +129,7 @@ def test_the_preset_follows_from_tier_and_optimization_unless_it_is_named(fields
         ("SDXL_FINETUNE", {"gpuMemoryTier": "16gb"}),
     ],
 )
-def test_a_wish_for_too_small_a_card_is_refused_not_corrected(training_type: str, fields: dict[str, Any]) -> None:
+def test_a_request_for_too_small_a_card_is_refused_not_corrected(training_type: str, fields: dict[str, Any]) -> None:
     """Whoever asks for a tier is told what is needed instead."""
     found = faults(training_type, **fields)
 
@@ -174,7 +176,7 @@ def test_flux_parameters_are_unknown_to_sdxl() -> None:
     assert faults("SDXL_LORA", configOverrides={"guidanceScale": 1.0}).keys() == {"configOverrides.guidanceScale"}
 
 
-def test_all_that_is_wrong_with_a_plan_is_said_at_once() -> None:
+def test_all_that_is_wrong_with_a_plan_is_reported_at_once() -> None:
     """Preset, tier and two overrides: four faults in one refusal."""
     found = faults(preset="nonsense", gpuMemoryTier="8gb", configOverrides={"loraRank": 0, "unheardOf": 1})
 
@@ -222,7 +224,7 @@ def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(
 
 @settings(deadline=None)
 @given(jobs)
-def test_a_valid_job_without_preset_wish_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
+def test_a_valid_job_without_preset_tier_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
     """A job's own fields are never a reason to refuse: some tier takes it, with what the planner had to change."""
     simple = msgspec.structs.replace(wanted, preset=None, gpu_memory_tier=None, config_overrides={}, batch_size=None)
 
@@ -247,7 +249,7 @@ def test_every_preset_fits_its_tier_as_it_is(training_type: str, preset: Preset)
     )
 
 
-def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_says_so() -> None:
+def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_reports_that() -> None:
     """Micro-batches first, with the same images in a step; and each change has its reason."""
     planned = plan(preset="flux_40gb_balanced", resolution=1536, batchSize=8)
 
@@ -258,7 +260,7 @@ def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_says_so() -> 
     assert all("to fit 36.0 GiB" in change.why for change in planned.changes)
 
 
-def test_a_jobs_own_word_on_its_base_stands_and_it_waits_for_a_larger_card() -> None:
+def test_a_jobs_own_setting_of_its_base_holds_and_it_waits_for_a_larger_card() -> None:
     """16 bits were asked for: they need 40 GB."""
     planned = plan(configOverrides={"quantization": "none"})
 
@@ -310,7 +312,7 @@ def test_prodigy_finds_the_rate_by_itself() -> None:
     assert plan(configOverrides={"optimizer": "prodigy"}, learningRate=0.5).parameters.learning_rate == 0.5
 
 
-def test_an_inversion_needs_a_word() -> None:
+def test_an_inversion_needs_a_trigger_word() -> None:
     """Its presets have one."""
     assert list(faults("SDXL_TEXTUAL_INVERSION", configOverrides={"triggerWord": ""})) == [
         "configOverrides.triggerWord"

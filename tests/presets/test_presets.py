@@ -55,7 +55,7 @@ def test_a_flux_step_sees_the_same_number_of_images_on_every_card() -> None:
 
 
 @pytest.mark.parametrize("name", STARTING_POINTS)
-def test_a_presets_name_says_its_family_and_its_tier(name: str) -> None:
+def test_a_presets_name_has_its_family_and_its_tier(name: str) -> None:
     """The name is built as family, tier where it has one, and kind."""
     family, *tier, kind = name.split("_")
     preset = presets()[name]

@@ -29,7 +29,7 @@ def card(name: str) -> CardSpec:
     return found
 
 
-def test_presets_come_in_the_order_of_what_was_asked_for_and_within_the_budget() -> None:
+def test_presets_come_in_the_order_of_the_request_and_within_the_budget() -> None:
     """First those of the wanted kind, the cheapest first."""
     found = recommend_presets(TrainingType.FLUX_LORA, 15.0, CostOptimization.BALANCED)["recommendations"]
 

@@ -159,7 +159,7 @@ def test_a_reader_who_comes_late_learns_the_end_from_the_answer_to_a_duplicate(s
     assert next_state(state, submitted(JobDuplicate, outcome=outcome)) == outcome
 
 
-def test_a_failed_job_is_queued_again_and_goes_on_in_a_later_attempt() -> None:
+def test_a_failed_job_is_queued_again_and_resumes_in_a_later_attempt() -> None:
     """An operator put it back; its attempts are counted on."""
     events = [submitted(), said(JobClaimed), said(JobFailed), submitted(), said(JobClaimed, 2)]
 
@@ -167,7 +167,7 @@ def test_a_failed_job_is_queued_again_and_goes_on_in_a_later_attempt() -> None:
 
 
 @pytest.mark.parametrize("kind", [JobRejected, JobDuplicate])
-def test_a_failed_job_stays_failed_whatever_else_is_said_of_a_submission(kind: type[JobEvent]) -> None:
+def test_a_failed_job_stays_failed_whatever_else_is_published_about_a_submission(kind: type[JobEvent]) -> None:
     """Only queueing puts it back."""
     assert next_state(JobState.FAILED, submitted(kind)) == JobState.FAILED
 
@@ -177,7 +177,7 @@ def test_a_rejected_message_is_corrected_and_submitted_again() -> None:
     assert state_after([submitted(JobRejected), submitted()]) == JobState.QUEUED
 
 
-def test_a_job_goes_on_although_a_later_message_with_its_id_was_rejected() -> None:
+def test_a_job_continues_although_a_later_message_with_its_id_was_rejected() -> None:
     """What was rejected is a message; the job of the first one still waits for a card."""
     assert state_after([submitted(), submitted(JobRejected)]) == JobState.REJECTED
     assert state_after([submitted(), submitted(JobRejected), said(JobClaimed)]) == JobState.CLAIMED
@@ -235,7 +235,7 @@ def test_an_illegal_event_is_named_with_the_state() -> None:
 @pytest.mark.parametrize(
     "late", [phase(Phase.CACHING_TEXT), said(JobReleased), said(JobFailed), said(JobClaimed)], ids=repr
 )
-def test_the_late_words_of_a_superseded_owner_are_passed_over(late: JobEvent) -> None:
+def test_late_events_of_a_superseded_owner_are_passed_over(late: JobEvent) -> None:
     """Whatever it says of its own attempt, the job is with somebody else."""
     events = [submitted(), said(JobClaimed), said(JobClaimed, 2), phase(Phase.TRAINING, 2)]
 

@@ -99,7 +99,7 @@ def driver(machine: Machine, units: None, missing: Callable[[str], NoReturn]) ->
 
 @pytest.mark.broker
 @pytest.mark.parametrize(("unit", "state"), [(UNIT, ""), (CARD_UNIT, "/0")])
-async def test_a_cards_nodes_can_be_opened_and_no_others(host: Host, driver: None, unit: str, state: str) -> None:
+async def test_the_nodes_of_a_gpu_can_be_opened_and_no_others(host: Host, driver: None, unit: str, state: str) -> None:
     """No driver answers: a node that may be opened gives ENXIO, which is the kernel's word and not the sandbox's."""
     machine = host.machine
     machine.write(

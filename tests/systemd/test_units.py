@@ -42,7 +42,7 @@ async def test_it_is_ready_without_a_broker(host: Host) -> None:
     assert host.shown("StatusText") == "not connected to the broker; no job on 1 card(s)"
 
 
-async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
+async def test_training_continues_while_it_is_reloaded(host: Host) -> None:
     """The same process executes itself anew, the same trainer ends the job. The command returns when that is done."""
     host.start()
     trainer, daemon = await host.train("portrait", LONG // 2), host.shown("MainPID")
@@ -132,7 +132,7 @@ async def test_a_stop_gives_the_job_back(host: Host) -> None:
     await host.fleet.api.cancel("portrait")
 
 
-async def test_a_hung_daemon_is_started_anew(host: Host) -> None:
+async def test_a_hung_daemon_is_restarted(host: Host) -> None:
     """The watchdog bites, not the trainer."""
     host.machine.write(WATCHDOG, "[Service]\nWatchdogSec=5\n")
     host.machine.run("systemctl", "daemon-reload")
@@ -160,7 +160,7 @@ async def test_a_hung_daemon_is_started_anew(host: Host) -> None:
         ({"gpus": [], "only_gpus": []}, "cannot start: NVML shows no GPU, and the settings list none under `gpus`"),
     ],
 )
-async def test_wrong_settings_are_said_once(host: Host, changes: dict[str, Any], words: str) -> None:
+async def test_wrong_settings_are_reported_once(host: Host, changes: dict[str, Any], words: str) -> None:
     """The status has the reason; nothing is started again and again."""
     host.configure(**changes)
 
@@ -182,7 +182,7 @@ async def test_without_the_credential_nothing_is_tried_again(host: Host) -> None
     assert (host.shown("ActiveState"), host.shown("NRestarts")) == ("failed", "0")
 
 
-async def test_one_daemon_for_each_card(host: Host) -> None:
+async def test_one_daemon_for_each_gpu(host: Host) -> None:
     """Each has its card, its name, its state; and all of it can be taken back, but not while it runs."""
     machine = host.machine
     machine.run(PROGRAM, "install", "--per-gpu")

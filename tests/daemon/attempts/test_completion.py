@@ -127,7 +127,7 @@ def test_a_job_that_was_cancelled_is_cancelled_however_its_trainer_ended(outcome
     assert (said.step, said.usage, said.attempts[-1].outcome) == (5, USED, "cancelled")
 
 
-def test_a_job_that_was_stopped_is_given_back_at_once() -> None:
+def test_a_job_that_was_stopped_is_requeued_at_once() -> None:
     """To whoever takes it; the reason is told."""
     desk = Desk()
     desk.control.end("SIGTERM")
@@ -191,7 +191,7 @@ def test_the_last_attempt_fails_the_job_with_all_attempts() -> None:
     ]
 
 
-def test_what_can_not_be_mended_fails_the_job_at_once() -> None:
+def test_what_can_not_be_fixed_fails_the_job_at_once() -> None:
     """Another host has the same data set."""
     closing = Desk().decide(broken(FailureReason.DATASET_INVALID))
 
@@ -225,7 +225,7 @@ def test_what_was_decided_is_carried_out_by_the_next_daemon_as_it_was(tmp_path: 
     assert msgspec.json.encode(over_the_wire(entry)) == msgspec.json.encode(closing.entry)
 
 
-def test_the_last_words_follow_what_was_said_before() -> None:
+def test_the_last_event_follows_what_was_published_before() -> None:
     """Their number is the next one, though nothing is confirmed yet."""
     desk = Desk()
     desk.outbox.emit(JobWarning, message="one")

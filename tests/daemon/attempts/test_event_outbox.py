@@ -46,7 +46,7 @@ async def test_events_are_numbered_from_one_and_published_in_order(connection: R
     ]
 
 
-async def test_an_event_is_published_under_its_own_key_and_says_who_speaks(connection: RecordingLink) -> None:
+async def test_an_event_is_published_under_its_own_key_and_names_its_source(connection: RecordingLink) -> None:
     """The exchange is that of the fleet; the envelope's id is that of the event, for ever."""
     outbox = a_reporter(connection, attempt=2)
     outbox.emit(JobWarning, message="one")
@@ -62,7 +62,7 @@ async def test_an_event_is_published_under_its_own_key_and_says_who_speaks(conne
     )
 
 
-async def test_an_event_survives_the_broker_and_can_be_told_by_its_properties(connection: RecordingLink) -> None:
+async def test_an_event_survives_the_broker_and_can_be_identified_by_its_properties(connection: RecordingLink) -> None:
     """Persistent, with content type, id and type."""
     outbox = a_reporter(connection)
     outbox.emit(JobWarning, message="one")
@@ -94,7 +94,7 @@ async def test_emitting_does_not_wait_for_a_broker_that_is_away(connection: Reco
     await asyncio.wait({running})
 
 
-async def test_an_event_has_the_time_at_which_it_was_said(connection: RecordingLink) -> None:
+async def test_an_event_has_the_time_at_which_it_was_emitted(connection: RecordingLink) -> None:
     """Not that at which a broker came back."""
     times = iter([1.0, 2.0, 3.0])
     worker = EventPublisher(connection, "w1", simulated=False, clock=lambda: next(times))
@@ -106,7 +106,7 @@ async def test_an_event_has_the_time_at_which_it_was_said(connection: RecordingL
     assert [decode_event(message.body).time.timestamp() for _, _, message in connection.published] == [1.0, 2.0, 3.0]
 
 
-async def test_a_worker_can_speak_for_itself(connection: RecordingLink) -> None:
+async def test_a_worker_can_publish_events_of_its_own(connection: RecordingLink) -> None:
     """Such an event is about the worker, and its id is the speaker's choice."""
     worker = publisher(connection)
     await worker.publish(worker.state(WorkerOffline, "id-1", why="drained"))
@@ -145,7 +145,9 @@ async def test_the_next_daemon_goes_on_with_the_next_number(connection: Recordin
     assert Bookmark(folder).cursor == Cursor(sequence=3, offset=300)
 
 
-async def test_nothing_is_told_before_it_is_confirmed(connection: RecordingLink, folder: RunDirectory) -> None:
+async def test_nothing_counts_as_published_before_it_is_confirmed(
+    connection: RecordingLink, folder: RunDirectory
+) -> None:
     """The bookmark is where the broker is, not where the trainer is."""
     outbox = a_reporter(connection, folder)
     outbox.emit(JobWarning, upto=100, message="1")
@@ -185,7 +187,9 @@ async def test_entries_of_the_ledger_are_written_in_their_turn(connection: Recor
     assert connection.published[1][2].delivery_mode is DeliveryMode.PERSISTENT
 
 
-async def test_words_are_said_as_they_were_put_and_only_once(connection: RecordingLink, folder: RunDirectory) -> None:
+async def test_encoded_events_are_published_as_they_are_and_only_once(
+    connection: RecordingLink, folder: RunDirectory
+) -> None:
     """The daemon that wrote them down may have died before or after it said them."""
     outbox = a_reporter(connection, folder)
     outbox.emit(JobWarning, message="one")
@@ -204,7 +208,7 @@ async def test_words_are_said_as_they_were_put_and_only_once(connection: Recordi
     assert message.type == "training.job.warning.v1"
 
 
-async def test_what_was_said_can_be_said_again_from_its_body(connection: RecordingLink) -> None:
+async def test_a_published_event_can_be_published_again_from_its_body(connection: RecordingLink) -> None:
     """Byte for byte, under the same id and key."""
     outbox = a_reporter(connection)
     outbox.emit(JobWarning, message="one")

@@ -65,7 +65,9 @@ class Life:
 
 
 @pytest.mark.parametrize("confirmed", range(6))
-async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(tmp_path: Path, confirmed: int) -> None:
+async def test_what_was_not_published_before_the_decision_is_published_by_the_next_daemon(
+    tmp_path: Path, confirmed: int
+) -> None:
     """The broker was away when the trainer ended, and the daemon died before it was back."""
     run = runs.make_run(tmp_path)
     runs.append(run.folder, runs.phase(), runs.step(1), runs.step(2), runs.warning())
@@ -92,7 +94,7 @@ async def test_what_was_not_said_before_the_decision_is_said_by_the_next_daemon(
     ]
 
 
-async def test_a_run_that_its_waiting_trainer_was_never_told_of_has_not_failed(tmp_path: Path) -> None:
+async def test_a_run_that_its_standby_trainer_never_received_has_not_failed(tmp_path: Path) -> None:
     """The daemon died while it handed the run over: the trainer is named there, but its output never went there."""
     run = runs.make_run(tmp_path)
     run.folder.identity.write_text(GONE)

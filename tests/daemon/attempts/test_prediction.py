@@ -29,12 +29,12 @@ def done(peak: int | None, step: float | None, gpu_seconds: float = 100.0) -> Do
         (9_000, 5.1, ["a step took 5.1 s, and the plan said 2"]),
     ],
 )
-def test_what_was_clearly_more_than_planned_is_told(peak: int | None, step: float | None, words: list[str]) -> None:
+def test_what_was_clearly_more_than_planned_is_reported(peak: int | None, step: float | None, words: list[str]) -> None:
     """Memory by any amount, for that it was there may have been luck; time by more than the model is known to err."""
     assert overruns(PREDICTED, done(peak, step), CARD) == words
 
 
-def test_an_attempt_that_took_longer_than_is_likely_is_told() -> None:
+def test_an_attempt_that_took_longer_than_is_likely_is_reported() -> None:
     """Whatever it was that took so long: the estimate's own range is up to 1.5 times what it says."""
     assert overruns(PREDICTED, done(9_000, 2.0, 149.0), CARD) == []
     assert overruns(PREDICTED, done(9_000, 2.0, 151.0), CARD) == [
@@ -43,6 +43,6 @@ def test_an_attempt_that_took_longer_than_is_likely_is_told() -> None:
 
 
 @pytest.mark.parametrize(("predicted", "device"), [(None, CARD), (PREDICTED, STAND_IN)])
-def test_nothing_is_told_where_nothing_can_be_compared(predicted: Prediction | None, device: GpuDevice) -> None:
+def test_nothing_is_reported_where_nothing_can_be_compared(predicted: Prediction | None, device: GpuDevice) -> None:
     """No plan, or no card."""
     assert overruns(predicted, done(20_000, 50.0), device) == []

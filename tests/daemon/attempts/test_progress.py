@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> RunDirectory:
     return runs.make_folder(tmp_path)
 
 
-async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunDirectory) -> None:
+async def test_each_kind_of_record_is_published_as_its_own_event(folder: RunDirectory) -> None:
     """In the order of the file; a checkpoint is written into the ledger first."""
     records: list[AnyRecord] = [
         runs.phase(),
@@ -85,7 +85,7 @@ async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunDirectory
     ]
 
 
-async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunDirectory) -> None:
+async def test_a_step_is_published_with_pace_cost_and_what_is_left(folder: RunDirectory) -> None:
     """All that a dashboard shows."""
     runs.append(folder, runs.phase(), runs.step(1, at=1000.0), runs.step(2, loss=0.25, at=1002.0))
 
@@ -108,7 +108,7 @@ async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunDir
     assert later.ownership.history.saved_step == 5
 
 
-async def test_a_checkpoint_that_nothing_goes_on_from_is_told_and_not_remembered(folder: RunDirectory) -> None:
+async def test_a_checkpoint_that_nothing_resumes_from_is_published_and_not_remembered(folder: RunDirectory) -> None:
     """It is there to be tried; what was done up to it is lost all the same if the attempt ends."""
     runs.append(folder, runs.checkpoint(5))
     desk = Desk(folder, resumes=False)
@@ -118,7 +118,7 @@ async def test_a_checkpoint_that_nothing_goes_on_from_is_told_and_not_remembered
     assert desk.ownership.history.saved_step == 0
 
 
-async def test_a_file_is_told_while_it_is_written(folder: RunDirectory) -> None:
+async def test_a_file_is_published_while_it_is_written(folder: RunDirectory) -> None:
     """The phase and the last sign are those of the last record."""
     desk, ended = Desk(folder), asyncio.Event()
     following = asyncio.create_task(desk.progress.follow(ended))
@@ -146,7 +146,7 @@ async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunDirectory) -
     assert await Desk(folder).tell() == []
 
 
-async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_told(folder: RunDirectory) -> None:
+async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_published(folder: RunDirectory) -> None:
     """The first reason stays; JSON has no word for such a number."""
     runs.append(folder, runs.step(1), runs.step(2, loss=None), runs.step(3, loss=None))
     desk = Desk(folder)
@@ -197,7 +197,7 @@ kinds = st.sampled_from(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(kinds, min_size=1, max_size=8), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 9)), max_size=3))
-def test_several_daemons_together_tell_every_event_exactly_once(
+def test_several_daemons_together_publish_every_event_exactly_once(
     records: list[AnyRecord], lives: list[tuple[int, int]]
 ) -> None:
     """Each reads so many records more, says so many things, and dies; the last one says all that is left."""

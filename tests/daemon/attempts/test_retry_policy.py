@@ -60,7 +60,7 @@ def test_every_reason_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("reason", HOPELESS)
-def test_what_no_other_attempt_can_mend_is_given_up_at_once(reason: str) -> None:
+def test_what_no_other_attempt_can_fix_is_given_up_at_once(reason: str) -> None:
     """However many attempts are left."""
     assert decision(reason, max_attempts=20) == Decision(action=Action.GIVE_UP, counted=True, delay=0)
 
@@ -118,7 +118,7 @@ def test_a_job_that_lost_too_many_workers_is_given_up() -> None:
     assert decision("workerLost", most).action == Action.GIVE_UP
 
 
-def test_a_sick_card_costs_the_job_nothing_until_it_has_met_too_many() -> None:
+def test_a_sick_gpu_costs_the_job_nothing_until_it_has_met_too_many() -> None:
     """It may be what makes them sick."""
     before, last = JobHistory(counted=2, unhealthy=MOST_UNHEALTHY - 2), JobHistory(unhealthy=MOST_UNHEALTHY - 1)
 

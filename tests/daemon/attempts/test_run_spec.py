@@ -105,7 +105,7 @@ def checkpoint(path: Path) -> JobHistory:
     return JobHistory(checkpoints=(saved,))
 
 
-def test_a_spec_settles_everything(host: Host) -> None:
+def test_a_spec_leaves_nothing_open(host: Host) -> None:
     """Model, paths, device and every parameter: nothing is left for the trainer to guess."""
     spec = host.spec(attempt=3, max_train_steps=7)
 
@@ -133,7 +133,7 @@ def test_on_a_stand_in_a_job_is_trained_by_the_cpu(host: Host) -> None:
     assert host.spec(device=STAND_IN).device == "cpu"
 
 
-def test_an_attempt_goes_on_from_the_last_checkpoint(host: Host) -> None:
+def test_an_attempt_resumes_from_the_last_checkpoint(host: Host) -> None:
     """Its folder is one of an earlier attempt."""
     folder = host.outputs / ".portrait.a.1" / "checkpoint-5"
     folder.mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_a_model_that_is_not_allowed_fails_with_those_that_are(host: Host) -> No
     assert message.endswith("model '/etc' is not allowed on this worker; allowed: black-forest-labs/FLUX.1-dev, gone")
 
 
-def test_a_host_that_allows_no_model_says_so(host: Host) -> None:
+def test_a_host_that_allows_no_model_reports_that(host: Host) -> None:
     """Instead of an empty list."""
     host.settings = msgspec.structs.replace(host.settings, models={})
 
@@ -342,7 +342,7 @@ def test_a_worker_serves_what_its_built_in_engine_can_train() -> None:
     assert served_types(engines(invoke=list(TrainingType))) == set()
 
 
-def test_a_worker_takes_no_job_that_it_would_have_to_leave_to_others(host: Host) -> None:
+def test_a_worker_consumes_no_job_that_it_would_have_to_leave_to_others(host: Host) -> None:
     """Its invoke-training could train FLUX, but a job that leaves the choice never gets there."""
     sdxl = [kind for kind in TrainingType if kind.family is ModelFamily.SDXL]
     settings = engines(diffusers=sdxl, invoke=list(TrainingType))
@@ -390,7 +390,7 @@ def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:
     assert sorted(path.name for path in (host.outputs / "portrait").iterdir()) == ["manifest.json", ARTIFACT.path]
 
 
-def test_the_manifest_says_how_the_result_came_about(host: Host) -> None:
+def test_the_manifest_records_how_the_result_came_about(host: Host) -> None:
     """The job as asked for, the spec as trained, the result, the version that did it, and what it took and cost."""
     spec = host.train(attempt=2, lora_rank=4)
     job = host.queued(lora_rank=4).job
@@ -523,7 +523,7 @@ def test_the_result_of_an_owner_who_was_faster_stands(host: Host) -> None:
     assert promote(job, spec, msgspec.structs.replace(RESULT, steps=11), ACCOUNT) == RESULT
 
 
-def test_the_last_checkpoint_that_can_be_read_is_gone_on_from(host: Host) -> None:
+def test_an_attempt_resumes_from_the_last_checkpoint_that_can_be_read(host: Host) -> None:
     """The very last one may lie on another host's disk."""
     saved: list[CheckpointSaved] = []
     for step in (5, 9):
@@ -556,7 +556,7 @@ def test_a_job_that_cannot_do_with_less_keeps_its_settings(host: Host) -> None:
     assert stepped_down(plan, JobHistory(out_of_memory=2)) == plan.parameters
 
 
-def test_what_was_changed_is_said_in_the_names_of_the_wire(host: Host) -> None:
+def test_what_was_changed_is_reported_by_its_wire_names(host: Host) -> None:
     """And nothing else."""
     plan = host.queued(batch_size=4).plan
     lower = msgspec.structs.replace(plan.parameters, batch_size=2)
@@ -574,7 +574,7 @@ def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host:
     assert convert_strictly(spec.parameters, FluxLoraParameters) == plan.ladder[0]
 
 
-def test_a_card_with_little_free_memory_gets_smaller_settings(host: Host) -> None:
+def test_a_gpu_with_little_free_memory_gets_smaller_settings(host: Host) -> None:
     """What somebody else holds of it is not there; an optimizer step sees the same number of images."""
     plan = host.queued(preset="flux_40gb_balanced").plan
 
@@ -583,7 +583,7 @@ def test_a_card_with_little_free_memory_gets_smaller_settings(host: Host) -> Non
     assert changes(plan, spec.parameters) == {"batchSize": 1, "gradientAccumulationSteps": 8}
 
 
-def test_a_card_without_enough_free_memory_is_no_place_for_the_job(host: Host) -> None:
+def test_a_gpu_without_enough_free_memory_is_no_place_for_the_job(host: Host) -> None:
     """Another one may be; the reason has both figures."""
     reason, message = host.refusal(free_mib=4096)
 
@@ -591,7 +591,7 @@ def test_a_card_without_enough_free_memory_is_no_place_for_the_job(host: Host) -
     assert re.search(r"the job needs \d+\.\d GiB of GPU memory at least, and there are 4\.0", message)
 
 
-def test_running_out_of_memory_on_a_full_card_leads_below_what_had_room_there(host: Host) -> None:
+def test_running_out_of_memory_on_a_full_gpu_leads_below_what_had_room_there(host: Host) -> None:
     """The same settings again would run out of memory again."""
     preset, free = "flux_80gb_balanced", 27_500
     first = host.spec(preset=preset, free_mib=free).parameters

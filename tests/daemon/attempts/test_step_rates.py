@@ -36,7 +36,7 @@ def test_what_does_not_change_a_step_does_not_matter(tmp_path: Path) -> None:
     )
 
 
-def test_another_setting_card_or_engine_or_a_simulated_one_is_not_known(tmp_path: Path) -> None:
+def test_another_setting_gpu_or_engine_or_a_simulated_one_is_not_known(tmp_path: Path) -> None:
     """A guess from something else is the model's business."""
     known = StepRates(tmp_path)
     known.note(CARD, EngineName.DIFFUSERS, WORK, 2.0)
@@ -85,7 +85,7 @@ def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
     assert known.find(CARD, EngineName.DIFFUSERS, WORK) == 2.0
 
 
-def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
+def test_the_newest_are_reported_with_what_is_not_as_usual(tmp_path: Path) -> None:
     """Of these kinds of cards alone; what was measured anew is new."""
     known = StepRates(tmp_path)
     for batch in (1, 2):
@@ -105,7 +105,7 @@ def test_the_newest_are_told_with_what_is_not_as_usual(tmp_path: Path) -> None:
     assert simulated.card == CARD.name
 
 
-def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event is no file."""
     monkeypatch.setattr(step_rates, "MOST_PUBLISHED", 2)
     known = StepRates(tmp_path)
@@ -116,7 +116,7 @@ def test_only_so_many_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("settings", ["", " {", " {}", ' {"training_type": "SD3"}'])
-def test_what_another_version_wrote_is_not_told(tmp_path: Path, settings: str) -> None:
+def test_what_another_version_wrote_is_not_reported(tmp_path: Path, settings: str) -> None:
     """A worker that says nothing of it is better than none."""
     (tmp_path / step_rates.FILE).write_text(json.dumps({CARD.name + settings: 1.0}))
 

@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> Run:
     return runs.make_run(tmp_path)
 
 
-async def test_a_trainer_that_says_done_and_ends_well_is_done(run: Run) -> None:
+async def test_a_trainer_that_reports_done_and_ends_well_is_done(run: Run) -> None:
     """With its result, and what it has used."""
     result = runs.done()
 
@@ -105,7 +105,7 @@ async def test_a_last_record_that_comes_with_the_end_counts(run: Run) -> None:
     assert isinstance(await Watch(run).see(f"echo '{line}' >> \"$0/progress.jsonl\""), Done)
 
 
-async def test_a_trainer_that_ends_without_a_word_has_crashed(run: Run) -> None:
+async def test_a_trainer_that_ends_without_a_record_has_crashed(run: Run) -> None:
     """Told are the phase, how it ended, and its last lines of output; what no checkpoint holds is wasted."""
     started = time.time() - 100
     records: list[AnyRecord] = [runs.phase(), runs.checkpoint(1, at=started + 60), runs.step(2)]
@@ -183,7 +183,7 @@ async def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
     assert broken.reason == FailureReason.LOSS_NOT_FINITE
 
 
-async def test_what_the_trainer_says_of_its_failure_counts_more_than_the_alarm(run: Run) -> None:
+async def test_what_the_trainer_reports_of_its_failure_counts_more_than_the_alarm(run: Run) -> None:
     """It was nearer."""
     watch = Watch(run)
     watch.progress.raise_alarm(FailureReason.STALLED, "stopped")
@@ -193,7 +193,7 @@ async def test_what_the_trainer_says_of_its_failure_counts_more_than_the_alarm(r
     assert broken.reason == FailureReason.DISK_FULL
 
 
-async def test_a_trainer_that_is_told_to_stop_has_stopped(run: Run) -> None:
+async def test_a_trainer_that_is_requested_to_stop_has_stopped(run: Run) -> None:
     """Whether it says so or not; a later attempt goes on from its last checkpoint."""
     records: list[AnyRecord] = [runs.step(8), runs.checkpoint(8), runs.step(9)]
     outcome = await Watch(run).see_stopped("SIGTERM", OBEDIENT, *records)
@@ -230,7 +230,7 @@ async def test_an_abort_does_not_wait_for_the_grace(run: Run) -> None:
     assert isinstance(await watch.see_stopped("aborted", DEAF), Stopped)
 
 
-async def test_a_trainer_that_is_left_runs_on_and_is_found(run: Run) -> None:
+async def test_a_trainer_that_is_left_runs_on_and_is_re_attached(run: Run) -> None:
     """By the daemon that takes this one's place, which sees it to the same end."""
     watch = Watch(run)
     child = watch.start(OBEDIENT)
@@ -273,7 +273,7 @@ async def test_a_trainer_that_failed_unseen_is_judged_by_its_last_record(
     assert outcome.reason == reason
 
 
-async def test_a_trainer_that_crashed_unseen_says_so(run: Run) -> None:
+async def test_a_trainer_that_crashed_unseen_is_reported_as_crashed(run: Run) -> None:
     """No status is made up."""
     outcome = await Watch(run).look_back(runs.phase())
 
@@ -290,7 +290,7 @@ async def test_a_trainer_that_was_done_unseen_is_done(run: Run) -> None:
 
 
 @pytest.mark.parametrize("last", [runs.stopped(7), runs.checkpoint(7)])
-async def test_a_trainer_that_was_told_to_stop_by_an_earlier_daemon_has_stopped(run: Run, last: AnyRecord) -> None:
+async def test_a_trainer_that_an_earlier_daemon_requested_to_stop_has_stopped(run: Run, last: AnyRecord) -> None:
     """The order was written down: its end is no crash."""
     run.folder.write(STOP_FILE, StopOrder(why="SIGTERM", cancelled=False))
 

@@ -83,7 +83,7 @@ def test_a_step_is_measured_from_the_one_before() -> None:
     ]
 
 
-def test_what_an_earlier_daemon_has_told_is_not_counted_again() -> None:
+def test_what_an_earlier_daemon_has_published_is_not_counted_again() -> None:
     """And what comes after it is measured from there."""
     records: list[AnyRecord] = [phase(Phase.STARTING, 1.0), phase(Phase.TRAINING, 10.0), step(12.0), step(12.5)]
 

@@ -29,7 +29,7 @@ def test_usage_counts_from_the_start_of_the_trainer() -> None:
     assert meter.usage() == Usage(gpu_seconds=1800.0, cost_usd=1.8)
 
 
-def test_several_cards_count_each() -> None:
+def test_each_of_several_gpus_counts() -> None:
     """Their GPU-seconds add up, wasted ones too; the price is already that of all."""
     clock = Clock()
     meter = UsageMeter(7.2, started=clock.now, clock=clock, gpu_count=2)
@@ -105,7 +105,7 @@ def test_a_budget_without_a_price_lasts_for_ever(price: float | None) -> None:
     assert UsageMeter(price, started=1_000.0, clock=Clock()).seconds_until(1.8) is None
 
 
-def test_a_card_without_a_price_has_seconds_and_no_cost() -> None:
+def test_a_gpu_without_a_price_has_seconds_and_no_cost() -> None:
     """Nothing is made up."""
     clock = Clock()
     meter = UsageMeter(None, started=clock.now, clock=clock)

@@ -121,7 +121,7 @@ def test_a_bad_job_ends_with_65_and_a_line_for_each_fault(program: Program, tmp_
     assert sorted(line.split(": ")[1] for line in lines) == ["jobId", "loraRank", "unheardOf"]
 
 
-def test_faults_of_the_plan_are_told_in_the_same_way(program: Program, tmp_path: Path) -> None:
+def test_faults_of_the_plan_are_reported_in_the_same_way(program: Program, tmp_path: Path) -> None:
     """A valid message can be a job that cannot be planned."""
     bad: dict[str, Any] = msgspec.to_builtins(JOB) | {"preset": "x", "gpuMemoryTier": "8gb"}
     (tmp_path / "bad.json").write_text(json.dumps(bad))
@@ -177,7 +177,7 @@ def test_wrong_settings_end_with_78_and_one_line(program: Program, tmp_path: Pat
     assert len(program.err.splitlines()) == 1
 
 
-def test_a_host_without_any_card_ends_with_78(tmp_path: Path) -> None:
+def test_a_host_without_any_gpu_ends_with_78(tmp_path: Path) -> None:
     """In a process of its own, which is shown no driver: this machine may have one."""
     (tmp_path / "libnvidia-ml.so.1").touch()
     (tmp_path / "worker.toml").touch()
@@ -198,14 +198,14 @@ def test_a_mistyped_command_ends_with_2(program: Program) -> None:
     assert "pln" in program.err
 
 
-def test_the_program_says_what_it_can_do(program: Program) -> None:
+def test_the_program_prints_what_it_can_do(program: Program) -> None:
     """Every command is in the help."""
     assert program.run("--help") == 0
 
     assert [name for name in app.commands if name not in program.out] == []
 
 
-def test_the_program_says_its_version(program: Program) -> None:
+def test_the_program_prints_its_version(program: Program) -> None:
     """For reports of bugs."""
     assert program.run("--version") == 0
 
@@ -241,7 +241,7 @@ def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
     assert answer["changes"] == []
 
 
-def test_what_does_not_fit_is_said_with_both_figures(program: Program) -> None:
+def test_what_does_not_fit_is_reported_with_both_figures(program: Program) -> None:
     """And is no error of the command."""
     words = [word for word in line("--json") if word not in ("--quantize", "nf4")]
 
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_said_with_both_figures(program: Program) -> None:
     assert re.fullmatch(r"needs \d+\.\d GiB, and the card has 24\.0", answer["reason"])
 
 
-def test_without_a_card_all_of_them_are_shown(program: Program) -> None:
+def test_without_a_gpu_all_of_them_are_shown(program: Program) -> None:
     """A line each."""
     words = [word for word in line() if word not in ("--gpu", "RTX 4090")]
 
@@ -259,20 +259,20 @@ def test_without_a_card_all_of_them_are_shown(program: Program) -> None:
     assert [card.name for card in catalogue().cards if card.name.split()[-1] not in program.out] == []
 
 
-def test_an_unknown_card_is_refused_with_those_that_are_known(program: Program) -> None:
+def test_an_unknown_gpu_is_refused_with_those_that_are_known(program: Program) -> None:
     """The status is that of wrong input."""
     assert program.run(*line(gpu="GTX 1080")) == 65
     assert "unknown card 'GTX 1080'; known: RTX 3060" in program.err
 
 
-def test_a_jobs_plan_on_a_card_goes_down_the_ladder(program: Program, job_file: Path) -> None:
+def test_a_jobs_plan_on_a_gpu_goes_down_the_ladder(program: Program, job_file: Path) -> None:
     """With what was changed."""
     assert program.run("plan", str(job_file), "--gpu", "A100 80GB", "--json") == 0
 
     assert json.loads(program.out)["gpu"] == "A100 80GB"
 
 
-def test_a_plan_of_nothing_says_what_it_can_plan(program: Program) -> None:
+def test_a_plan_of_nothing_prints_what_it_can_plan(program: Program) -> None:
     """Rather than show help."""
     assert program.run("plan") == 65
     assert "name a job file, or --preset, or --type" in program.err
@@ -310,7 +310,7 @@ def test_a_preset_is_planned_without_a_job(program: Program) -> None:
     assert "unknown preset 'nonsense'; one of flux_24gb_aggressive" in program.err
 
 
-def test_a_picture_need_not_be_square(program: Program) -> None:
+def test_a_sample_image_need_not_be_square(program: Program) -> None:
     """Both sides count; what is no size is refused."""
     peaks = []
     for size in ("768", "768x1024", "1024"):
@@ -323,7 +323,7 @@ def test_a_picture_need_not_be_square(program: Program) -> None:
         assert program.run(*[size if word == "512" else word for word in line()]) == 2
 
 
-def test_an_operators_prices_and_cards_count(program: Program, tmp_path: Path) -> None:
+def test_an_operators_prices_and_gpus_count(program: Program, tmp_path: Path) -> None:
     """From a worker's settings."""
     (tmp_path / "worker.toml").write_text(
         'prices = { "RTX 4090" = 36.0 }\n[[cards]]\nname = "XYZ 1"\nmemory_mib = 8192\n'
@@ -362,7 +362,9 @@ def test_a_host_without_an_error_is_well(program: Program, engine_settings: Path
     assert program.err == ""
 
 
-def test_a_host_with_an_error_is_told_what_mends_it(program: Program, engine_settings: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_host_is_reported_with_what_fixes_it(
+    program: Program, engine_settings: Path, tmp_path: Path
+) -> None:
     """On a line of its own, whole, however narrow the screen; and the exit status says so."""
     with engine_settings.open("a") as file:
         file.write(f'[engines.invoke]\npython = "{tmp_path}/{"far/" * 30}python"\n')

@@ -143,12 +143,12 @@ LINES: list[tuple[JobEvent, str]] = [
 
 
 @pytest.mark.parametrize(("event", "line"), LINES, ids=lambda value: type(value).__name__)
-def test_an_event_is_told_in_words(event: JobEvent, line: str) -> None:
+def test_an_event_is_described_in_plain_text(event: JobEvent, line: str) -> None:
     """What a user wants to know of it."""
     assert describe(event) == line
 
 
-def test_every_event_of_a_job_is_told_above() -> None:
+def test_every_event_of_a_job_is_described_above() -> None:
     """A new event comes with its words."""
     assert {type(event) for event, _ in LINES} == {kind for kind in EVENTS.values() if issubclass(kind, JobEvent)}
 
@@ -157,12 +157,12 @@ def test_every_event_of_a_job_is_told_above() -> None:
     ("seconds", "told"),
     [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.4, "59:59"), (3600.0, "1:00:00"), (360_000.0, "100:00:00")],
 )
-def test_what_is_left_is_told_in_minutes_or_hours(seconds: float, told: str) -> None:
+def test_what_is_left_is_shown_in_minutes_or_hours(seconds: float, told: str) -> None:
     """Rounded to seconds."""
     assert f"  {told} left  " in describe(msgspec.structs.replace(PROGRESS, seconds_left=seconds))
 
 
-def test_a_card_that_costs_nothing_is_told_as_that() -> None:
+def test_a_gpu_that_costs_nothing_is_shown_as_that() -> None:
     """Zero is a price."""
     assert money(Usage(gpu_seconds=60.0, cost_usd=0.0)) == "60.0 GPU-s  0.0000 USD"
 
@@ -222,7 +222,7 @@ def test_the_live_view_draws_the_present_state(
     ],
     ids=["a phase of the preparation", "opened in the middle", "an attempt that failed", "a second submission"],
 )
-def test_the_live_view_says_the_state_of_the_job(
+def test_the_live_view_shows_the_state_of_the_job(
     events: list[JobEvent], state: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever in its life the view was opened; during the preparation, with the phase."""

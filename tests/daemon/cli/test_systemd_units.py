@@ -48,7 +48,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_an_install_writes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+def test_an_install_writes_what_it_reports_and_nothing_else(tmp_path: Path) -> None:
     """The unit starts the program that installed it; no command runs for an image."""
     said = install(tmp_path)
 
@@ -72,7 +72,7 @@ def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     assert undo(tmp_path) == said
 
 
-def test_all_is_taken_back_and_nothing_else(tmp_path: Path) -> None:
+def test_an_undo_removes_all_that_was_installed_and_nothing_else(tmp_path: Path) -> None:
     """Both kinds of units, the folders that were made; not settings, not state, not other people's folders."""
     (tmp_path / "etc/systemd").mkdir(parents=True)
     install(tmp_path)
@@ -133,7 +133,7 @@ def test_an_enabled_unit_is_not_pulled_away(tmp_path: Path, unit: str) -> None:
         undo(tmp_path)
 
 
-def test_undo_without_an_install_says_so(tmp_path: Path) -> None:
+def test_undo_without_an_install_reports_that(tmp_path: Path) -> None:
     """It removes nothing by guess."""
     with pytest.raises(SettingsError, match=str(RECORD)):
         undo(tmp_path)

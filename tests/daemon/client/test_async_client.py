@@ -61,7 +61,7 @@ def nobody() -> Iterator[str]:
         "events",
     ],
 )
-def test_every_call_says_that_the_broker_cannot_be_reached(
+def test_every_call_reports_that_the_broker_cannot_be_reached(
     nobody: str, call: Callable[[TrainingWorkerAPI], object]
 ) -> None:
     """It is an error of this package, whatever the libraries raise, and it does not repeat the password."""
@@ -71,7 +71,7 @@ def test_every_call_says_that_the_broker_cannot_be_reached(
     assert "secret" not in str(caught.value)
 
 
-async def test_the_asyncio_client_says_the_same(nobody: str) -> None:
+async def test_the_asyncio_client_reports_the_same(nobody: str) -> None:
     """Within a bounded time."""
     with pytest.raises(BrokerError):
         await asyncio.wait_for(AsyncTrainingWorkerAPI(nobody).submit_job(JOB), TIMEOUT)
@@ -123,7 +123,7 @@ def test_a_failed_call_leaves_no_connection_for_the_garbage_collector_to_close(n
     ],
     ids=["preset", "tier", "override", "id", "unchecked fields"],
 )
-async def test_a_job_that_no_worker_would_take_is_refused_without_a_broker(
+async def test_a_job_that_no_worker_would_accept_is_refused_without_a_broker(
     nobody: str, job: TrainingJob, path: str
 ) -> None:
     """The intake would reject it later; the caller learns it now, also of a job that was made past the builders."""

@@ -52,26 +52,26 @@ def told(*events: Event, now: float | None = None) -> WorkerState:
         ([OFFLINE, ONLINE], "open", None),
     ],
 )
-def test_a_worker_is_what_it_said_last(events: list[Event], condition: str, why: str | None) -> None:
+def test_a_worker_is_as_it_reported_last(events: list[Event], condition: str, why: str | None) -> None:
     """With the reason, where it gave one."""
     state = told(*events)
 
     assert (state.condition, state.why, state.last_seen_at) == (condition, why, len(events))
 
 
-def test_a_heartbeat_alone_tells_all() -> None:
+def test_a_heartbeat_alone_reports_all() -> None:
     """Whoever begins to listen has not heard it come."""
     state = told(HEARTBEAT)
 
     assert (state.worker, state.host, state.version, state.cards) == ("w1", "h", "1", [BUSY])
 
 
-def test_before_the_first_heartbeat_the_cards_are_those_it_came_with() -> None:
+def test_before_the_first_heartbeat_the_gpus_are_those_it_came_online_with() -> None:
     """Of what they do nothing is known yet."""
     assert told(ONLINE).cards == [CARD]
 
 
-def test_a_card_is_sick_until_it_is_said_to_be_well() -> None:
+def test_a_gpu_is_sick_until_it_is_reported_to_be_well() -> None:
     """At once, and not only with the next heartbeat."""
     assert told(HEARTBEAT, SICK).cards[0].quarantined == "too hot"
     assert told(HEARTBEAT, SICK, WELL).cards == [BUSY]
@@ -86,7 +86,7 @@ def test_a_worker_that_leaves_out_its_heartbeats_is_silent() -> None:
     assert told(OFFLINE, now=last + 1000).condition is WorkerCondition.OFFLINE
 
 
-def test_what_is_said_of_jobs_makes_no_worker() -> None:
+def test_events_of_jobs_make_no_worker() -> None:
     """Intakes speak of jobs, too."""
     workers = Workers()
     workers.apply(OF_A_JOB, 1.0)

@@ -58,7 +58,7 @@ ASKED = CancelRequested(job_id="a", time=1.0)
         ([CLAIMED, FAILED, REQUEUED], False, "waiting"),
     ],
 )
-def test_the_answer_follows_from_the_ledger_and_from_whether_an_owner_was_told(
+def test_the_answer_follows_from_the_ledger_and_from_whether_an_owner_was_reached(
     entries: list[AnyEntry], told: bool, state: str
 ) -> None:
     """An end counts before all; a claim whose owner cannot be reached is for whoever takes the job next."""

@@ -98,7 +98,7 @@ def test_a_policy_that_governs_nothing_of_the_fleet_does_no_harm() -> None:
     assert [one.state for one in judged(report({"message-ttl": 1}))] == [State.OK]
 
 
-def test_a_policy_is_told_once_with_all_that_it_does() -> None:
+def test_a_policy_is_reported_once_with_all_that_it_does() -> None:
     """And of many queues only the first are named."""
     tiers = [thing.name for thing in things_of(NAMES, DELAYS) if ".tier." in thing.name]
 
@@ -108,7 +108,7 @@ def test_a_policy_is_told_once_with_all_that_it_does() -> None:
     assert f"and {len(tiers) - 3} more" in found.found
 
 
-def test_queues_that_nothing_is_known_of_are_told() -> None:
+def test_queues_that_nothing_is_known_of_are_reported() -> None:
     """As where the broker keeps no statistics."""
     broker = report({})
     broker.queues[NAMES.intake] = Governed(name=NAMES.intake)
@@ -180,7 +180,7 @@ def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:
         ({"bindings": set()}, "bindings", State.ERROR, "systemctl reload training-worker"),
     ],
 )
-def test_what_a_cluster_suffers_from_is_told(changes: dict[str, Any], name: str, state: State, fix: str) -> None:
+def test_what_a_cluster_suffers_from_is_reported(changes: dict[str, Any], name: str, state: State, fix: str) -> None:
     """With the command for the node that it is about."""
     found = condition(**changes)
 

@@ -261,7 +261,7 @@ def test_another_commit_is_a_warning(tmp_path: Path, commit: str | None) -> None
         ({"error": "ImportError: libcudart.so"}, "cannot be imported: ImportError: libcudart.so"),
     ],
 )
-def test_a_torch_that_cannot_train_on_the_card_is_an_error(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+def test_a_torch_that_cannot_train_on_the_gpu_is_an_error(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     """Else the first job would find out."""
     answers = invoke_answers()
     answers["torch"] |= changed
@@ -272,7 +272,7 @@ def test_a_torch_that_cannot_train_on_the_card_is_an_error(tmp_path: Path, chang
     assert words in found["cuda"].found
 
 
-def test_a_card_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
+def test_a_gpu_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
     """The driver shows two, and torch one."""
     found = look(answering(tmp_path, invoke_answers()), REAL, REAL)
 
@@ -280,7 +280,7 @@ def test_a_card_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
     assert "sees 1 of 2 cards" in found["cuda"].found
 
 
-def test_torch_without_cuda_is_all_that_a_made_up_card_needs(tmp_path: Path) -> None:
+def test_torch_without_cuda_is_all_that_a_simulated_gpu_needs(tmp_path: Path) -> None:
     """Training runs on the CPU there."""
     answers = invoke_answers()
     answers["torch"] |= {"cuda": None, "devices": []}
@@ -313,7 +313,7 @@ def test_a_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
         ([], True),
     ],
 )
-def test_code_runs_on_later_cards_of_its_major_version(architectures: list[str], fits: bool) -> None:
+def test_code_runs_on_later_gpus_of_its_major_version(architectures: list[str], fits: bool) -> None:
     """And what the driver compiles, on all later ones; a build that says nothing is believed."""
     assert runs_on(SeenGpu(name="NVIDIA L4", capability=(8, 9)), architectures) is fits
 
@@ -327,7 +327,7 @@ def test_requirements_know_their_bounds() -> None:
     assert needed.specifier == "a>=2.9,<3"
 
 
-def test_the_built_in_trainer_needs_what_our_package_says() -> None:
+def test_the_built_in_trainer_needs_what_our_package_requires() -> None:
     """The extra `trainer` and the check are one list."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -377,7 +377,7 @@ def test_the_commit_of_an_editable_install_is_its_sources_now(distribution: Path
     assert found == [commit, None]
 
 
-def test_an_install_that_does_not_say_where_it_is_from_has_no_commit(distribution: Path) -> None:
+def test_an_install_that_does_not_record_where_it_is_from_has_no_commit(distribution: Path) -> None:
     """As one from an archive."""
     assert asked() == ({}, None)
 
@@ -413,7 +413,7 @@ def both(tmp_path: Path, folder: str) -> Settings:
     )
 
 
-def test_an_engine_in_the_daemons_own_environment_is_told_to_move(tmp_path: Path) -> None:
+def test_an_engine_in_the_daemons_own_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
     """It is told no package to install: that would take the built-in trainer's away."""
     found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), CARDS, LIMIT)}
 
@@ -426,7 +426,7 @@ def test_an_engine_in_the_daemons_own_environment_is_told_to_move(tmp_path: Path
     assert any(name.startswith("diffusers.") for name in found)
 
 
-def test_the_built_in_trainer_in_invoke_trainings_environment_is_told_to_move(tmp_path: Path) -> None:
+def test_the_built_in_trainer_in_invoke_trainings_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
     """And the other is looked at as ever."""
     found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), CARDS, LIMIT)}
 
@@ -447,7 +447,7 @@ def test_engines_in_environments_of_their_own_are_both_looked_at(tmp_path: Path)
     assert probe(sys.executable, Wanted(), LIMIT).answers.folder == sysconfig.get_path("purelib")
 
 
-def test_training_types_without_an_engine_are_told(tmp_path: Path) -> None:
+def test_training_types_without_an_engine_are_reported(tmp_path: Path) -> None:
     """A queue holds jobs of all types of a family."""
     engine = EngineSettings(command=[script(tmp_path, ":")], training_types=[TrainingType.FLUX_LORA])
 

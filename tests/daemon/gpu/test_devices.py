@@ -52,7 +52,7 @@ def find(environment: dict[str, str], stand_ins: list[str], prices: dict[str, fl
     return json.loads(ended.stdout)
 
 
-def test_a_card_is_described_as_nvml_gives_it(host: Host) -> None:
+def test_a_gpu_is_described_as_nvml_gives_it(host: Host) -> None:
     """UUID, name and MiB come from the driver, the price from the catalogue, and nothing is simulated."""
     host.says(RTX_4090)
 
@@ -69,14 +69,14 @@ def test_a_card_is_described_as_nvml_gives_it(host: Host) -> None:
     ]
 
 
-def test_eight_cards_are_found_in_the_drivers_order(host: Host) -> None:
+def test_eight_gpus_are_found_in_the_drivers_order(host: Host) -> None:
     """Each has a UUID of its own, by which its trainer will be told to use it and no other."""
     host.says(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
 
     assert [device["uuid"] for device in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
 
 
-def test_cards_of_one_host_may_differ(host: Host) -> None:
+def test_gpus_of_one_host_may_differ(host: Host) -> None:
     """The price that the operator set is that of the one card it names."""
     host.says(RTX_4090, "card 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
 
@@ -88,7 +88,7 @@ def test_cards_of_one_host_may_differ(host: Host) -> None:
     ]
 
 
-def test_a_real_card_wins_over_stand_ins(host: Host) -> None:
+def test_a_real_gpu_wins_over_stand_ins(host: Host) -> None:
     """Stand-ins that were left in the settings do no harm on a host with a GPU."""
     host.says(RTX_4090)
 
@@ -96,7 +96,7 @@ def test_a_real_card_wins_over_stand_ins(host: Host) -> None:
 
 
 @pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
-def test_without_a_card_or_a_driver_the_stand_ins_count(host: Host, statement: str) -> None:
+def test_without_a_gpu_or_a_driver_the_stand_ins_count(host: Host, statement: str) -> None:
     """A host without a GPU trains on what its settings make up, and every event will say so."""
     host.says(statement)
 
@@ -134,7 +134,7 @@ def test_without_the_drivers_library_the_stand_ins_count(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
-def test_a_host_without_any_card_is_an_error_that_says_what_to_set(host: Host, statement: str) -> None:
+def test_a_host_without_any_gpu_is_an_error_that_names_what_to_set(host: Host, statement: str) -> None:
     """Neither NVML nor the settings know a card: the operator has to act."""
     host.says(statement)
 
@@ -144,7 +144,7 @@ def test_a_host_without_any_card_is_an_error_that_says_what_to_set(host: Host, s
     assert "`gpus`" in message
 
 
-def test_a_broken_driver_is_an_error_and_not_a_host_without_cards(host: Host) -> None:
+def test_a_broken_driver_is_an_error_and_not_a_host_without_gpus(host: Host) -> None:
     """A driver that is there and does not work is no reason to train on a stand-in."""
     host.says(f"init {UNKNOWN}", RTX_4090)
 
@@ -167,7 +167,7 @@ def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, stat
     assert message.startswith("cannot start: NVML: ")
 
 
-def test_a_card_that_fell_off_the_bus_does_not_keep_the_others_from_work(host: Host) -> None:
+def test_a_gpu_that_fell_off_the_bus_does_not_keep_the_others_from_work(host: Host) -> None:
     """It keeps its place, is worth nothing, and no job can be given to it."""
     host.says(LOST, RTX_4090)
 
@@ -188,7 +188,7 @@ def test_a_stand_in_of_another_form_is_an_error_that_names_its_place(host: Host,
     assert message.endswith(f"gpus[1]: expected 'NAME:MEMORYMiB', got {text!r}")
 
 
-def test_a_card_too_small_for_any_job_is_described_without_a_tier() -> None:
+def test_a_gpu_too_small_for_any_job_is_described_without_a_tier() -> None:
     """It is shown in the worker's events, and serves no queue."""
     device = GpuDevice(uuid="GPU-1", name="GT 1030", memory_mib=2048, simulated=False, usd_per_hour=None)
 
@@ -200,7 +200,7 @@ def simulated(name: str, number: int, price: float | None = 1.5) -> GpuDevice:
     return GpuDevice(uuid=f"GPU-{number}", name=name, memory_mib=24564, simulated=True, usd_per_hour=price)
 
 
-def test_equal_cards_are_put_together_in_their_order() -> None:
+def test_equal_gpus_are_put_together_in_their_order() -> None:
     """A group costs what its cards cost, and is named as CUDA names several; its memory is that of each."""
     devices = [simulated("A", 0), simulated("B", 1, None), simulated("A", 2), simulated("B", 3, None)]
 
@@ -212,7 +212,7 @@ def test_equal_cards_are_put_together_in_their_order() -> None:
     assert grouped(devices, 1) == devices
 
 
-def test_a_card_that_is_left_over_is_an_error_that_counts() -> None:
+def test_a_gpu_that_is_left_over_is_an_error_that_counts() -> None:
     """It would be idle for ever, and nobody would know why."""
     with pytest.raises(SettingsError, match="gpus_per_job is 2, and 3 of A are not a multiple"):
         grouped([simulated("A", number) for number in range(3)], 2)
@@ -226,14 +226,14 @@ def free_mib(environment: dict[str, str], hook: str = "") -> int:
     return int(ended.stdout.splitlines()[-1])
 
 
-def test_what_a_stranger_holds_of_a_card_is_not_free(host: Host) -> None:
+def test_what_a_stranger_holds_of_a_gpu_is_not_free(host: Host) -> None:
     """By the driver, at the moment of asking."""
     host.says(RTX_4090, "held 20000")
 
     assert free_mib(host.environment) == 4564
 
 
-def test_of_several_cards_the_fullest_counts(host: Host) -> None:
+def test_of_several_gpus_the_fullest_counts(host: Host) -> None:
     """Each holds as much of the job as the others."""
     host.says(RTX_4090, "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090", "held 20000")
 
@@ -262,7 +262,7 @@ def test_a_driver_that_does_not_answer_is_no_room(host: Host) -> None:
     assert free_mib(host.environment, f"import sys{HANGS}") == -1
 
 
-def test_all_of_a_card_counts_where_the_driver_does_not_say(host: Host) -> None:
+def test_all_of_a_gpu_counts_where_the_driver_does_not_report_its_free_memory(host: Host) -> None:
     """A card that it does not find any more, or a stand-in that it has never known."""
     host.says(RTX_4090, "held 20000")
 

@@ -48,13 +48,13 @@ def test_a_sick_reading_quarantines_at_once(health: GpuHealth, told: dict[str, A
         {"throttled": ["power cap"], "utilisation": 100},
     ],
 )
-def test_a_card_without_a_complaint_is_healthy(health: GpuHealth, told: dict[str, Any]) -> None:
+def test_a_gpu_without_a_complaint_is_healthy(health: GpuHealth, told: dict[str, Any]) -> None:
     """What a card does not tell is no complaint."""
     assert not health.update(reading(**told))
     assert health.quarantined is None
 
 
-def test_a_card_whose_memory_others_hold_is_sick_until_a_job_has_what_it_needs(health: GpuHealth) -> None:
+def test_a_gpu_whose_memory_others_hold_is_sick_until_a_job_has_what_it_needs(health: GpuHealth) -> None:
     """It comes back like any other; what was wanted once is forgotten then."""
     assert not health.update(reading(free_mib=3000))
     health.want(14000)
@@ -65,7 +65,7 @@ def test_a_card_whose_memory_others_hold_is_sick_until_a_job_has_what_it_needs(h
     assert not health.update(reading(free_mib=3000))
 
 
-def test_a_crowded_card_is_given_to_smaller_jobs_after_a_while(health: GpuHealth) -> None:
+def test_a_crowded_gpu_is_given_to_smaller_jobs_after_a_while(health: GpuHealth) -> None:
     """What others hold may be theirs for days."""
     health.want(14000)
     looks = [health.update(reading(free_mib=3000)) for _ in range(MOST_CROWDED + 2)]
@@ -87,7 +87,7 @@ def test_another_one_does_not(health: GpuHealth, xid: int) -> None:
     assert not health.update(reading(), [xid])
 
 
-def test_a_card_comes_back_after_so_many_good_readings_in_a_row(health: GpuHealth) -> None:
+def test_a_gpu_comes_back_after_so_many_good_readings_in_a_row(health: GpuHealth) -> None:
     """One that is hot now and then stays away."""
     temperatures = [95, 60, 95, 60, 60, 60]
 
@@ -106,7 +106,7 @@ def test_the_first_reason_stays(health: GpuHealth) -> None:
 
 
 @pytest.mark.parametrize("xid", sorted(xid for xid, kind in CRITICAL_XIDS.items() if kind.lasting))
-def test_after_an_xid_that_calls_for_a_reset_the_card_stays_away(health: GpuHealth, xid: int) -> None:
+def test_after_an_xid_that_calls_for_a_reset_the_gpu_stays_away(health: GpuHealth, xid: int) -> None:
     """Good readings prove nothing then."""
     health.update(reading(), [xid])
 
@@ -130,7 +130,7 @@ def test_errors_from_before_the_start_do_not_count() -> None:
     assert health.quarantined == "uncorrected memory errors (ECC): 1"
 
 
-def test_a_reset_of_the_card_forgets_its_errors(health: GpuHealth) -> None:
+def test_a_reset_of_the_gpu_forgets_its_errors(health: GpuHealth) -> None:
     """Its counter begins anew; until then the card stays away."""
     health.update(reading(ecc_uncorrected=3))
     assert not any(health.update(reading(ecc_uncorrected=3)) for _ in range(5))

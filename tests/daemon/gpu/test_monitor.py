@@ -67,7 +67,7 @@ def readings(**told: dict[str, Any]) -> dict[str, Reading]:
     return {uuid: Reading(uuid=uuid, **fields) for uuid, fields in told.items()}
 
 
-async def test_the_slot_of_a_sick_card_takes_nothing_until_it_has_recovered(driver: Driver) -> None:
+async def test_the_slot_of_a_sick_gpu_consumes_nothing_until_it_has_recovered(driver: Driver) -> None:
     """The other one goes on."""
     watched = Watched(device("A"), device("B"))
 
@@ -80,7 +80,7 @@ async def test_the_slot_of_a_sick_card_takes_nothing_until_it_has_recovered(driv
     assert watched.told == [("A", reason, False), ("A", reason, True)]
 
 
-async def test_nothing_is_taken_before_a_card_has_been_read(driver: Driver) -> None:
+async def test_nothing_is_consumed_before_a_gpu_has_been_read(driver: Driver) -> None:
     """It may be sick already; a simulated one is not."""
     watched = Watched(device("A"), device("SIMULATED-0", simulated=True))
     assert watched.closed == [True, False]
@@ -91,7 +91,7 @@ async def test_nothing_is_taken_before_a_card_has_been_read(driver: Driver) -> N
     assert watched.closed == [False, False]
 
 
-async def test_a_slot_of_several_cards_takes_nothing_while_one_of_them_is_sick(driver: Driver) -> None:
+async def test_a_slot_of_several_gpus_consumes_nothing_while_one_of_them_is_sick(driver: Driver) -> None:
     """It comes back with the last of them."""
     watched = Watched(device("A,B"), device("C"))
     driver.says = readings(A={"lost": True}, B={"temperature_c": 95}, C={})
@@ -109,7 +109,7 @@ async def test_a_slot_of_several_cards_takes_nothing_while_one_of_them_is_sick(d
     assert [gpu for gpu, _, recovered in watched.told if recovered] == ["B", "A"]
 
 
-async def test_each_reading_is_told_with_the_xids_and_what_it_means_for_the_slot(
+async def test_each_reading_is_reported_with_the_xids_and_what_it_means_for_the_slot(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of each card by itself, and of what serves together as one."""
@@ -126,7 +126,7 @@ async def test_each_reading_is_told_with_the_xids_and_what_it_means_for_the_slot
     ]
 
 
-async def test_a_card_whose_memory_others_hold_is_quarantined_where_a_job_needs_it(
+async def test_a_gpu_whose_memory_others_hold_is_quarantined_where_a_job_needs_it(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a slot of several, the one that lacks it; a slot of other cards goes on."""
@@ -157,7 +157,7 @@ async def test_memory_that_a_trainer_has_just_let_go_of_is_waited_for(
     assert watched.told == []
 
 
-async def test_what_a_card_does_not_tell_of_its_memory_crowds_it_not(driver: Driver) -> None:
+async def test_a_gpu_that_does_not_report_its_memory_is_not_crowded(driver: Driver) -> None:
     """Nor one that is not watched."""
     watched = Watched(device("A"))
     driver.says = readings(A={})
@@ -166,7 +166,7 @@ async def test_what_a_card_does_not_tell_of_its_memory_crowds_it_not(driver: Dri
     assert not await watched.monitor.is_crowded("SIMULATED-0", 14000)
 
 
-async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver) -> None:
+async def test_while_the_driver_does_not_answer_nothing_is_consumed(driver: Driver) -> None:
     """A job would not get far."""
     watched = Watched(device("A"), device("B"))
     driver.says = None
@@ -177,7 +177,7 @@ async def test_while_the_driver_does_not_answer_nothing_is_taken(driver: Driver)
     assert watched.monitor.quarantined("A") == "the driver cannot read it: the driver has not answered within 7 s"
 
 
-async def test_a_simulated_card_is_always_healthy(driver: Driver) -> None:
+async def test_a_simulated_gpu_is_always_healthy(driver: Driver) -> None:
     """There is nothing to ask, and the monitor ends at once."""
     driver.says = None
     watched = Watched(device("SIMULATED-0", simulated=True))
@@ -188,7 +188,7 @@ async def test_a_simulated_card_is_always_healthy(driver: Driver) -> None:
     assert watched.monitor.quarantined("SIMULATED-0") is None
 
 
-async def test_a_card_is_looked_at_when_somebody_asks(driver: Driver) -> None:
+async def test_a_gpu_is_checked_on_request(driver: Driver) -> None:
     """Of several, one is enough; of what is not watched, nothing is known."""
     watched = Watched(device("A,B"), device("C"))
     driver.says = readings(A={}, B={"lost": True}, C={})
@@ -199,7 +199,7 @@ async def test_a_card_is_looked_at_when_somebody_asks(driver: Driver) -> None:
     assert watched.closed == [True, False]
 
 
-async def test_a_paused_worker_stays_paused_when_a_card_recovers(driver: Driver) -> None:
+async def test_a_paused_worker_stays_paused_when_a_gpu_recovers(driver: Driver) -> None:
     """Nor does a resume open the slot of a sick one."""
     outer = Admission()
     inner = outer.inner()

@@ -116,7 +116,7 @@ UNREAD = SILENT | {"memory_mib": None, "free_mib": None, "processes": None}
         pytest.param(["mig 4864 MIG-1"], {"mig": ["MIG-1"]}, id="mig"),
     ],
 )
-def test_a_card_is_read(host: Host, statements: list[str], expected: dict[str, Any]) -> None:
+def test_a_gpu_is_read(host: Host, statements: list[str], expected: dict[str, Any]) -> None:
     """None is what it does not support."""
     host.says(A100, *statements)
 
@@ -134,7 +134,7 @@ def test_a_card_is_read(host: Host, statements: list[str], expected: dict[str, A
         pytest.param([f"card {UNKNOWN} 40960 GPU-1 NVIDIA A100"], {"fault": "Unknown Error"}, id="unreadable"),
     ],
 )
-def test_a_card_that_cannot_be_read_leaves_the_others(
+def test_a_gpu_that_cannot_be_read_leaves_the_others(
     host: Host, statements: list[str], expected: dict[str, Any]
 ) -> None:
     """It says why, and nothing else."""
@@ -146,7 +146,7 @@ def test_a_card_that_cannot_be_read_leaves_the_others(
     assert readings["GPU-2"]["temperature_c"] == 50
 
 
-def test_of_a_card_that_mig_divides_the_instances_are_found(host: Host) -> None:
+def test_of_a_gpu_that_mig_divides_the_instances_are_found(host: Host) -> None:
     """Each with the card's name, its own memory, and its part of the card."""
     host.says(A100, "mig 10240 MIG-1", "mig 20480 MIG-2", RTX_4090)
 
@@ -157,7 +157,7 @@ def test_of_a_card_that_mig_divides_the_instances_are_found(host: Host) -> None:
     ]
 
 
-def test_a_card_that_cannot_be_read_keeps_its_place(host: Host) -> None:
+def test_a_gpu_that_cannot_be_read_keeps_its_place(host: Host) -> None:
     """Whoever names the others by their places means the same ones as before."""
     host.says(f"card {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100", RTX_4090)
 
@@ -173,7 +173,7 @@ def test_a_card_that_cannot_be_read_keeps_its_place(host: Host) -> None:
     assert other["uuid"] == "GPU-2"
 
 
-def test_an_instance_is_as_hot_as_its_card_and_has_its_own_memory(host: Host) -> None:
+def test_an_instance_is_as_hot_as_its_gpu_and_has_its_own_memory(host: Host) -> None:
     """Energy is the whole card's: it says nothing of one of several."""
     host.says(A100, "temperature 83", "ecc 2", "energy 5000", "mig 10240 MIG-1")
 
@@ -190,7 +190,7 @@ def test_an_instance_is_as_hot_as_its_card_and_has_its_own_memory(host: Host) ->
         (["driver 550.54.15"], {"driver": "550.54.15", "cuda": None}),
     ],
 )
-def test_the_versions_are_told(host: Host, statements: list[str], expected: dict[str, Any]) -> None:
+def test_the_versions_are_reported(host: Host, statements: list[str], expected: dict[str, Any]) -> None:
     """CUDA's is a number on the wire."""
     host.says(*statements)
 
@@ -211,7 +211,7 @@ def test_a_driver_that_never_answers_hangs_nobody(host: Host) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_an_xid_is_heard_once_and_of_its_card(host: Host) -> None:
+def test_an_xid_is_reported_once_and_for_its_gpu(host: Host) -> None:
     """Also if another card that is watched is not there."""
     host.says(A100, RTX_4090, "xid 79")
 
@@ -222,7 +222,7 @@ def test_an_xid_is_heard_once_and_of_its_card(host: Host) -> None:
     ("xid", "heard"),
     [("xid 79", [["MIG-1", 79], ["MIG-2", 79]]), ("xid 94 2", [["MIG-2", 94]]), ("xid 94 3", [])],
 )
-def test_an_xid_of_a_card_is_one_of_its_instances_unless_it_names_one(
+def test_an_xid_of_a_gpu_is_one_of_its_instances_unless_it_names_one(
     host: Host, xid: str, heard: list[list[Any]]
 ) -> None:
     """The driver tells of the card; the third instance is nobody's that we watch."""

@@ -178,7 +178,7 @@ def test_a_job_counts_once_however_many_attempts_it_took(tmp_path: Path) -> None
     assert value(tmp_path, "jobs_total", labels, STARTED, ENDED, STARTED, done) == 1
 
 
-def test_the_disk_of_the_state_directory_is_asked_at_each_scrape(tmp_path: Path) -> None:
+def test_the_disk_of_the_state_directory_is_read_at_each_scrape(tmp_path: Path) -> None:
     """One that is not there has no figures, and the scrape goes on."""
     assert (value(tmp_path, "state_disk_free_bytes", {}) or 0) > 0
     assert value(tmp_path / "none", "state_disk_free_bytes", {}) is None
@@ -205,13 +205,13 @@ def test_three_pages_are_served_and_no_other(tmp_path: Path, port: int) -> None:
         assert get(port, "/")[0] == 404
 
 
-def test_who_connects_and_says_nothing_keeps_nobody_waiting(tmp_path: Path, port: int) -> None:
+def test_who_connects_and_sends_nothing_keeps_nobody_waiting(tmp_path: Path, port: int) -> None:
     """Each connection has a thread."""
     with served("127.0.0.1", port, tmp_path), socket.create_connection(("127.0.0.1", port)):
         assert get(port, "/healthz") == (200, "ok\n")
 
 
-def test_a_port_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
+def test_a_port_that_is_in_use_is_reported(tmp_path: Path, port: int) -> None:
     """It is a setting that is wrong."""
     with (
         served("127.0.0.1", port, tmp_path),

@@ -40,7 +40,7 @@ def fold(*entries: AnyEntry) -> JobHistory:
     return reduce(JobHistory.after, entries, JobHistory())
 
 
-def test_a_job_that_nobody_spoke_of_has_an_empty_history() -> None:
+def test_a_job_without_entries_has_an_empty_history() -> None:
     """Attempt 0 is before the first claim."""
     assert fold() == JobHistory()
     assert (fold().attempt, fold().lost, fold().cost_usd, fold().terminal) == (0, 0, 0.0, None)
@@ -116,7 +116,7 @@ def test_each_time_out_of_memory_is_a_step_down(reason: str, steps_down: int) ->
     assert (history.out_of_memory, history.counted) == (steps_down, 0)
 
 
-def test_a_requeued_job_begins_anew_and_keeps_its_past() -> None:
+def test_a_requeued_job_begins_again_and_keeps_its_past() -> None:
     """Its end, its failures and a cancellation are void; its attempts and checkpoints are not."""
     failed = Failed(job_id="a", time=4.0, attempt=1, worker="w1", reason="diskFull", message="full", usage=USED)
     history = fold(SUBMITTED, CLAIMED, SAVED, CancelRequested(job_id="a", time=3.0), failed)
@@ -149,7 +149,7 @@ def test_the_last_claim_is_known_by_its_name() -> None:
     assert [fold(first).claim, fold(first, second).claim, fold(first, second, late).claim] == ["c1", "c2", "c2"]
 
 
-def test_what_an_owner_stands_on_can_be_written_down() -> None:
+def test_what_an_owner_builds_on_can_be_written_down() -> None:
     """The daemon that comes next stands on the same."""
     standing = ClaimRecord(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
 

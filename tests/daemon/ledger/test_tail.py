@@ -41,7 +41,7 @@ def test_an_ends_event_is_not_kept_for_all_jobs() -> None:
     assert terminal == msgspec.structs.replace(COMPLETED, event=msgspec.Raw(b""))
 
 
-def test_whoever_asks_for_one_job_gets_its_ends_event() -> None:
+def test_a_lookup_of_one_job_returns_the_event_of_its_end() -> None:
     """To say it again."""
     terminal = read(JobTail(since=0.0, job_id="a"), SUBMITTED, CLAIMED, COMPLETED).history("a").terminal
 
@@ -66,7 +66,7 @@ def test_a_job_of_which_only_later_entries_were_read_is_known_in_part() -> None:
     assert not read(Tail(since=0.0), SUBMITTED, SAVED).began_before("a")
 
 
-def test_entries_after_the_one_that_was_asked_about_do_not_count() -> None:
+def test_entries_after_the_one_that_was_looked_up_do_not_count() -> None:
     """What followed from a cancellation is no reason against it."""
     asked = CancelRequested(job_id="a", time=5.0)
     cancelled = Cancelled(job_id="a", time=6.0, attempt=1, worker="w1")
@@ -86,7 +86,7 @@ def test_an_entry_that_comes_again_after_a_reconnection_is_passed_over() -> None
     assert tail.start == {"x-stream-offset": 2}
 
 
-def test_the_oldest_jobs_are_forgotten_and_asked_about_by_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_jobs_are_forgotten_and_looked_up_by_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """From then on the tail begins after them."""
     monkeypatch.setattr(tail_module, "MOST_JOBS", 2)
     tail = read(Tail(since=0.0), *(Submitted(job_id=job, time=100.0, digest="d") for job in "abc"))
@@ -95,7 +95,7 @@ def test_the_oldest_jobs_are_forgotten_and_asked_about_by_a_scan(monkeypatch: py
     assert tail.since == 160.0
 
 
-async def test_a_marker_that_comes_back_is_told_to_who_waits_for_it() -> None:
+async def test_a_marker_that_comes_back_is_reported_to_who_waits_for_it() -> None:
     """And to nobody else; what cannot be read is passed over."""
     tail = Tail(since=0.0)
     mine, others = tail.expect("mine"), tail.expect("others")

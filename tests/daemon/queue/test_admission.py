@@ -17,7 +17,7 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_new_gate_is_open() -> None:
+async def test_a_new_admission_is_open() -> None:
     """A worker takes jobs from its start."""
     admission = Admission()
 
@@ -25,7 +25,7 @@ async def test_a_new_gate_is_open() -> None:
     assert await asyncio.wait_for(admission.wait_open(), TIMEOUT)
 
 
-async def test_a_paused_gate_holds_whoever_waits_until_it_is_resumed() -> None:
+async def test_a_paused_admission_holds_whoever_waits_until_it_is_resumed() -> None:
     """All slots go on at once."""
     admission = Admission()
     admission.pause()
@@ -50,7 +50,7 @@ async def test_draining_ends_the_wait_of_a_paused_worker() -> None:
     assert await asyncio.wait_for(waiting, TIMEOUT) is False
 
 
-async def test_a_drained_gate_never_opens_again() -> None:
+async def test_a_drained_admission_never_opens_again() -> None:
     """Neither pause nor resume undo it."""
     admission = Admission()
     admission.drain()
@@ -85,7 +85,7 @@ def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: l
         assert asyncio.run(passes()) == (False, True)
 
 
-async def test_what_is_awaited_comes_through_an_open_gate() -> None:
+async def test_what_is_awaited_comes_through_an_open_admission() -> None:
     """The result is that of the awaited, even if it is nothing."""
     admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
@@ -97,7 +97,7 @@ async def test_what_is_awaited_comes_through_an_open_gate() -> None:
     assert await asyncio.wait_for(taking, TIMEOUT) == "job"
 
 
-async def test_a_gate_that_closes_ends_the_wait_for_a_job() -> None:
+async def test_an_admission_that_closes_ends_the_wait_for_a_job() -> None:
     """The waiting is cancelled, so that no job is lost to somebody who no longer wants it."""
     admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
@@ -112,7 +112,7 @@ async def test_a_gate_that_closes_ends_the_wait_for_a_job() -> None:
     assert jobs.qsize() == 1
 
 
-async def test_a_gate_that_is_closed_already_lets_nothing_be_waited_for() -> None:
+async def test_an_admission_that_is_closed_already_lets_nothing_be_waited_for() -> None:
     """A wait that would last for ever ends at once."""
     admission = Admission()
     admission.drain()

@@ -64,7 +64,7 @@ def kill(child: ChildProcess) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 1, 137])
-async def test_an_exit_status_is_told_as_it_is(shell: Shell, status: int) -> None:
+async def test_an_exit_status_is_reported_as_it_is(shell: Shell, status: int) -> None:
     """A status above 128 is a status too, not a signal."""
     exit_ = await end(shell.start(f"exit {status}"))
 
@@ -73,7 +73,7 @@ async def test_an_exit_status_is_told_as_it_is(shell: Shell, status: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["KILL", "SEGV"])
-async def test_a_process_that_was_killed_is_told_by_its_signal(shell: Shell, name: str) -> None:
+async def test_a_process_that_was_killed_is_reported_with_its_signal(shell: Shell, name: str) -> None:
     """What the kernel or somebody else did to it is told by name."""
     exit_ = await end(shell.start(f"kill -{name} $$"))
 
@@ -81,7 +81,7 @@ async def test_a_process_that_was_killed_is_told_by_its_signal(shell: Shell, nam
     assert str(exit_) == f"killed by SIG{name}"
 
 
-async def test_a_signal_without_a_name_is_told_by_its_number(shell: Shell) -> None:
+async def test_a_signal_without_a_name_is_reported_by_its_number(shell: Shell) -> None:
     """Real-time signals have none, apart from the first and the last."""
     exit_ = await end(shell.start("kill -40 $$"))
 
@@ -190,7 +190,7 @@ async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell
     assert is_gone(pid, TIMEOUT)
 
 
-async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
+async def test_the_end_can_be_read_again(shell: Shell) -> None:
     """Waiting and stopping after the end answer; they never signal a stranger of that id."""
     child = shell.start("exit 5")
 
@@ -252,7 +252,7 @@ def found(shell: Shell) -> ChildProcess:
     return child
 
 
-async def test_a_child_that_was_left_is_found_again_and_its_end_is_told(shell: Shell) -> None:
+async def test_a_child_that_was_left_is_re_attached_and_its_end_is_reported(shell: Shell) -> None:
     """A daemon that was executed anew in place is still its parent."""
     child = shell.start("trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_says("ready")
@@ -304,7 +304,7 @@ async def test_a_stop_can_be_hurried(shell: Shell) -> None:
     assert await asyncio.wait_for(stopping, TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
-async def test_a_stop_that_is_in_a_hurry_from_the_start_still_asks_first(shell: Shell) -> None:
+async def test_a_stop_without_grace_still_sends_sigterm_first(shell: Shell) -> None:
     """It ends, in one way or the other."""
     child = shell.start("trap '' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_says("ready")

@@ -106,7 +106,7 @@ async def test_an_empty_file_that_is_finished_has_no_lines(path: Path) -> None:
     assert await Reader(path).end() == []
 
 
-async def test_what_was_written_before_the_end_was_told_is_not_lost(path: Path) -> None:
+async def test_what_was_written_before_the_end_was_reported_is_not_lost(path: Path) -> None:
     """The last record and the trainer's end come at the same moment: the record counts."""
     reader = Reader(path)
     append(path, b"step\n")
@@ -132,7 +132,7 @@ async def test_an_empty_line_is_a_line(path: Path) -> None:
     assert await Reader(path).end() == [b"", b"", b"a\r", b"\xff"]
 
 
-async def test_two_readers_of_one_file_are_told_the_same(path: Path) -> None:
+async def test_two_readers_of_one_file_read_the_same(path: Path) -> None:
     """Reading takes nothing away."""
     readers = [Reader(path), Reader(path)]
     append(path, b"one\n")

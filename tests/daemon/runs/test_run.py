@@ -21,12 +21,12 @@ def device(*, simulated: bool) -> GpuDevice:
     return GpuDevice(uuid="GPU-2", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
 
 
-def test_a_trainer_sees_its_own_card_by_uuid_and_no_other() -> None:
+def test_a_trainer_sees_its_own_gpu_by_uuid_and_no_other() -> None:
     """An index would mean another card after a restart of the host."""
     assert trainer_environment(device(simulated=False))["CUDA_VISIBLE_DEVICES"] == "GPU-2"
 
 
-def test_a_trainer_of_a_simulated_card_sees_no_card_at_all() -> None:
+def test_a_trainer_of_a_simulated_gpu_sees_no_gpu_at_all() -> None:
     """Else it would train on a card that somebody else was given."""
     assert trainer_environment(device(simulated=True))["CUDA_VISIBLE_DEVICES"] == ""
 

@@ -44,7 +44,7 @@ def test_a_spec_can_be_read_by_people(folder: RunDirectory) -> None:
     assert "a cät" in text
 
 
-def test_a_spec_says_that_there_is_nothing_to_resume_from(folder: RunDirectory) -> None:
+def test_a_spec_records_that_there_is_nothing_to_resume_from(folder: RunDirectory) -> None:
     """Nothing is left out for the trainer to guess."""
     assert msgspec.json.decode((folder.path / "spec.json").read_bytes()).keys() == {
         field.encode_name for field in msgspec.structs.fields(RunSpec)
@@ -62,7 +62,7 @@ def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunDirectory) -> Non
     assert sorted(folder.path.iterdir()) == before
 
 
-def test_the_last_words_are_those_on_standard_error(folder: RunDirectory) -> None:
+def test_the_last_output_is_that_on_standard_error(folder: RunDirectory) -> None:
     """The last fifty lines of it."""
     folder.stdout.write_text("progress bar\n")
     folder.stderr.write_text("".join(f"{number}\n" for number in range(80)))
@@ -78,7 +78,7 @@ def test_a_trainer_that_was_silent_on_standard_error_is_quoted_from_its_output(f
     assert folder.output_tail() == ["out of luck"]
 
 
-def test_a_trainer_that_never_started_has_no_last_words(folder: RunDirectory) -> None:
+def test_a_trainer_that_never_started_has_no_last_output(folder: RunDirectory) -> None:
     """There are no files of its output."""
     assert folder.output_tail() == []
 

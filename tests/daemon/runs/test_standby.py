@@ -112,7 +112,7 @@ async def test_the_trainer_that_waits_is_the_one_that_trains(stage: Stage, run: 
     assert list(slot.folder.iterdir()) == []
 
 
-async def test_a_trainer_that_waits_has_the_slots_card_and_a_mark(stage: Stage, run: Run) -> None:
+async def test_a_trainer_that_waits_has_the_slots_gpu_and_a_mark(stage: Stage, run: Run) -> None:
     """Nothing that a trainer started in the usual way has is missing, but for the run folder as an argument."""
     slot = await stage.ready(READY + READ + TAKE + 'echo "$0"; env')
     child = await slot.standby.hand_over(ENGINE, run)
@@ -126,7 +126,7 @@ async def test_a_trainer_that_waits_has_the_slots_card_and_a_mark(stage: Stage, 
     assert {f"CUDA_VISIBLE_DEVICES={runs.CARD.uuid}", run.identity.mark} <= set(said)
 
 
-async def test_the_identity_is_in_the_run_folder_before_the_trainer_is_told(stage: Stage, run: Run) -> None:
+async def test_the_identity_is_in_the_run_folder_before_the_trainer_receives_it(stage: Stage, run: Run) -> None:
     """Else a daemon that dies in between would leave a trainer that nobody finds."""
     slot = await stage.ready(READY + READ + 'cp "$folder/process" "$folder/seen"; ' + TAKE + TRAIN)
 
@@ -146,7 +146,7 @@ async def test_the_identity_is_in_the_run_folder_before_the_trainer_is_told(stag
         pytest.param(READY + "exec </dev/null; " + LONG, id="it does not listen"),
     ],
 )
-async def test_a_trainer_that_does_not_take_its_run_is_ended(stage: Stage, run: Run, script: str) -> None:
+async def test_a_trainer_that_does_not_accept_its_run_is_ended(stage: Stage, run: Run, script: str) -> None:
     """The run is as it was: another trainer can be started for it, in the usual way."""
     slot = await stage.ready(script)
     waiting = slot.identity()
@@ -170,7 +170,7 @@ async def test_a_trainer_that_takes_too_long_is_ended(stage: Stage, run: Run, mo
     assert (run.identity, run.has_begun) == (None, False)
 
 
-async def test_a_trainer_that_ended_after_it_took_the_run_has_trained_it(stage: Stage, run: Run) -> None:
+async def test_a_trainer_that_ended_after_it_accepted_the_run_has_trained_it(stage: Stage, run: Run) -> None:
     """How it ended is for others to judge; a second trainer would be one too many."""
     slot = await stage.ready(READY + READ + TAKE + "kill -KILL $$")
 
@@ -197,7 +197,7 @@ async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: 
     assert (run.identity, run.has_begun) == (None, False)
 
 
-async def test_a_trainer_that_ends_while_it_waits_is_told_of_and_not_started_again_at_once(
+async def test_a_trainer_that_ends_while_it_waits_is_reported_and_not_started_again_at_once(
     stage: Stage, run: Run
 ) -> None:
     """One that cannot load its libraries would be started for ever; after a job, it is tried once more."""
@@ -212,7 +212,7 @@ async def test_a_trainer_that_ends_while_it_waits_is_told_of_and_not_started_aga
     assert len(await slot.until_logged("standby_ended", 2)) == 2
 
 
-async def test_a_program_that_is_missing_is_told_of(stage: Stage, run: Run) -> None:
+async def test_a_program_that_is_missing_is_reported(stage: Stage, run: Run) -> None:
     """The slot goes on; whoever starts a trainer for a job says the same."""
     slot = stage.slot("")
     slot.standby._commands = {ENGINE: ["/no-such-folder/program"]}

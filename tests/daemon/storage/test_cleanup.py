@@ -245,7 +245,7 @@ def test_room_is_made_only_as_far_as_it_is_needed(full: Full, wanted_mib: int, c
     assert (free_bytes(full.models) >= wanted_mib * MIB) == (wanted_mib < 29)
 
 
-def test_no_room_is_made_of_what_a_job_in_hand_may_resume_from(full: Full) -> None:
+def test_no_room_is_made_of_what_an_active_job_may_resume_from(full: Full) -> None:
     """However much is needed."""
     full.busy = {"a"}
 
@@ -269,7 +269,7 @@ def test_room_is_made_on_the_disk_that_lacks_it(
     assert full.gone == []
 
 
-def test_it_is_told_what_the_disk_holds(full: Full) -> None:
+def test_what_the_disk_holds_is_reported(full: Full) -> None:
     """By kind; what ended jobs left counts however young it is, what running ones write does not."""
     full.make(full.state / "standby" / "GPU-1" / "diffusers", size=MIB)
     full.make(full.state / "elsewhere", size=2 * MIB)

@@ -55,7 +55,7 @@ def disk(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> Disk:
     return Disk(small_disk(tmp_path / "disk", 64 * MIB))
 
 
-def test_what_does_not_fit_is_told_with_figures(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported_with_figures(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:
     """On real file systems: a byte more than is free does not fit, and the output need not be there yet."""
     outputs = small_disk(tmp_path / "outputs", 64 * MIB)
     state = small_disk(tmp_path / "state", 16 * MIB)
@@ -139,7 +139,7 @@ def test_what_a_job_lacks_passes_if_others_have_it(disk: Disk) -> None:
     assert disk.passes(second, 25) is False
 
 
-def test_a_job_takes_anew_what_it_had(disk: Disk) -> None:
+def test_a_job_reserves_again_what_it_had(disk: Disk) -> None:
     """Its next attempt here has other settings; one that does not fit has nothing any more."""
     first, second = disk.reservations.make("a"), disk.reservations.make("b")
 

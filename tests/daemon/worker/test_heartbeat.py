@@ -47,7 +47,7 @@ async def until_said(connection: RecordingLink, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_worker_says_where_it_is_and_what_it_has(tmp_path: Path) -> None:
+async def test_a_worker_reports_where_it_is_and_what_it_has(tmp_path: Path) -> None:
     """The tiers from the lowest to the highest; of a driver, nothing where there is no card."""
     connection = RecordingLink()
 
@@ -61,7 +61,7 @@ async def test_a_worker_says_where_it_is_and_what_it_has(tmp_path: Path) -> None
     assert online.host
 
 
-async def test_each_card_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -> None:
+async def test_each_gpu_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -> None:
     """What simulated ones do not tell is left out; nor is the disk known before there is a folder."""
     connection = RecordingLink()
     presence, monitor = a_presence(connection, tmp_path / "not-there")
@@ -81,7 +81,7 @@ async def test_each_card_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -
     assert "utilisation" not in connection.published[0][2].body.decode()
 
 
-async def test_measured_rates_are_said_once_on_each_connection(tmp_path: Path) -> None:
+async def test_measured_rates_are_published_once_on_each_connection(tmp_path: Path) -> None:
     """All of them at first, and what is new with the next heartbeat."""
     connection, work = RecordingLink(), workload()
     StepRates(tmp_path).note(CARDS[1], EngineName.DIFFUSERS, work, 2.0)
@@ -101,7 +101,7 @@ async def test_measured_rates_are_said_once_on_each_connection(tmp_path: Path) -
     assert sorted(steps[1:-1], reverse=True) == [[3.0], *[[]] * (len(steps) - 3)]
 
 
-async def test_rates_that_were_not_heard_are_said_again(tmp_path: Path) -> None:
+async def test_rates_that_were_not_confirmed_are_published_again(tmp_path: Path) -> None:
     """The broker was away for a heartbeat."""
     connection = RecordingLink()
     presence, monitor = a_presence(connection, tmp_path)
@@ -139,7 +139,7 @@ async def test_heartbeats_do_not_pile_up_while_the_broker_is_away(tmp_path: Path
     assert what.count("heartbeat") < 5
 
 
-async def test_the_last_word_comes_last_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+async def test_the_last_event_comes_last_and_does_not_wait_for_ever(tmp_path: Path) -> None:
     """A broker that is away keeps no daemon from its end."""
     connection = RecordingLink()
     presence, _ = a_presence(connection, tmp_path)

@@ -92,7 +92,7 @@ def test_an_abstract_socket_hears_too() -> None:
         manager.close()
 
 
-async def test_without_a_manager_nothing_is_said() -> None:
+async def test_without_a_manager_nothing_is_sent() -> None:
     """The daemon on a terminal has nobody to tell, and a task less."""
     notifier = Notifier({"WATCHDOG_USEC": "1000000"})
 
@@ -123,7 +123,7 @@ def test_the_watchdog_is_this_process_s(variables: dict[str, str], seconds: floa
     assert Notifier({"NOTIFY_SOCKET": "@x"} | variables).watchdog == seconds
 
 
-async def test_a_change_is_told_once(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_is_sent_once(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """READY first, whether there is a broker or not; without a watchdog no pings."""
     monkeypatch.setattr("training_worker.worker.systemd_notify.LOOK_INTERVAL", 0.02)
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})

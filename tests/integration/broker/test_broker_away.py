@@ -64,7 +64,7 @@ async def test_a_worker_that_was_away_for_longer_than_its_lease_has_lost_the_job
     assert [entry["outcome"] for entry in first.logged("job_ended")] == ["superseded"]
 
 
-async def test_messages_that_came_while_the_broker_was_away_are_taken_after(proxy: Proxy, fleet: Fleet) -> None:
+async def test_messages_that_came_while_the_broker_was_away_are_consumed_after(proxy: Proxy, fleet: Fleet) -> None:
     """A worker that lost the broker while idle goes back to work by itself."""
     daemon = await fleet.start(amqp_url=proxy.url)
     proxy.down()

@@ -70,7 +70,7 @@ async def test_a_worker_with_a_workers_rights_runs_a_whole_job_of_a_backend(flee
     assert isinstance(events[-1], JobCompleted)
 
 
-async def test_a_worker_retries_and_buries_and_a_backend_puts_back(fleet: Fleet, node: PrivateBroker) -> None:
+async def test_a_worker_retries_and_dead_letters_and_a_backend_requeues(fleet: Fleet, node: PrivateBroker) -> None:
     """What goes through the delay queues, the dead queue and the queue of several cards is in their rights, too."""
     await start(fleet, node, mode="crash")
     backend = api(node, "backend")
@@ -188,7 +188,7 @@ async def _declare(node: PrivateBroker) -> None:
             pass
 
 
-async def test_a_dashboard_that_submits_gets_an_error_that_says_why(node: PrivateBroker, tmp_path: Path) -> None:
+async def test_a_dashboard_that_submits_gets_an_error_with_the_reason(node: PrivateBroker, tmp_path: Path) -> None:
     """The client tells the broker's reason."""
     await _declare(node)
     job = Fleet(tmp_path, node.url, NAMES.prefix).job("no")
@@ -197,7 +197,9 @@ async def test_a_dashboard_that_submits_gets_an_error_that_says_why(node: Privat
         await api(node, "dashboard").submit_job(job)
 
 
-async def test_where_no_worker_has_been_a_backend_is_told_what_is_refused(node: PrivateBroker, tmp_path: Path) -> None:
+async def test_where_no_worker_has_been_a_backend_gets_an_error_that_names_what_is_refused(
+    node: PrivateBroker, tmp_path: Path
+) -> None:
     """Nothing is declared there, and it may not."""
     job = Fleet(tmp_path, node.url, "nowhere").job("early")
 

@@ -124,7 +124,7 @@ async def publish(url: str, queue: str, body: bytes, queue_type: str = "quorum")
 
 
 @pytest.mark.broker
-async def test_a_node_takes_and_hands_out_messages(node: PrivateBroker) -> None:
+async def test_a_node_accepts_and_delivers_messages(node: PrivateBroker) -> None:
     """What is published to a quorum queue comes out of it."""
     await publish(node.url, "hello", b"job")
 
@@ -202,7 +202,7 @@ def test_extra_settings_reach_the_node(node: PrivateBroker) -> None:
 
 
 @pytest.mark.broker
-def test_a_port_that_is_taken_is_named(node: PrivateBroker, tmp_path: Path) -> None:
+def test_a_port_that_is_in_use_is_named(node: PrivateBroker, tmp_path: Path) -> None:
     """The node that has the port is not mistaken for the one that was asked for."""
     with pytest.raises(BrokerError, match=f"port {node.port} of 127.0.0.1 is taken"):
         PrivateBroker(tmp_path, port=node.port).start()

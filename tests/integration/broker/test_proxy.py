@@ -81,7 +81,7 @@ async def test_what_is_held_is_delivered_when_the_network_is_back(proxy: Proxy, 
         assert await depth(broker_url, prefix) == 1
 
 
-async def test_what_is_dropped_is_lost_for_good_and_nobody_is_told(proxy: Proxy, broker_url: str, prefix: str) -> None:
+async def test_what_is_dropped_is_lost_for_good_without_notice(proxy: Proxy, broker_url: str, prefix: str) -> None:
     """A connection of that time stays open and silent; one that is opened afterwards works."""
     await depth(broker_url, prefix)
     async with channel_of(proxy.url) as channel:

@@ -195,7 +195,7 @@ async def test_an_output_that_holds_something_is_not_overwritten(fleet: Fleet) -
     assert precious.exists()
 
 
-async def test_an_output_that_is_taken_meanwhile_fails_the_job_and_its_cost_is_told(fleet: Fleet) -> None:
+async def test_an_output_that_is_taken_meanwhile_fails_the_job_and_its_cost_is_reported(fleet: Fleet) -> None:
     """Nothing is overwritten, and the GPU-seconds that were used are accounted for."""
     await fleet.start(mode="squat")
 
@@ -248,7 +248,7 @@ def run_with(folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_without_a_gpu_a_daemon_says_so_and_ends_with_ex_config(tmp_path: Path) -> None:
+def test_without_a_gpu_a_daemon_reports_that_and_ends_with_ex_config(tmp_path: Path) -> None:
     """An operator's mistake is told by exit status 78, so that systemd does not restart it for ever."""
     done = run_with(tmp_path)
 

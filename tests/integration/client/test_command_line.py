@@ -20,7 +20,7 @@ def write_job(fleet: Fleet, *, training_type: str = "FLUX_LORA") -> str:
     return str(file)
 
 
-async def test_submit_with_watch_tells_the_job_in_plain_lines_without_a_terminal(fleet: Fleet) -> None:
+async def test_submit_with_watch_prints_the_events_of_the_job_in_plain_lines_without_a_terminal(fleet: Fleet) -> None:
     """Phase, step, loss, pace, time left and cost, a line each event, and status 0 once it is completed."""
     await fleet.start(mode="slow")
 
@@ -36,7 +36,7 @@ async def test_submit_with_watch_tells_the_job_in_plain_lines_without_a_terminal
     assert lines[10].startswith(f"portrait: completed: {fleet.folder / 'models' / 'portrait'}")
 
 
-async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_status(fleet: Fleet) -> None:
+async def test_watch_replays_a_job_that_is_over_and_reports_its_failure_by_its_status(fleet: Fleet) -> None:
     """Whoever comes late sees the whole job from the log."""
     await fleet.start(mode="crash")
     await fleet.submit("portrait", max_attempts=1)

@@ -35,7 +35,7 @@ async def test_a_running_job_is_cancelled_by_the_worker_that_trains_it(fleet: Fl
     assert await answer(fleet) == (0, "portrait: cancelled before; nothing to cancel")
 
 
-async def test_a_waiting_job_is_cancelled_by_whoever_takes_it(fleet: Fleet) -> None:
+async def test_a_waiting_job_is_cancelled_by_whoever_consumes_it(fleet: Fleet) -> None:
     """Nobody trains it yet."""
     daemon = await fleet.start("small", gpus=[CARD_8])
     await fleet.submit("portrait")
@@ -48,7 +48,7 @@ async def test_a_waiting_job_is_cancelled_by_whoever_takes_it(fleet: Fleet) -> N
 
 
 @pytest.mark.parametrize(("mode", "state"), [("ok", "completed"), ("crash", "failed")])
-async def test_a_job_that_had_ended_is_said_to_have(fleet: Fleet, mode: str, state: str) -> None:
+async def test_a_job_that_had_ended_is_reported_as_ended(fleet: Fleet, mode: str, state: str) -> None:
     """And nothing changes that."""
     daemon = await fleet.start(mode=mode)
     await fleet.submit("portrait", max_attempts=1)
@@ -57,7 +57,7 @@ async def test_a_job_that_had_ended_is_said_to_have(fleet: Fleet, mode: str, sta
     assert await answer(fleet) == (1, f"portrait: {state} before; nothing to cancel")
 
 
-async def test_a_job_that_nobody_knows_is_said_to_be_unknown(fleet: Fleet) -> None:
+async def test_a_job_that_nobody_knows_is_reported_as_unknown(fleet: Fleet) -> None:
     """Also if it was asked for before."""
     expected = (1, "nobody: unknown; nothing was written about it in the last day")
 
@@ -65,7 +65,7 @@ async def test_a_job_that_nobody_knows_is_said_to_be_unknown(fleet: Fleet) -> No
     assert await answer(fleet, "nobody") == expected
 
 
-async def test_whoever_trains_a_job_takes_its_commands(fleet: Fleet) -> None:
+async def test_whoever_trains_a_job_accepts_its_commands(fleet: Fleet) -> None:
     """True says that an owner has them."""
     await fleet.start(mode="slow")
     await fleet.submit("portrait", max_train_steps=600)
@@ -79,7 +79,7 @@ async def test_whoever_trains_a_job_takes_its_commands(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("command", ["checkpoint", "sample"])
-async def test_a_job_that_nobody_trains_takes_no_commands(fleet: Fleet, command: str) -> None:
+async def test_a_job_that_nobody_trains_accepts_no_commands(fleet: Fleet, command: str) -> None:
     """It is said in a line, with status 1."""
     done = await run(fleet, command, "portrait")
 
@@ -87,7 +87,7 @@ async def test_a_job_that_nobody_trains_takes_no_commands(fleet: Fleet, command:
     assert done.stderr == "training-worker: nobody trains portrait now\n"
 
 
-async def test_a_paused_worker_takes_nothing_until_it_is_resumed(fleet: Fleet) -> None:
+async def test_a_paused_worker_consumes_nothing_until_it_is_resumed(fleet: Fleet) -> None:
     """One worker by its id."""
     daemon = await fleet.start("w1")
     await fleet.all_events(1, WorkerOnline)
@@ -134,7 +134,7 @@ async def test_the_fleet_is_shown_with_what_each_worker_does(fleet: Fleet) -> No
     assert [all(word in line for word in ("w3", "offline: SIGTERM")) for line in lines].count(True) == 1
 
 
-async def test_a_fleet_without_workers_is_said_to_have_none(fleet: Fleet) -> None:
+async def test_a_fleet_without_workers_is_reported_to_have_none(fleet: Fleet) -> None:
     """With status 1, also where no worker has ever been; in JSON it is an empty list."""
     table, as_json = await run(fleet, "workers"), await run(fleet, "workers", "--json")
 
@@ -156,7 +156,7 @@ async def test_all_workers_are_drained_at_once(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("command", ["drain", "pause", "resume"])
 @pytest.mark.parametrize(("worker", "who"), [("w9", "no worker w9"), ("all", "no worker")])
-async def test_a_worker_that_is_not_there_is_said_to_be_missing(
+async def test_a_worker_that_is_not_there_is_reported_as_missing(
     fleet: Fleet, command: str, worker: str, who: str
 ) -> None:
     """With status 1: an operator relies on it."""

@@ -68,7 +68,7 @@ async def failed(fleet: Fleet) -> None:
     await daemon.ended()
 
 
-async def test_a_failed_job_that_is_put_back_is_trained_again(fleet: Fleet) -> None:
+async def test_a_failed_job_that_is_requeued_is_trained_again(fleet: Fleet) -> None:
     """The ledger hears of it first; the job is queued anew, by an event of its own, and its attempts count on."""
     await failed(fleet)
     await fleet.start("w2")
@@ -99,7 +99,7 @@ async def test_a_job_that_fails_again_is_back_in_the_dead_queue(fleet: Fleet) ->
     assert ids(await fleet.api.dead_letters()) == ["portrait"]
 
 
-async def test_letters_are_looked_at_without_being_moved(fleet: Fleet) -> None:
+async def test_dead_letters_are_read_without_being_moved(fleet: Fleet) -> None:
     """However often, they stay, and keep their order."""
     names = [f"job-{number}" for number in range(40)]
     await put(fleet, *names)
@@ -120,7 +120,7 @@ async def test_what_is_left_after_some_were_taken_out_keeps_its_order(fleet: Fle
     assert ids(await fleet.api.dead_letters()) == [*names[1:7], *names[8:], "later"]
 
 
-async def test_a_letter_says_all_that_is_known(fleet: Fleet) -> None:
+async def test_a_dead_letter_has_all_that_is_known(fleet: Fleet) -> None:
     """Reason, faults, attempts with what they used, the last output, when, and the message as it was."""
     fault = Fault(path="a.png", reason="corrupt")
     await put(fleet, "portrait", history=[ATTEMPT], output_tail=["line 1", "last line"], faults=[fault])
@@ -138,7 +138,7 @@ async def test_a_letter_says_all_that_is_known(fleet: Fleet) -> None:
     assert dead_letter.dead_lettered_at > 1.7e9
 
 
-async def test_monstrous_texts_fit_into_the_letter(fleet: Fleet) -> None:
+async def test_monstrous_texts_fit_into_the_dead_letter(fleet: Fleet) -> None:
     """Of output and history the end is kept, of the message the beginning; the broker takes it."""
     monsters = [msgspec.structs.replace(ATTEMPT, attempt=n, message="\N{PILE OF POO}" * 50_000) for n in range(1, 100)]
     await put(
@@ -158,7 +158,7 @@ async def test_monstrous_texts_fit_into_the_letter(fleet: Fleet) -> None:
     assert set(dead_letter.message) == {"\N{EURO SIGN}"}
 
 
-async def test_list_and_show_tell_people_and_programs(fleet: Fleet) -> None:
+async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None:
     """A line each, or everything; JSON where it is asked for."""
     await put(fleet, "portrait", history=[ATTEMPT], output_tail=["the \x1b[31mlast word"])
 
@@ -175,7 +175,7 @@ async def test_list_and_show_tell_people_and_programs(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "requeue", "drop"])
-async def test_a_job_that_has_no_letter_is_an_error(fleet: Fleet, command: str) -> None:
+async def test_a_job_that_has_no_dead_letter_is_an_error(fleet: Fleet, command: str) -> None:
     """Said in a line, with status 1."""
     async with fleet.session():
         pass
@@ -186,7 +186,7 @@ async def test_a_job_that_has_no_letter_is_an_error(fleet: Fleet, command: str) 
     assert done.stderr == "training-worker: the dead queue has no letter of nobody\n"
 
 
-async def test_with_one_that_cannot_be_put_back_none_is(fleet: Fleet) -> None:
+async def test_with_one_that_cannot_be_requeued_none_is(fleet: Fleet) -> None:
     """Nor dropped: whoever mistypes an id finds everything as it was."""
     await put(fleet, "a", "b")
 
@@ -200,7 +200,7 @@ async def test_with_one_that_cannot_be_put_back_none_is(fleet: Fleet) -> None:
     assert await fleet.ledger() == []
 
 
-async def test_the_newest_letter_that_is_a_job_is_put_back(fleet: Fleet) -> None:
+async def test_the_newest_dead_letter_that_is_a_job_is_requeued(fleet: Fleet) -> None:
     """The others stay; a message that is no job cannot be put back, and it is said why."""
     bad = b'{"jobId": "portrait"}'
     await put(fleet, "portrait", message="first")
@@ -231,7 +231,7 @@ async def test_what_cannot_be_published_stays_in_the_dead_queue(fleet: Fleet) ->
     assert [type(entry) for entry in await fleet.ledger()] == [Requeued]
 
 
-async def test_a_job_that_was_completed_since_is_not_put_back(fleet: Fleet) -> None:
+async def test_a_job_that_was_completed_since_is_not_requeued(fleet: Fleet) -> None:
     """An old letter of it may still lie there; its result stands."""
     await put(fleet, "portrait")
     daemon = await fleet.start()
@@ -244,7 +244,7 @@ async def test_a_job_that_was_completed_since_is_not_put_back(fleet: Fleet) -> N
     assert Requeued not in [type(entry) for entry in await fleet.ledger()]
 
 
-async def test_what_the_broker_gave_up_is_told_by_its_own_words(fleet: Fleet) -> None:
+async def test_what_the_broker_gave_up_is_described_by_its_own_headers(fleet: Fleet) -> None:
     """It can be put back like the rest, and since it had not ended, the ledger needs no word of that."""
     daemon = await fleet.start("small", gpus=[CARD_8])
     await fleet.submit("portrait")

@@ -58,7 +58,7 @@ def test_a_healthy_broker_lets_a_worker_do_what_it_does(node: PrivateBroker) -> 
     assert "fleet" not in rabbitmqctl(node, "list_exchanges", "--quiet", "name")
 
 
-def test_what_was_not_looked_at_is_told_with_the_commands_that_tell(node: PrivateBroker) -> None:
+def test_what_was_not_checked_is_reported_with_the_commands_that_check_it(node: PrivateBroker) -> None:
     """Each of them works."""
     found = look(user_url(node, "worker"))["management"]
 
@@ -68,7 +68,7 @@ def test_what_was_not_looked_at_is_told_with_the_commands_that_tell(node: Privat
         rabbitmqctl(node, *arguments, program=program)
 
 
-def test_a_user_without_rights_is_told_the_commands_that_give_them(node: PrivateBroker) -> None:
+def test_a_user_without_rights_is_reported_with_the_commands_that_grant_them(node: PrivateBroker) -> None:
     """As they stand in docs/operations.md."""
     found = look(user_url(node, "poor"))["permissions"]
 
@@ -77,7 +77,7 @@ def test_a_user_without_rights_is_told_the_commands_that_give_them(node: Private
     assert found.fix == " && ".join(command_lines(Role.WORKER, NAMES, user="poor"))
 
 
-def test_a_wrong_password_is_told_as_that(node: PrivateBroker) -> None:
+def test_a_wrong_password_is_reported_as_that(node: PrivateBroker) -> None:
     """And the password is not."""
     found = look(user_url(node, "worker", "wrong-one"))["reachable"]
 
@@ -87,7 +87,7 @@ def test_a_wrong_password_is_told_as_that(node: PrivateBroker) -> None:
     assert "wrong-one" not in f"{found}"
 
 
-def test_a_broker_that_is_not_there_is_told_with_its_address() -> None:
+def test_a_broker_that_is_not_there_is_reported_with_its_address() -> None:
     """Nothing else of it is looked at."""
     port = free_port()
     found = look(f"amqp://worker:secret@127.0.0.1:{port}/")
@@ -97,7 +97,7 @@ def test_a_broker_that_is_not_there_is_told_with_its_address() -> None:
     assert str(found["reachable"].fix).startswith("nc -vz ")
 
 
-def test_a_lease_longer_than_the_brokers_patience_is_warned_of() -> None:
+def test_a_lease_longer_than_the_brokers_timeout_is_a_warning() -> None:
     """The broker's own limit cannot be asked for: its default is what is compared."""
     found = look(f"amqp://127.0.0.1:{free_port()}/", lease=7200.0)["consumer_timeout"]
 
@@ -164,7 +164,7 @@ def test_a_fleets_own_queues_are_as_they_should_be(node: PrivateBroker) -> None:
         ("events.log", {"x_queue_type": "quorum"}, "x-queue-type is quorum, where stream is needed"),
     ],
 )
-def test_a_queue_that_is_otherwise_is_told_with_what_makes_room(
+def test_a_queue_that_is_otherwise_is_reported_with_what_makes_room(
     node: PrivateBroker, queue: str, arguments: dict[str, Any], words: str
 ) -> None:
     """The command is carried out, and a worker declares the queue anew."""
@@ -202,7 +202,7 @@ def test_what_a_queue_holds_is_not_thrown_away(node: PrivateBroker, queue: str) 
 
 
 @pytest.mark.usefixtures("declared")
-def test_an_exchange_of_another_type_is_told(node: PrivateBroker) -> None:
+def test_an_exchange_of_another_type_is_reported(node: PrivateBroker) -> None:
     """The command deletes it, and nothing else."""
 
     async def replace(channel: AbstractChannel) -> None:
@@ -232,7 +232,7 @@ def test_one_that_is_missing_among_others_is_a_warning(node: PrivateBroker) -> N
 
 
 @pytest.mark.usefixtures("declared")
-def test_a_broker_with_an_alarm_is_told_without_its_management(node: PrivateBroker) -> None:
+def test_a_broker_with_an_alarm_is_reported_without_its_management(node: PrivateBroker) -> None:
     """It answers nothing once something was published, and is not waited for."""
     rabbitmqctl(node, "set_disk_free_limit", "1000000GB")
     try:
@@ -248,7 +248,7 @@ def test_a_broker_with_an_alarm_is_told_without_its_management(node: PrivateBrok
     assert took < 30
 
 
-def test_a_node_on_this_host_tells_its_consumer_timeout(
+def test_a_node_on_this_host_reports_its_consumer_timeout(
     impatient_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is shorter than half a lease is an error; the command mends it."""

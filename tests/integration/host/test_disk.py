@@ -49,7 +49,7 @@ async def test_of_two_jobs_that_do_not_fit_together_one_waits_for_the_other(flee
     assert {entry["job"] for entry in daemon.logged("no_room_for_now")} == {second}
 
 
-async def test_a_run_that_is_found_again_keeps_its_room(fleet: Fleet, disk: Path) -> None:
+async def test_a_run_that_is_re_attached_keeps_its_room(fleet: Fleet, disk: Path) -> None:
     """From the start of the next daemon on, before any slot takes a job."""
     first = await fleet.start(mode="slow", output_roots=[str(disk)])
     await fleet.submit("a", max_train_steps=60, output_path=str(disk / "a"))

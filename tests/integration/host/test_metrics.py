@@ -117,7 +117,7 @@ async def test_health_and_readiness_follow_the_broker_and_the_drain(proxy: Proxy
         assert (await page(port, "/healthz"))[0] == 200
 
 
-async def test_a_hung_loop_shows_where_it_is_asked_for_life(fleet: Fleet) -> None:
+async def test_a_hung_loop_shows_in_the_liveness_probe(fleet: Fleet) -> None:
     """Who answers is a thread of its own, which the loop cannot hold up."""
     port = free_port()
     await fleet.start(metrics_port=port, online=False, program=("-c", HANGING))
@@ -150,7 +150,7 @@ async def test_a_job_that_was_taken_over_is_a_lost_lease(proxy: Proxy, fleet: Fl
     await fleet.events("portrait")
 
 
-async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
+async def test_a_daemon_that_re_attaches_to_a_trainer_counts_on(fleet: Fleet) -> None:
     """What the one before it has told is not counted again, and the job's wait neither."""
     port = free_port()
     first = await fleet.start(metrics_port=port, mode="steady")
@@ -173,7 +173,7 @@ async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
     assert after["training_worker_attempts_total"][(("outcome", "completed"), FLUX)] == 1
 
 
-async def test_a_cards_readings_show_and_go_away_with_it(fleet: Fleet, host: Host) -> None:
+async def test_a_gpus_readings_show_and_go_away_with_it(fleet: Fleet, host: Host) -> None:
     """Of each card of a slot by itself; whether jobs are taken, of the slot as a whole."""
     port = free_port()
     said = ("temperature 61", "power 300500", "energy 5000000", "utilisation 97", "throttle 1", "ecc 0", "held 564")

@@ -42,7 +42,7 @@ async def changes(fleet: Fleet, count: int) -> list[tuple[str, str, bool]]:
     return [(event.gpu, event.reason, event.recovered) for event in events if isinstance(event, WorkerQuarantined)]
 
 
-async def test_a_worker_says_what_it_is_how_it_does_and_that_it_leaves(fleet: Fleet, host: Host) -> None:
+async def test_a_worker_reports_what_it_is_how_it_does_and_that_it_leaves(fleet: Fleet, host: Host) -> None:
     """From the card's own figures, with the job that is on it."""
     host.says(*HOST, CARD, "held 1000", "temperature 61", "power 300500", "utilisation 97")
     fleet.host = host.variables
@@ -79,7 +79,7 @@ async def test_a_worker_says_what_it_is_how_it_does_and_that_it_leaves(fleet: Fl
     ]
 
 
-async def test_a_sick_card_takes_no_job_until_it_has_recovered(fleet: Fleet, host: Host) -> None:
+async def test_a_sick_gpu_consumes_no_job_until_it_has_recovered(fleet: Fleet, host: Host) -> None:
     """The other card of the host goes on."""
     host.says(CARD, "temperature 97", OTHER)
     fleet.host = host.variables
@@ -104,7 +104,7 @@ async def test_a_sick_card_takes_no_job_until_it_has_recovered(fleet: Fleet, hos
     assert claimed.gpu.uuid == "GPU-1"
 
 
-async def test_what_a_sick_card_breaks_is_not_held_against_the_job(fleet: Fleet, host: Host) -> None:
+async def test_what_a_sick_gpu_breaks_is_not_held_against_the_job(fleet: Fleet, host: Host) -> None:
     """The card is looked at when the trainer fails, not only at its next turn."""
     host.says(CARD)
     fleet.host = host.variables
@@ -141,7 +141,7 @@ async def test_a_job_waits_for_memory_that_others_hold(fleet: Fleet, host: Host)
     assert [one.outcome for one in completed.attempts] == ["completed"]
 
 
-async def test_a_card_that_is_lost_at_the_start_does_not_keep_the_others_from_work(fleet: Fleet, host: Host) -> None:
+async def test_a_gpu_that_is_lost_at_the_start_does_not_keep_the_others_from_work(fleet: Fleet, host: Host) -> None:
     """It is shown, and why it has no jobs."""
     host.says(f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090", OTHER)
     fleet.host = host.variables
@@ -159,7 +159,7 @@ async def test_a_card_that_is_lost_at_the_start_does_not_keep_the_others_from_wo
     assert claimed.gpu.uuid == "GPU-2"
 
 
-async def test_an_xid_takes_a_card_out(fleet: Fleet, host: Host) -> None:
+async def test_an_xid_quarantines_a_gpu(fleet: Fleet, host: Host) -> None:
     """Though its readings are good."""
     host.says(CARD)
     fleet.host = host.variables

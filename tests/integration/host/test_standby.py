@@ -83,7 +83,7 @@ async def test_where_no_trainer_waits_any_more_one_is_started(fleet: Fleet) -> N
     assert (pid != waiting, waited) == (True, False)
 
 
-async def test_a_killed_daemon_finds_a_trainer_again_that_had_waited(fleet: Fleet) -> None:
+async def test_a_killed_daemon_re_attaches_to_a_trainer_that_had_waited(fleet: Fleet) -> None:
     """It is known like any other; each step is trained and told once."""
     first = await fleet.start(mode="slow", standby=True)
     (waiting,) = await ready(first)
@@ -113,7 +113,7 @@ async def test_no_trainer_waits_for_a_daemon_that_has_ended(fleet: Fleet, number
     assert is_gone(waiting, TIMEOUT)
 
 
-async def test_a_daemon_that_is_executed_anew_has_a_new_trainer_waiting(fleet: Fleet) -> None:
+async def test_a_daemon_that_is_re_executed_has_a_new_trainer_waiting(fleet: Fleet) -> None:
     """The old one is of another version, perhaps; nothing of it stays, not even for its parent to take note of."""
     daemon = await fleet.start(standby=True)
     await ready(daemon)
@@ -161,7 +161,7 @@ async def test_the_real_trainer_waits_and_trains(fleet: Fleet, materials: Path) 
     assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 61))
 
 
-async def test_no_trainer_waits_on_a_card_that_is_quarantined(fleet: Fleet, host: Host) -> None:
+async def test_no_trainer_waits_on_a_gpu_that_is_quarantined(fleet: Fleet, host: Host) -> None:
     """Whoever resets it needs it free; once it is back, a new one waits."""
     host.says(CARD, "temperature 60")
     fleet.host = host.variables

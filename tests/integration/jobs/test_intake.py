@@ -91,7 +91,7 @@ async def test_of_two_jobs_that_come_at_once_under_one_id_one_is_let_in(fleet: F
     assert len(await fleet.api.dead_letters()) == len(bodies) - 1
 
 
-async def test_a_copy_of_a_waiting_job_is_queued_too_and_said_as_the_same_event(fleet: Fleet) -> None:
+async def test_a_copy_of_a_waiting_job_is_queued_too_and_published_as_the_same_event(fleet: Fleet) -> None:
     """Dropping it could lose the job: the first copy may never have reached its queue."""
     daemon = await fleet.start("small", gpus=[CARD_8])
     job = await fleet.submit("portrait")
@@ -106,7 +106,7 @@ async def test_a_copy_of_a_waiting_job_is_queued_too_and_said_as_the_same_event(
     assert submitted[0] == submitted[1]
 
 
-async def test_whoever_waits_for_a_job_that_had_ended_before_is_told_so(fleet: Fleet) -> None:
+async def test_whoever_waits_for_a_job_that_had_ended_before_gets_its_end(fleet: Fleet) -> None:
     """Its events end with that."""
     event = JobDuplicate(
         worker="w1",
@@ -125,7 +125,7 @@ async def test_whoever_waits_for_a_job_that_had_ended_before_is_told_so(fleet: F
     assert (await run(fleet, "watch", "portrait")).returncode == 0
 
 
-async def test_submit_with_watch_ends_with_1_when_the_id_is_taken(fleet: Fleet) -> None:
+async def test_submit_with_watch_ends_with_1_when_the_id_is_in_use(fleet: Fleet) -> None:
     """And says that it was refused."""
     daemon = await fleet.start("small", gpus=[CARD_8])
     await fleet.submit("portrait", max_train_steps=2)

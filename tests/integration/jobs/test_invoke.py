@@ -84,7 +84,7 @@ async def test_each_type_is_trained_from_the_queue(
     assert not list(output.parent.glob(".*robot*"))
 
 
-async def test_a_stop_saves_at_the_next_step_and_the_job_begins_anew_elsewhere(fleet: Fleet, materials: Path) -> None:
+async def test_a_stop_saves_at_the_next_step_and_the_job_begins_again_elsewhere(fleet: Fleet, materials: Path) -> None:
     """There is no resume: what was trained is told as wasted, and the next attempt starts at step 1."""
     first = await start_with_invoke(fleet, materials, "first")
     await submit(fleet, "SDXL_LORA", engine="invoke", max_train_steps=60, batch_size=1)

@@ -29,7 +29,7 @@ from training_schemas.ledger import Cancelled, CancelRequested, CheckpointSaved,
 pytestmark = pytest.mark.broker
 
 
-async def test_a_job_is_trained_and_its_events_tell_the_whole_story(fleet: Fleet) -> None:
+async def test_a_job_is_trained_and_its_events_report_its_whole_life(fleet: Fleet) -> None:
     """From submission to completion each turning point is an event, without holes, and said to be simulated."""
     await fleet.start()
     await fleet.submit("portrait")
@@ -94,7 +94,7 @@ async def test_while_a_job_runs_its_copy_is_held_by_the_lease(fleet: Fleet) -> N
     assert isinstance((await fleet.events("portrait"))[-1], JobCancelled)
 
 
-async def test_sigterm_gives_the_job_back_and_the_next_worker_goes_on_from_its_checkpoint(fleet: Fleet) -> None:
+async def test_sigterm_requeues_the_job_and_the_next_worker_resumes_from_its_checkpoint(fleet: Fleet) -> None:
     """A stopped daemon ends within its grace; another one takes the job up after the last step that was taken."""
     first = await fleet.start("w1", mode="slow")
     await fleet.submit("portrait", max_train_steps=12)
@@ -178,7 +178,7 @@ async def test_a_job_submitted_twice_is_trained_once(fleet: Fleet) -> None:
     assert [type(e) for e in await fleet.ledger() if not isinstance(e, Submitted)] == [Claimed, Completed]
 
 
-async def test_a_copy_of_a_finished_job_is_settled_without_training(fleet: Fleet) -> None:
+async def test_a_copy_of_a_finished_job_is_acked_without_training(fleet: Fleet) -> None:
     """The ledger remembers a job that ended: a copy that turns up later starts nothing."""
     daemon = await fleet.start()
     job = await fleet.submit("portrait")
@@ -191,7 +191,7 @@ async def test_a_copy_of_a_finished_job_is_settled_without_training(fleet: Fleet
     assert len(daemon.logged("trainer_started")) == 1
 
 
-async def test_a_restarted_daemon_asks_the_ledger_about_jobs_older_than_itself(fleet: Fleet) -> None:
+async def test_a_restarted_daemon_queries_the_ledger_about_jobs_older_than_itself(fleet: Fleet) -> None:
     """A job that finished before this daemon's tail of the ledger began is found by a scan."""
     first = await fleet.start("w1")
     await fleet.submit("portrait")
@@ -216,7 +216,7 @@ async def test_every_slot_of_a_host_trains_at_the_same_time(fleet: Fleet) -> Non
     assert {event.gpu.uuid for event in claimed if isinstance(event, JobClaimed)} == {"SIMULATED-0", "SIMULATED-1"}
 
 
-async def test_a_worker_says_what_it_is_when_it_comes(fleet: Fleet) -> None:
+async def test_a_worker_reports_what_it_is_when_it_starts(fleet: Fleet) -> None:
     """Its first event names its version, cards, tiers and families."""
     await fleet.start(gpus=["NVIDIA A10G:23028MiB"])
 
@@ -249,7 +249,7 @@ async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_the_job_up(
     assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)
 
 
-async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_output(fleet: Fleet) -> None:
+async def test_a_crash_without_a_record_fails_the_job_with_the_last_lines_of_output(fleet: Fleet) -> None:
     """The event names how the trainer ended and what it printed last; the message waits in the dead queue."""
     await fleet.start(mode="crash")
     await fleet.submit("portrait", max_attempts=1)
@@ -265,7 +265,7 @@ async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_outpu
     assert dead_letter.headers["x-training-reason"] == "trainerCrashed"
 
 
-async def test_a_worker_that_is_asked_for_metrics_counts_what_it_did(fleet: Fleet) -> None:
+async def test_a_worker_that_serves_metrics_counts_what_it_did(fleet: Fleet) -> None:
     """Attempts, GPU-seconds and dollars are there for Prometheus, by type and outcome."""
     port = free_port()
     daemon = await fleet.start(metrics_port=port)

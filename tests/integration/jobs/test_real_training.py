@@ -85,7 +85,7 @@ async def test_each_type_of_sdxl_is_trained_from_the_queue(
     assert {artifact.kind for artifact in completed.artifacts} == kinds | {"lossCurve", "contactSheet", "sample"}
 
 
-async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: Path) -> None:
+async def test_a_lora_is_trained_on_two_gpus_together(fleet: Fleet, materials: Path) -> None:
     """Here two processes on the CPU; what they used is what both used, and a stop in the middle costs no step."""
     devices = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
     first = await start(fleet, materials, "first", **devices)
@@ -105,7 +105,7 @@ async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: 
     assert lasted < account["usage"]["gpuSeconds"] / 2 < lasted + 5
 
 
-async def test_a_released_lora_goes_on_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:
+async def test_a_released_lora_resumes_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:
     """SIGTERM in the middle of real training costs no step."""
     first = await start(fleet, materials, "first")
     await submit(fleet, max_train_steps=60)

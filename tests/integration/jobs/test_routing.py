@@ -20,7 +20,7 @@ async def claims(fleet: Fleet, count: int) -> list[JobClaimed]:
     return [event for event in await fleet.all_events(count, JobClaimed) if isinstance(event, JobClaimed)]
 
 
-async def test_sixty_mixed_jobs_find_cards_that_fit_and_no_card_idles(fleet: Fleet) -> None:
+async def test_sixty_mixed_jobs_find_gpus_that_fit_and_no_gpu_idles(fleet: Fleet) -> None:
     """Three daemons of 8, 24 and 80 GB empty the queues together; no job lands on a card too small for it."""
     kinds = [*NEEDS, "FLUX_LORA"]
     needs = {}
@@ -50,7 +50,7 @@ async def test_sixty_mixed_jobs_find_cards_that_fit_and_no_card_idles(fleet: Fle
         assert max(gaps, default=0) <= 12, (worker, places)
 
 
-async def test_a_card_takes_the_most_demanding_job_that_it_can(fleet: Fleet) -> None:
+async def test_a_gpu_consumes_the_most_demanding_job_that_it_can(fleet: Fleet) -> None:
     """A big card that finds jobs of all sizes waiting begins with the big ones."""
     for number, tier in enumerate(("8gb", "16gb", "24gb", "40gb", "80gb")):
         await fleet.submit(f"job-{number}", "SDXL_LORA", gpu_memory_tier=tier)
@@ -68,7 +68,7 @@ async def test_a_card_takes_the_most_demanding_job_that_it_can(fleet: Fleet) -> 
     assert [event.job_id for event in taken] == ["job-4", "job-9", "job-3", "job-8", "job-2", "job-7", "job-1", "job-6"]
 
 
-async def test_an_idle_small_card_is_preferred_to_an_idle_big_one(fleet: Fleet) -> None:
+async def test_an_idle_small_gpu_is_preferred_to_an_idle_big_one(fleet: Fleet) -> None:
     """The big card is the overflow: it gets a small job only when the small card is busy."""
     await fleet.start("large", gpus=[CARD_80], mode="slow")
     await fleet.start("small", gpus=[CARD_8], mode="slow")
@@ -85,7 +85,7 @@ async def test_an_idle_small_card_is_preferred_to_an_idle_big_one(fleet: Fleet) 
     assert (taken["first"], taken["second"]) == ("small", "large")
 
 
-async def test_a_job_that_fits_no_card_waits(fleet: Fleet) -> None:
+async def test_a_job_that_fits_no_gpu_waits(fleet: Fleet) -> None:
     """A daemon never takes what its card cannot train, however idle it is."""
     daemon = await fleet.start(gpus=[CARD_8])
     await fleet.submit("big", "FLUX_LORA")
@@ -97,7 +97,7 @@ async def test_a_job_that_fits_no_card_waits(fleet: Fleet) -> None:
     assert [entry["job"] for entry in daemon.logged("claimed")] == ["small"]
 
 
-async def test_cards_that_work_together_take_the_jobs_that_ask_for_as_many(fleet: Fleet) -> None:
+async def test_gpus_that_work_together_consume_the_jobs_that_need_as_many(fleet: Fleet) -> None:
     """And no others: neither is a group half idle, nor does one card begin what needs two. Both cards are paid for."""
     await fleet.submit("pair", "SDXL_LORA", gpu_count=2)
     await fleet.submit("single", "SDXL_LORA")
@@ -119,7 +119,7 @@ async def test_cards_that_work_together_take_the_jobs_that_ask_for_as_many(fleet
     assert completed.usage.cost_usd == pytest.approx(completed.usage.gpu_seconds / 3600 * price)
 
 
-async def test_a_job_for_several_cards_that_fails_is_tried_again_there(fleet: Fleet) -> None:
+async def test_a_job_for_several_gpus_that_fails_is_tried_again_there(fleet: Fleet) -> None:
     """Its way back to its queue is that of its key, like everybody's."""
     await fleet.start("together", gpus=[CARD_24, CARD_24], gpus_per_job=2, mode="crash")
     await fleet.submit("pair", "SDXL_LORA", gpu_count=2, max_attempts=2)
