@@ -24,7 +24,7 @@ class Model(msgspec.Struct, Generic[S], frozen=True, kw_only=True):
     faults: Callable[[S], Moves[S]]
     key: Callable[[S], Hashable]
     broken: Callable[[S], str | None]
-    settled: Callable[[S], bool]
+    final: Callable[[S], bool]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +82,7 @@ class Explorer(Generic[S]):
 
     def _first_stuck(self) -> int | None:
         """The first state from which no settled one can be reached without a fault."""
-        queue = [number for number, state in enumerate(self._states) if self._model.settled(state)]
+        queue = [number for number, state in enumerate(self._states) if self._model.final(state)]
         fine = set(queue)
         while queue:
             new = set(self._before[queue.pop()]) - fine

@@ -177,12 +177,12 @@ class Gate:
             self._step, self._allowed, self._passed = step, {step, *also}, False
             self._changed.notify_all()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(self._settled), TIMEOUT)
+                await asyncio.wait_for(self._changed.wait_for(self._arrived), TIMEOUT)
             if not self._passed:
                 ready = " or ".join(self._ready) or "none"
                 raise DisagreementError(f"the model's next step is {step}, the code's is {ready}")
 
-    def _settled(self) -> bool:
+    def _arrived(self) -> bool:
         return self._passed or not SIDE_BY_SIDE.union(self._allowed).issuperset(self._ready)
 
     @property
@@ -193,16 +193,16 @@ class Gate:
         """End the connection at the worker's end, and if it is noticed at the broker's as well."""
         wire, self.wire = self.wire, None
         if wire is not None:
-            self.bury()
+            self.drop_ghost()
             wire.is_cut = True
             wire.client.transport.abort()
             self.ghost = wire
         if noticed:
-            self.bury()
+            self.drop_ghost()
         async with self._changed:
             self._changed.notify_all()
 
-    def bury(self) -> None:
+    def drop_ghost(self) -> None:
         """The broker notices that the connection is gone."""
         if self.ghost is not None:
             self.ghost.broker.transport.abort()

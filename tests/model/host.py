@@ -73,7 +73,7 @@ class Host:
         self._ownership: Ownership | None = None
         self._hold: asyncio.Task[bool] | None = None
         self._work: tuple[str, asyncio.Task[bool]] | None = None
-        self._published_rate = False
+        self._published_end = False
 
     async def connect(self) -> None:
         """Have the link open a session.
@@ -89,14 +89,14 @@ class Host:
 
     async def begin(self, name: str) -> None:
         """Begin a list of steps; nothing, if it was begun on an earlier connection and still goes on."""
-        if name == "take":
-            await self._take()
+        if name == "consume":
+            await self._consume()
         elif self._work is None or self._work[0] != name or self._work[1].done():
             await self._drop_work()
             work: Callable[[], Awaitable[bool]] = getattr(self, f"_{name}")
             self._work = (name, asyncio.ensure_future(work()))
 
-    async def _take(self) -> None:
+    async def _consume(self) -> None:
         assert self._session is not None
         channel = await self._session.channel(prefetch=1)
         queue = await channel.get_queue(
@@ -121,13 +121,13 @@ class Host:
         ownership = self._mine
         entry = ownership.entry(Cancelled, usage=USED)
         numbers = {"job_id": entry.job_id, "attempt": entry.attempt, "sequence": 9}
-        words = self._owner.publisher.state(
+        encoded = self._owner.publisher.state(
             JobCancelled, f"{entry.job_id}/{entry.attempt}/9", **numbers, step=0, usage=USED
         )
-        entry = msgspec.structs.replace(entry, event=msgspec.Raw(words.message.body))
+        entry = msgspec.structs.replace(entry, event=msgspec.Raw(encoded.message.body))
         if not (await ownership.report(entry) and await ownership.publish_end()):
             return False
-        self._published_rate = True
+        self._published_end = True
         return await ownership.leave()
 
     async def _release(self) -> bool:
@@ -174,7 +174,7 @@ class Host:
                 return link.lease <= (step == "ack_older")
             case "publish_end":
                 # The model's worker says it again on each connection, the code only while it is in doubt.
-                return self._published_rate
+                return self._published_end
             case _:
                 return step in ("await_lease", "next_attempt")
 
@@ -208,7 +208,7 @@ class Host:
         for task in (self._claim, self._hold):
             await _end(task)
         self._claim = self._hold = self._ownership = self._journal = None
-        self._published_rate = False
+        self._published_end = False
 
     async def _drop_work(self) -> None:
         if self._work is not None:
@@ -225,7 +225,7 @@ class Host:
         if self._work is not None and self._work[0] == "renew":
             await self._drop_work()
 
-    async def settle_claim(self) -> None:
+    async def finalize_claim(self) -> None:
         """The copy was handed over."""
         if self._claim is not None and self._claim.done() and self._claim.result() is NotOurs.HANDED_OVER:
             self._claim = None
@@ -244,7 +244,7 @@ class Host:
             self._reattach(self._journal)
 
     def _reattach(self, journal: ClaimRecord) -> None:
-        self._published_rate = False
+        self._published_end = False
         self._ownership = Ownership(self._owner, self._queued, journal, lambda _: None)
         self._keep_hold()
 

@@ -113,7 +113,7 @@ def write_end(state: State, me: int, protocol: "Protocol") -> State:
 
 def publish_end(state: State, me: int, protocol: "Protocol") -> State:
     """Publish the event of the end; it has the same id each time."""
-    return state.but(said=True)
+    return state.but(published=True)
 
 
 def drop_copies(state: State, me: int, protocol: "Protocol") -> State:

@@ -66,7 +66,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queue: bool = False
     claimed: int = 0
     ends: int = 0
-    said: bool = False
+    published: bool = False
     workers: tuple[Worker, Worker] = (Worker(), Worker())
 
     def but(self, **changes: Any) -> "State":
@@ -113,7 +113,7 @@ def renumber(state: State) -> State:
     return state.but(claimed=LAST)
 
 
-def bury_ghost(state: State, me: int) -> State:
+def drop_ghost(state: State, me: int) -> State:
     """The broker takes back what a dead connection held, and frees its lock."""
     ghost = state.workers[me].ghost or Connection()
     return state.worker(me, ghost=None).but(tier=state.tier + ghost.tier, lease=state.lease + ghost.lease)
@@ -126,9 +126,9 @@ def cut(state: State, me: int) -> State:
         return state
     ghost = worker.link if worker.link != Connection() else None
     attempt = worker.folder and worker.attempt
-    return bury_ghost(state, me).worker(me, link=None, ghost=ghost, todo=(), attempt=attempt)
+    return drop_ghost(state, me).worker(me, link=None, ghost=ghost, todo=(), attempt=attempt)
 
 
 def give_up(state: State, me: int) -> State:
     """The worker closes its connection: the broker knows at once."""
-    return bury_ghost(cut(state, me), me)
+    return drop_ghost(cut(state, me), me)

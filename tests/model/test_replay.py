@@ -23,7 +23,7 @@ async def hand_over_nothing(claim: Claim) -> None:
     """A copy of somebody else's job is simply dropped."""
 
 
-async def settle_and_lease(claim: Claim) -> None:
+async def ack_and_lease(claim: Claim) -> None:
     """The tier queue's delivery is acknowledged before the lease has a copy."""
     await claim.acknowledge()
     assert claim._lease is not None
@@ -53,7 +53,7 @@ async def believe(ownership: Ownership, session: object) -> bool:
     return False
 
 
-async def go_on_taking(lease: Lease) -> None:
+async def keep_consuming(lease: Lease) -> None:
     """The next owner's copies are taken, too."""
 
 
@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[type, str, Wrong, str, tuple[str, ...]]] = {
     "tier's delivery acknowledged before the lease copy": (
         Claim,
         "lease_copy",
-        settle_and_lease,
+        ack_and_lease,
         "the model's next step is publish_lease, the code's is ack_tier",
         ("ack_tier", "make_folder"),
     ),
@@ -81,10 +81,10 @@ WRONG: dict[str, tuple[type, str, Wrong, str, tuple[str, ...]]] = {
         "the model's next step is requeue, the code's is ack_lease",
         ("requeue", "ack_copies", "remove_folder"),
     ),
-    "release that goes on consuming": (
+    "release that keeps consuming": (
         Lease,
         "stop_consuming",
-        go_on_taking,
+        keep_consuming,
         "the model's next step is stop_consuming, the code's is unlock",
         ("requeue", "ack_copies", "remove_folder"),
     ),
