@@ -11,8 +11,8 @@ from typing import NoReturn
 import pytest
 import pytest_asyncio
 from tests.support.cluster import Cluster
+from tests.support.consumer_timeout import consumer_timeout_node
 from tests.support.fleet import Fleet, delete_fleet
-from tests.support.impatient import impatient
 from tests.support.nvml import Host, NoCompilerError, build_nvml
 from tests.support.proxy import Proxy
 from tests.support.real_training import make_materials
@@ -22,7 +22,7 @@ from training_worker.broker.names import Names
 from training_worker.testing.local_broker import NoBrokerError, PrivateBroker, find_broker
 
 INVOKE = "INVOKE_TRAINING_PYTHON"
-BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
+BROKER_FIXTURES = {"broker_url", "private_broker", "consumer_timeout_broker", "cluster"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -68,9 +68,9 @@ def private_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterat
 
 
 @pytest.fixture
-def impatient_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
+def consumer_timeout_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
     """A node for one test whose consumer timeout is `CONSUMER_TIMEOUT` instead of half an hour."""
-    with _installed(impatient(tmp_path / "broker"), missing) as node:
+    with _installed(consumer_timeout_node(tmp_path / "broker"), missing) as node:
         yield node
 
 

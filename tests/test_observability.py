@@ -233,9 +233,9 @@ def test_a_gpu_that_is_throttled_for_heat_is_reported_once(rules: Path, tmp_path
         'training_worker_card_throttled{gpu="GPU-1",reason="hardware slowdown"}': "1x20 _x40",
         'training_worker_card_throttled{gpu="GPU-2",reason="power brake"}': "1x60",
     }
-    asked = 'count(ALERTS{alertname="TrainingCardHot",alertstate="firing"})'
+    query = 'count(ALERTS{alertname="TrainingCardHot",alertstate="firing"})'
 
-    run_cases([case(heat, m, asked, [{"labels": "{}", "value": count}]) for m, count in ((15, 2), (40, 1))], tmp_path)
+    run_cases([case(heat, m, query, [{"labels": "{}", "value": count}]) for m, count in ((15, 2), (40, 1))], tmp_path)
 
 
 def test_no_alert_fires_for_a_worker_that_is_well(rules: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from aio_pika.abc import AbstractChannel
-from tests.fault.life import TIMEOUT, Life, faults_of, read_lives, until_settled
+from tests.fault.life import TIMEOUT, Life, faults_of, read_lives, until_finalized
 from tests.support.fleet import Daemon, Fleet
 from tests.support.proxy import Proxy
 
@@ -62,7 +62,7 @@ class Lane:
     async def lives(self) -> dict[str, Life]:
         """What became of the jobs, each under its id, once nothing of them is in any queue."""
         for job_id in self._job_ids:
-            await until_settled(self._fleet, job_id)
+            await until_finalized(self._fleet, job_id)
         return await read_lives(self._fleet, self._job_ids)
 
     async def _submit(self, job_id: str) -> None:

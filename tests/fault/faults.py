@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from tests.fault.scene import JOB, PHASES, STEPS, Scene
 from tests.support.cluster import Cluster
-from tests.support.fleet import CARD_8
+from tests.support.fleet import GPU_8
 
 from training_schemas.events import JobCancelled, JobClaimed, JobCompleted, JobEvent, JobFailed, JobProgress, JobQueued
 from training_worker.queue.job_message import QueuedJob
@@ -233,7 +233,7 @@ async def consumer_cancelled_by_the_broker(scene: Scene) -> None:
 @fault()
 async def message_delivered_to_two_hosts(scene: Scene) -> None:
     """Two copies wait, and two hosts come: one trains, the other hands its copy over."""
-    await scene.host("w0", gpus=[CARD_8])
+    await scene.host("w0", gpus=[GPU_8])
     queued = QueuedJob.submitted(msgspec.json.encode(await scene.submit()), time.time())
     await scene.fleet.until(JOB, JobQueued)
     async with scene.fleet.channel() as channel:
@@ -324,7 +324,7 @@ async def _restart_broker(scene: Scene) -> None:
     await asyncio.to_thread(scene.stage.restart)
 
 
-@fault(stage="impatient_broker")
+@fault(stage="consumer_timeout_broker")
 async def channel_closed_by_the_consumer_timeout(scene: Scene) -> None:
     """The lease copy is held for longer than the broker likes: it closes the channel, and the owner rejoins."""
     daemon = await scene.host("w1", lease=60)
@@ -370,7 +370,7 @@ async def signalled_twice(scene: Scene) -> None:
     await scene.host("w1")
 
 
-async def _told_in(scene: Scene, phase: str, number: signal.Signals) -> Any:
+async def _signalled_in(scene: Scene, phase: str, number: signal.Signals) -> Any:
     daemon = await scene.host("w1", lease=10)
     await scene.submit()
     await scene.until_phase(phase)
@@ -382,12 +382,12 @@ def _in_each_phase() -> None:
     for phase in PHASES:
 
         async def sigterm(scene: Scene, phase: str = phase) -> None:
-            daemon = await _told_in(scene, phase, signal.SIGTERM)
+            daemon = await _signalled_in(scene, phase, signal.SIGTERM)
             assert await daemon.ended() == 0
             await scene.host("w1")
 
         async def sighup(scene: Scene, phase: str = phase) -> None:
-            daemon = await _told_in(scene, phase, signal.SIGHUP)
+            daemon = await _signalled_in(scene, phase, signal.SIGHUP)
             await daemon.until_logged("broker_connected", count=2)
 
         async def cancel(scene: Scene, phase: str = phase) -> None:

@@ -91,7 +91,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 async def read_life(fleet: Fleet, job_id: str) -> Life:
     """Everything about a job that has ended, once nothing of it is in any queue."""
     await fleet.events(job_id)
-    await until_settled(fleet, job_id)
+    await until_finalized(fleet, job_id)
     return (await read_lives(fleet, [job_id]))[job_id]
 
 
@@ -114,7 +114,7 @@ async def read_lives(fleet: Fleet, job_ids: Sequence[str]) -> dict[str, Life]:
     }
 
 
-async def until_settled(fleet: Fleet, job_id: str) -> None:
+async def until_finalized(fleet: Fleet, job_id: str) -> None:
     """Wait until no copy of the job is left: nothing holds a lease, nothing waits."""
     async with asyncio.timeout(TIMEOUT):
         while await fleet.depth(fleet.names.lease(job_id)) is not None or await fleet.waiting():  # noqa: ASYNC110 - a queue has no such event

@@ -16,8 +16,8 @@ from tests.fault.faults import FAULTS, Fault
 from tests.fault.life import OVERLAP, Life, faults_of, read_life, show
 from tests.fault.scene import JOB, Scene, Stage
 from tests.support.cluster import Cluster
+from tests.support.consumer_timeout import consumer_timeout_node
 from tests.support.fleet import Fleet
-from tests.support.impatient import impatient
 
 from training_schemas.events import TERMINAL_EVENTS
 from training_schemas.states import IllegalTransitionError
@@ -58,7 +58,7 @@ class Stages:
         self._folder = folder
         self._url = url
         self._places = asyncio.Semaphore(places)
-        self._turns = {name: asyncio.Lock() for name in ("private_broker", "impatient_broker", "cluster")}
+        self._turns = {name: asyncio.Lock() for name in ("private_broker", "consumer_timeout_broker", "cluster")}
         self._started: dict[str, PrivateBroker | Cluster] = {}
         self._number = 0
 
@@ -93,8 +93,8 @@ def _make(name: str, folder: Path) -> PrivateBroker | Cluster:
     match name:
         case "cluster":
             return Cluster(folder)
-        case "impatient_broker":
-            return impatient(folder)
+        case "consumer_timeout_broker":
+            return consumer_timeout_node(folder)
         case _:
             return PrivateBroker(folder)
 

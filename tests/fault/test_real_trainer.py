@@ -47,7 +47,7 @@ async def test_a_killed_daemon_re_attaches_to_its_real_trainer(fleet: Fleet, mat
 
 
 async def test_a_second_host_resumes_from_the_checkpoint_of_a_dead_one(fleet: Fleet, materials: Path) -> None:
-    """No step before the last checkpoint is trained twice, and the loss of the whole job is told."""
+    """No step before the last checkpoint is trained twice, and the loss of the whole job is published."""
     first = await real_training.start(fleet, materials, "w1", lease=2)
     await train(fleet)
 
@@ -61,10 +61,10 @@ async def test_a_second_host_resumes_from_the_checkpoint_of_a_dead_one(fleet: Fl
     assert [event.worker for event in claimed] == ["w1", "w2"]
     assert claimed[1].resume_step % EVERY == 0
     assert claimed[1].resume_step >= EVERY
-    told = steps(events)
-    assert told[-1] == STEPS
-    assert sorted(set(told)) == list(range(1, STEPS + 1))
-    assert [step for step in told if told.count(step) > 1 and step <= claimed[1].resume_step] == []
+    published = steps(events)
+    assert published[-1] == STEPS
+    assert sorted(set(published)) == list(range(1, STEPS + 1))
+    assert [step for step in published if published.count(step) > 1 and step <= claimed[1].resume_step] == []
     assert [one.outcome for one in events[-1].attempts] == ["lost", "completed"]
 
 

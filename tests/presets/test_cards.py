@@ -120,7 +120,7 @@ def test_the_cards_that_people_rent_are_in_the_catalogue(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "name", "memory_mib"),
+    ("called", "name", "memory_mib"),
     [
         ("4090", "RTX 4090", 24564),
         ("rtx 4090", "RTX 4090", 24564),
@@ -133,18 +133,18 @@ def test_the_cards_that_people_rent_are_in_the_catalogue(name: str) -> None:
         ("Tesla T4", "T4", 15360),
     ],
 )
-def test_a_card_is_found_by_what_people_call_it(said: str, name: str, memory_mib: int) -> None:
+def test_a_card_is_found_by_what_people_call_it(called: str, name: str, memory_mib: int) -> None:
     """With or without its maker, its line, or its size."""
-    card = named_card(said)
+    card = named_card(called)
 
     assert card is not None
     assert (card.name, card.memory_mib) == (name, memory_mib)
 
 
-@pytest.mark.parametrize("said", ["", "RTX", "GTX 1080", "MI300X"])
-def test_a_card_that_nobody_knows_is_none(said: str) -> None:
+@pytest.mark.parametrize("called", ["", "RTX", "GTX 1080", "MI300X"])
+def test_a_card_that_nobody_knows_is_none(called: str) -> None:
     """Rather than the next best."""
-    assert named_card(said) is None
+    assert named_card(called) is None
 
 
 def test_a_laptop_card_is_not_the_one_that_it_is_named_after() -> None:

@@ -21,7 +21,7 @@ ALL = (
     ("validationInferenceSteps", {"validationInferenceSteps": 7, "validationPrompts": PROMPT}),
 )
 LACKING: list[tuple[TrainingType, str, dict[str, Any]]] = [
-    *((kind, setting, asked) for kind in TrainingType for setting, asked in ALL),
+    *((kind, setting, requested) for kind in TrainingType for setting, requested in ALL),
     (FLUX, "weightDtype", {"weightDtype": "float16"}),
     (FLUX, "weightDtype", {"weightDtype": "float32"}),
     (FLUX, "trainTextEncoder", {"trainTextEncoder": True}),
@@ -49,31 +49,31 @@ HARMLESS: list[tuple[TrainingType, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def asked_of_invoke(kind: TrainingType, overrides: dict[str, Any]) -> dict[str, Any]:
+def requested_of_invoke(kind: TrainingType, overrides: dict[str, Any]) -> dict[str, Any]:
     """A job for it, which says what an inversion needs."""
     token = {"initialToken": "toy"} if kind is INVERSION else {}
     return {"engine": "invoke", "configOverrides": token | overrides}
 
 
-@pytest.mark.parametrize(("kind", "setting", "asked"), LACKING)
+@pytest.mark.parametrize(("kind", "setting", "requested"), LACKING)
 def test_what_a_job_itself_sets_and_invoke_has_not_is_refused_by_its_path(
-    kind: TrainingType, setting: str, asked: dict[str, Any]
+    kind: TrainingType, setting: str, requested: dict[str, Any]
 ) -> None:
     """With a reason that speaks of the engine; the built-in trainer takes the same job, if it is not to quantise."""
-    found = faults(kind, **asked_of_invoke(kind, asked))
+    found = faults(kind, **requested_of_invoke(kind, requested))
 
     assert list(found) == [f"configOverrides.{setting}"]
     if (kind, setting) != (FINETUNE, "quantization"):
         assert "invoke-training" in found[f"configOverrides.{setting}"]
-        assert plan(kind, configOverrides=asked).engine != "invoke"
+        assert plan(kind, configOverrides=requested).engine != "invoke"
 
 
-@pytest.mark.parametrize(("kind", "asked", "given"), HARMLESS)
+@pytest.mark.parametrize(("kind", "requested", "given"), HARMLESS)
 def test_what_can_be_changed_without_harm_is_changed_and_reported(
-    kind: TrainingType, asked: dict[str, Any], given: dict[str, Any]
+    kind: TrainingType, requested: dict[str, Any], given: dict[str, Any]
 ) -> None:
     """Against a job's own word; a step sees the same images."""
-    planned = plan(kind, **asked_of_invoke(kind, asked))
+    planned = plan(kind, **requested_of_invoke(kind, requested))
     settings = msgspec.to_builtins(planned.parameters)
 
     assert {name: settings[name] for name in given} == given
@@ -83,7 +83,7 @@ def test_what_can_be_changed_without_harm_is_changed_and_reported(
 @pytest.mark.parametrize("kind", TrainingType)
 def test_what_a_preset_sets_is_changed_until_invoke_can_train_it(kind: TrainingType) -> None:
     """And every rung below it, too."""
-    planned = plan(kind, **asked_of_invoke(kind, {}))
+    planned = plan(kind, **requested_of_invoke(kind, {}))
 
     assert planned.engine == EngineName.INVOKE
     assert [shortcomings(planned.engine, kind, rung) for rung in (planned.parameters, *planned.ladder)] == [
@@ -120,8 +120,8 @@ def test_a_batch_that_accumulation_cannot_stand_for_is_refused() -> None:
 
 def test_all_faults_are_reported_at_once() -> None:
     """Tier, cards, settings, and words of invoke-training's."""
-    asked = {"quantization": "nf4", "maskedLoss": True, "base_output_dir": "/", "optimizer": {"beta1": "x"}}
-    found = faults(FLUX, engine="invoke", gpuMemoryTier="24gb", gpuCount=2, configOverrides=asked)
+    requested = {"quantization": "nf4", "maskedLoss": True, "base_output_dir": "/", "optimizer": {"beta1": "x"}}
+    found = faults(FLUX, engine="invoke", gpuMemoryTier="24gb", gpuCount=2, configOverrides=requested)
 
     assert found.keys() == {
         "gpuMemoryTier",
@@ -136,20 +136,20 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_what_stays_wrong_is_a_warning() -> None:
     """No setting changes it; other engines have nothing to warn of."""
     for kind in TrainingType:
-        asked = asked_of_invoke(kind, {})
-        planned = plan(kind, **asked)
-        told = [one.message for one in planned.warnings]
+        requested = requested_of_invoke(kind, {})
+        planned = plan(kind, **requested)
+        reported = [one.message for one in planned.warnings]
         assert defects(EngineName.INVOKE, kind, planned.parameters)
-        assert set(defects(EngineName.INVOKE, kind, planned.parameters)) <= set(told)
+        assert set(defects(EngineName.INVOKE, kind, planned.parameters)) <= set(reported)
         assert not any("invoke-training" in one.message for one in plan(kind).warnings)
 
 
 def test_settings_of_invoke_training_are_kept_apart() -> None:
     """`optimizer` is a word of both: a name is ours, an object theirs."""
-    words = {"optimizer": {"beta1": 0.8}, "enable_cpu_offload_during_validation": True}
-    planned = plan(LORA, engine="invoke", configOverrides=words | {"seed": 3})
+    settings = {"optimizer": {"beta1": 0.8}, "enable_cpu_offload_during_validation": True}
+    planned = plan(LORA, engine="invoke", configOverrides=settings | {"seed": 3})
 
-    assert (planned.upstream, planned.parameters.seed) == (words, 3)
+    assert (planned.upstream, planned.parameters.seed) == (settings, 3)
     assert plan(LORA, configOverrides={"seed": 3}).upstream == {}
 
 

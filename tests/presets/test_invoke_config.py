@@ -134,8 +134,8 @@ def test_exactly_one_of_each_pair_is_set(training_type: TrainingType) -> None:
 def test_a_jobs_own_settings_come_last(training_type: TrainingType) -> None:
     """Deeply: what they do not name stays."""
     plain = config(training_type)
-    words = {"optimizer": {"beta1": 0.5}, "data_loader": {"dataloader_num_workers": 3}, "mixed_precision": "fp16"}
-    found = config(training_type, words)
+    settings = {"optimizer": {"beta1": 0.5}, "data_loader": {"dataloader_num_workers": 3}, "mixed_precision": "fp16"}
+    found = config(training_type, settings)
 
     assert found["optimizer"] == plain["optimizer"] | {"beta1": 0.5}
     assert found["data_loader"] == plain["data_loader"] | {"dataloader_num_workers": 3}
@@ -175,12 +175,14 @@ def test_levels_called_shift_are_nearly_those_of_the_built_in_trainer() -> None:
     assert (found["timestep_sampler"], found["discrete_flow_shift"]) == ("shift", 3.0)
 
 
-@pytest.mark.parametrize(("sampler", "said"), [("sigmoid", ("shift", 1.0, 1.0)), ("uniform", ("uniform", 3.0, 1.702))])
-def test_other_levels(sampler: str, said: tuple[str, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "expected"), [("sigmoid", ("shift", 1.0, 1.0)), ("uniform", ("uniform", 3.0, 1.702))]
+)
+def test_other_levels(sampler: str, expected: tuple[str, float, float]) -> None:
     """The sigmoid is theirs without a shift."""
     found = config(TrainingType.FLUX_LORA, timestepSampler=sampler)
 
-    assert (found["timestep_sampler"], found["discrete_flow_shift"], found["sigmoid_scale"]) == said
+    assert (found["timestep_sampler"], found["discrete_flow_shift"], found["sigmoid_scale"]) == expected
 
 
 def test_prodigy_has_one_rate_for_all() -> None:
@@ -222,12 +224,12 @@ def test_every_layer_that_is_named_is_found_and_no_other(targets: str) -> None:
     assert "proj_out" not in found
 
 
-def _run(program: str, asked: Any) -> Any:
-    said = subprocess.run(
+def _run(program: str, request: Any) -> Any:
+    done = subprocess.run(
         [os.environ[INTERPRETER], "-c", program],
-        input=json.dumps(asked).encode(),
+        input=json.dumps(request).encode(),
         check=True,
         capture_output=True,
         timeout=200,
     )
-    return json.loads(said.stdout)
+    return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""What a job may say in invoke-training's words, and that the project's copy of them is what they are."""
+"""What a job may say in invoke-training's settings, and that the project's copy of them is what they are."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def parameters(training_type: TrainingType, **overrides: Any) -> FluxLoraParamet
 
 
 def faults(training_type: TrainingType, **overrides: Any) -> dict[str, str]:
-    """What is wrong with such words, by path."""
+    """What is wrong with such settings, by path."""
     return {fault.path: fault.reason for fault in upstream_faults(training_type, overrides)}
 
 
@@ -44,7 +44,7 @@ def test_the_copy_is_what_invoke_training_has() -> None:
 @pytest.mark.parametrize("training_type", TrainingType)
 def test_settings_of_the_type_are_accepted(training_type: TrainingType) -> None:
     """At the top, and in the objects below."""
-    words = {
+    settings = {
         "optimizer": {"beta1": 0.8, "epsilon": 1},
         "data_loader": {"dataloader_num_workers": 2},
         "mixed_precision": "bf16",
@@ -52,7 +52,7 @@ def test_settings_of_the_type_are_accepted(training_type: TrainingType) -> None:
         "enable_cpu_offload_during_validation": True,
     }
 
-    assert faults(training_type, **words) == {}
+    assert faults(training_type, **settings) == {}
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
@@ -98,12 +98,12 @@ def test_an_objects_kind_is_an_object() -> None:
 
 def test_the_settings_of_an_optimizer_are_its_own() -> None:
     """Known where the job's optimizer is."""
-    words = {"optimizer": {"safeguard_warmup": False}}
+    settings = {"optimizer": {"safeguard_warmup": False}}
     adam, prodigy = (parameters(TrainingType.SDXL_LORA, optimizer=name) for name in ("adamw", "prodigy"))
 
-    assert upstream_faults(TrainingType.SDXL_LORA, words) == []
-    assert upstream_faults(TrainingType.SDXL_LORA, words, prodigy) == []
-    assert [fault.path for fault in upstream_faults(TrainingType.SDXL_LORA, words, adam)] == [
+    assert upstream_faults(TrainingType.SDXL_LORA, settings) == []
+    assert upstream_faults(TrainingType.SDXL_LORA, settings, prodigy) == []
+    assert [fault.path for fault in upstream_faults(TrainingType.SDXL_LORA, settings, adam)] == [
         "configOverrides.optimizer.safeguard_warmup"
     ]
 

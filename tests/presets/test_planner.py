@@ -215,8 +215,8 @@ def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(
         assert names
         assert names <= {"preset", "gpuMemoryTier", "configOverrides"}
         return
-    asked = [MINIMUM_TIERS[wanted.training_type], presets()[planned.preset].tier, wanted.gpu_memory_tier]
-    assert planned.tier.gigabytes >= max(tier.gigabytes for tier in asked if tier)
+    tiers = [MINIMUM_TIERS[wanted.training_type], presets()[planned.preset].tier, wanted.gpu_memory_tier]
+    assert planned.tier.gigabytes >= max(tier.gigabytes for tier in tiers if tier)
     assert wanted.gpu_memory_tier in (None, planned.tier)
     assert planned.memory.peak_mib == planned.peak_mib <= least_memory_mib(planned.tier)
     assert planned.preset == (wanted.preset or planned.preset)
@@ -297,9 +297,9 @@ def test_what_an_engine_cannot_do_is_refused_before_the_queue(overrides: dict[st
 def test_what_changes_with_each_step_is_not_cached(setting: str, cache: str) -> None:
     """The plan says so, going down the ladder keeps it, and a job that insists on both is refused."""
     planned = plan(preset="flux_80gb_balanced", configOverrides={setting: True})
-    told = [(one.setting, one.before, one.after) for one in planned.changes]
+    reported = [(one.setting, one.before, one.after) for one in planned.changes]
 
-    assert told == [(cache, True, False)]
+    assert reported == [(cache, True, False)]
     assert all(not msgspec.to_builtins(rung)[cache] for rung in [planned.parameters, *planned.ladder])
     assert list(faults(preset="flux_80gb_balanced", configOverrides={setting: True, cache: True})) == [
         f"configOverrides.{cache}"

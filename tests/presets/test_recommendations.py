@@ -126,8 +126,8 @@ def test_the_tables_of_requirements_and_tiers() -> None:
 def test_what_is_called_feasible_fits_the_card(kind: str, name: str, size: int, batch: int, rank: int) -> None:
     """And what is not has a reason."""
     try:
-        asked = job(kind, resolution=size * 16, batchSize=batch, loraRank=rank)
-        found = check_feasibility(asked, card(name))
+        wanted = job(kind, resolution=size * 16, batchSize=batch, loraRank=rank)
+        found = check_feasibility(wanted, card(name))
     except ValueError:
         return
     if found.feasible:

@@ -115,7 +115,7 @@ class Trainer:
                 saved = number
             if "sample" in requests:
                 self.record("sample", step=number, path=f"{number}.png", prompt="a cat")
-            self.stop_if_told(number, saved)
+            self.stop_if_requested(number, saved)
         for phase in ("sampling", "exporting"):
             self.pause(phase, saved)
         self.trace("end")
@@ -130,7 +130,7 @@ class Trainer:
         self.trace(phase)
         for _ in range(10_000 if sys.argv[1] == f"dwell:{phase}" else 6):
             time.sleep(self.pace)
-            self.stop_if_told(saved, saved)
+            self.stop_if_requested(saved, saved)
 
     def requests(self) -> str:
         path = os.path.join(os.path.dirname(self.progress), "requests.jsonl")
@@ -139,7 +139,7 @@ class Trainer:
         new, self.requested = lines[self.requested :], len(lines)
         return "".join(new)
 
-    def stop_if_told(self, number: int, saved: int) -> None:
+    def stop_if_requested(self, number: int, saved: int) -> None:
         with open(os.path.join(os.path.dirname(self.progress), "lease")) as file:
             lease = json.load(file)
         orphan = time.time() > lease["deadline"] + lease["maxIsolation"]

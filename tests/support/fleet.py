@@ -33,9 +33,9 @@ ROOT = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 TYPES = ["FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"]
 
-CARD_8 = "NVIDIA GeForce RTX 4060:8188MiB"
-CARD_24 = "NVIDIA GeForce RTX 4090:24564MiB"
-CARD_80 = "NVIDIA H100 80GB HBM3:81559MiB"
+GPU_8 = "NVIDIA GeForce RTX 4060:8188MiB"
+GPU_24 = "NVIDIA GeForce RTX 4090:24564MiB"
+GPU_80 = "NVIDIA H100 80GB HBM3:81559MiB"
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 TIMEOUT = 60.0
@@ -147,7 +147,7 @@ class Fleet:
         **changes: Any,
     ) -> Daemon:
         """Start a daemon; by default wait until it is connected."""
-        settings = self.settings(worker_id, gpus or [CARD_24], mode, **changes)
+        settings = self.settings(worker_id, gpus or [GPU_24], mode, **changes)
         number = len(self._daemons)
         config = self.folder / f"{worker_id}-{number}.toml"
         config.write_text("\n".join(f"{key} = {to_toml(value)}" for key, value in settings.items()))

@@ -35,10 +35,10 @@ class Host:
         self._library_folder = library_folder
         self._state = state
 
-    def says(self, *statements: str) -> None:
+    def describe(self, *lines: str) -> None:
         """Describe the host; the statements are listed in ``fake_nvml.c``."""
         new = self._state.with_suffix(".new")
-        new.write_text("".join(f"{statement}\n" for statement in statements))
+        new.write_text("".join(f"{line}\n" for line in lines))
         # At once: a process may be reading it.
         new.replace(self._state)
 

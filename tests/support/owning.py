@@ -45,19 +45,19 @@ class RecordingLink(Connection):
             self.left -= 1
         self.published.append((exchange, key, message))
 
-    def said(self) -> list[JobEvent | AnyEntry]:
+    def events_and_entries(self) -> list[JobEvent | AnyEntry]:
         """What was said about jobs, to everybody and to the ledger, in its order."""
-        said: list[JobEvent | AnyEntry] = []
+        found: list[JobEvent | AnyEntry] = []
         for exchange, _, message in self.published:
             if exchange == "":
-                said.append(decode_entry(message.body))
+                found.append(decode_entry(message.body))
             elif isinstance(event := decode_event(message.body).read(), JobEvent):
-                said.append(event)
-        return said
+                found.append(event)
+        return found
 
     def events(self) -> list[JobEvent]:
         """What was said to everybody."""
-        return [one for one in self.said() if isinstance(one, JobEvent)]
+        return [one for one in self.events_and_entries() if isinstance(one, JobEvent)]
 
 
 def a_queued_job(**fields: Any) -> QueuedJob:
@@ -96,7 +96,7 @@ def a_reporter(connection: Connection, folder: RunDirectory | None = None, attem
     return EventOutbox(publisher(connection), connection.publish, "portrait", attempt, Bookmark(folder))
 
 
-async def told(outbox: EventOutbox) -> None:
+async def publish_all(outbox: EventOutbox) -> None:
     """Publish all that was emitted."""
     running = asyncio.create_task(outbox.run())
     await asyncio.wait_for(outbox.flush(), TIMEOUT)
@@ -104,7 +104,7 @@ async def told(outbox: EventOutbox) -> None:
     await asyncio.wait({running})
 
 
-async def told_in_part(outbox: EventOutbox, connection: RecordingLink, count: int) -> None:
+async def publish_some(outbox: EventOutbox, connection: RecordingLink, count: int) -> None:
     """Publish so many messages of what was emitted, and die."""
     connection.left = count
     running = asyncio.create_task(outbox.run())

@@ -34,7 +34,7 @@ from training_worker.queue.job_message import QueuedJob
 from training_worker.runs.run import Run, RunRecord
 from training_worker.runs.run_directory import RunDirectory
 
-CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
+GPU = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
 LEASE = RunLease(deadline=1000.0, max_isolation=1800.0)
 SPEC = RunSpec(
     job_id="portrait",
@@ -56,7 +56,7 @@ RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),
     submitted_at=1000.5,
     claim_record=ClaimRecord(claim="c2", before=JobHistory(digest="d", claim="c1", counted=1)),
-    device=CARD,
+    device=GPU,
     engine=EngineName.DIFFUSERS,
     changes={"batchSize": 2},
     resumed_step=5,
@@ -77,7 +77,7 @@ def make_run(state_dir: Path, job_id: str = "portrait", started_at: float = 2000
 
 def unmeasured() -> Timings:
     """Measures that nobody asks for."""
-    return Timings(unobserved, TrainingType.FLUX_LORA, CARD.uuid)
+    return Timings(unobserved, TrainingType.FLUX_LORA, GPU.uuid)
 
 
 def make_folder(state_dir: Path) -> RunDirectory:

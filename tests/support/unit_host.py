@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.fleet import CARD_24, TYPES, Fleet, to_toml
+from tests.support.fleet import GPU_24, TYPES, Fleet, to_toml
 from tests.support.nspawn import TRAINER, Machine
 
 from training_schemas.events import JobCompleted, JobProgress
@@ -31,7 +31,7 @@ class Host:
             "prefix": self.fleet.names.prefix,
             "dataset_roots": ["/datasets"],
             "output_roots": ["/models"],
-            "gpus": [CARD_24, CARD_24],
+            "gpus": [GPU_24, GPU_24],
             "only_gpus": ["0"],
             "models": {"black-forest-labs/FLUX.1-dev": "/weights/base"},
             "engines": {

@@ -154,13 +154,13 @@ async def test_a_hung_daemon_is_restarted(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"lease": "soon"}, "cannot read settings: Expected `float`, got `str` - at `$.lease`"),
         ({"gpus": [], "only_gpus": []}, "cannot start: NVML shows no GPU, and the settings list none under `gpus`"),
     ],
 )
-async def test_wrong_settings_are_reported_once(host: Host, changes: dict[str, Any], words: str) -> None:
+async def test_wrong_settings_are_reported_once(host: Host, changes: dict[str, Any], expected: str) -> None:
     """The status has the reason; nothing is started again and again."""
     host.configure(**changes)
 
@@ -169,7 +169,7 @@ async def test_wrong_settings_are_reported_once(host: Host, changes: dict[str, A
 
     assert (host.shown("ActiveState"), host.shown("NRestarts")) == ("failed", "0")
     assert (host.shown("Result"), host.shown("ExecMainStatus")) == ("exit-code", "78")
-    assert host.shown("StatusText") == words
+    assert host.shown("StatusText") == expected
 
 
 async def test_without_the_credential_nothing_is_tried_again(host: Host) -> None:
@@ -195,8 +195,8 @@ async def test_one_daemon_for_each_gpu(host: Host) -> None:
             await host.fleet.submit(
                 job, dataset_path="/datasets/set", output_path=f"/models/{job}", max_train_steps=200
             )
-        for unit, card in zip(units, ("SIMULATED-0", "SIMULATED-1"), strict=True):
-            await host.until("StatusText", re.compile(f"connected; training .* on {card}$").match, unit)
+        for unit, gpu in zip(units, ("SIMULATED-0", "SIMULATED-1"), strict=True):
+            await host.until("StatusText", re.compile(f"connected; training .* on {gpu}$").match, unit)
         for job in ("portrait", "second"):
             await host.completed(job)
 

@@ -81,9 +81,9 @@ class Desk:
 
 def event(closing: Closing) -> JobEvent:
     """The words that an attempt ends with."""
-    said = decode_event(bytes(closing.last_event.event)).read()
-    assert isinstance(said, JobEvent)
-    return said
+    published = decode_event(bytes(closing.last_event.event)).read()
+    assert isinstance(published, JobEvent)
+    return published
 
 
 def broken(reason: FailureReason) -> Broken:
@@ -95,11 +95,16 @@ def test_a_result_completes_the_job() -> None:
     """With what the trainer says of it, the attempt in the account, and all of it in the ledger as well."""
     closing = Desk().decide(Done(record=runs.done(), usage=USED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Completed)
-    assert isinstance(said, JobCompleted)
-    assert (said.output_path, said.steps, said.usage, said.sequence) == ("/models/portrait", 10, USED, 1)
-    assert [(one.attempt, one.outcome, one.usage) for one in said.attempts] == [(1, "completed", USED)]
+    assert isinstance(published, JobCompleted)
+    assert (published.output_path, published.steps, published.usage, published.sequence) == (
+        "/models/portrait",
+        10,
+        USED,
+        1,
+    )
+    assert [(one.attempt, one.outcome, one.usage) for one in published.attempts] == [(1, "completed", USED)]
     assert (closing.outcome, closing.entry.usage) == (AttemptOutcome.COMPLETED, USED)
     assert bytes(closing.entry.event) == bytes(closing.last_event.event)
 
@@ -121,10 +126,10 @@ def test_a_job_that_was_cancelled_is_cancelled_however_its_trainer_ended(outcome
 
     closing = desk.decide(outcome)
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Cancelled)
-    assert isinstance(said, JobCancelled)
-    assert (said.step, said.usage, said.attempts[-1].outcome) == (5, USED, "cancelled")
+    assert isinstance(published, JobCancelled)
+    assert (published.step, published.usage, published.attempts[-1].outcome) == (5, USED, "cancelled")
 
 
 def test_a_job_that_was_stopped_is_requeued_at_once() -> None:
@@ -134,10 +139,10 @@ def test_a_job_that_was_stopped_is_requeued_at_once() -> None:
 
     closing = desk.decide(Stopped(step=5, usage=USED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Released)
-    assert isinstance(said, JobReleased)
-    assert (said.why, said.step, said.usage) == ("SIGTERM", 5, USED)
+    assert isinstance(published, JobReleased)
+    assert (published.why, published.step, published.usage) == ("SIGTERM", 5, USED)
     assert (closing.delay, closing.avoid, closing.here) == (0, None, False)
 
 
@@ -145,12 +150,17 @@ def test_a_crash_goes_elsewhere_after_a_while() -> None:
     """This worker leaves the job to others; the failure counts."""
     closing = Desk().decide(broken(FailureReason.TRAINER_CRASHED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, AttemptFailed)
-    assert isinstance(said, JobRetrying)
+    assert isinstance(published, JobRetrying)
     assert (closing.entry.counted, closing.entry.reason) == (True, "trainerCrashed")
     assert (closing.delay, closing.avoid, closing.here) == (30, "w1", False)
-    assert (said.delay_seconds, said.here, said.counted, said.output_tail) == (30, False, True, ["last"])
+    assert (published.delay_seconds, published.here, published.counted, published.output_tail) == (
+        30,
+        False,
+        True,
+        ["last"],
+    )
 
 
 def test_the_second_failure_waits_longer() -> None:
@@ -162,11 +172,11 @@ def test_out_of_memory_is_tried_again_here_and_at_once() -> None:
     """With less; it does not count."""
     closing = Desk(batch_size=4).decide(broken(FailureReason.OUT_OF_MEMORY))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, AttemptFailed)
-    assert isinstance(said, JobRetrying)
+    assert isinstance(published, JobRetrying)
     assert (closing.delay, closing.avoid, closing.here, closing.entry.counted) == (0, None, True, False)
-    assert (said.here, said.counted) == (True, False)
+    assert (published.here, published.counted) == (True, False)
 
 
 def test_out_of_memory_with_nothing_left_to_give_up_fails_the_job() -> None:
@@ -179,12 +189,16 @@ def test_the_last_attempt_fails_the_job_with_all_attempts() -> None:
     """Whoever looks at the failure sees how it came to it."""
     closing = Desk("trainerCrashed", "outOfMemory", max_attempts=2).decide(broken(FailureReason.TRAINER_CRASHED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Failed)
-    assert isinstance(said, JobFailed)
+    assert isinstance(published, JobFailed)
     assert (closing.entry.reason, closing.entry.message) == ("trainerCrashed", "oops")
-    assert (said.reason, said.message, said.output_tail) == (FailureReason.TRAINER_CRASHED, "oops", ["last"])
-    assert [(one.attempt, one.worker, one.outcome, one.reason) for one in said.attempts] == [
+    assert (published.reason, published.message, published.output_tail) == (
+        FailureReason.TRAINER_CRASHED,
+        "oops",
+        ["last"],
+    )
+    assert [(one.attempt, one.worker, one.outcome, one.reason) for one in published.attempts] == [
         (1, "w0", "failed", "trainerCrashed"),
         (2, "w0", "failed", "outOfMemory"),
         (3, "w1", "failed", "trainerCrashed"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from aio_pika import DeliveryMode
-from tests.support.owning import TIMEOUT, RecordingLink, a_reporter, own, publisher, told, told_in_part
+from tests.support.owning import TIMEOUT, RecordingLink, a_reporter, own, publish_all, publish_some, publisher
 from tests.support.runs import make_folder
 
 from training_schemas.events import JobPhase, JobWarning, WorkerOffline, decode_event
@@ -36,10 +36,10 @@ async def test_events_are_numbered_from_one_and_published_in_order(connection: R
         outbox.emit(JobPhase, phase=Phase.TRAINING)
         outbox.emit(JobWarning, message="one")
         outbox.emit(JobWarning, message="two")
-        await told(outbox)
+        await publish_all(outbox)
 
-    said = [(type(event), event.attempt, event.sequence) for event in connection.events()]
-    assert said == [
+    published = [(type(event), event.attempt, event.sequence) for event in connection.events()]
+    assert published == [
         (kind, attempt, sequence)
         for attempt in (1, 2)
         for kind, sequence in ((JobPhase, 1), (JobWarning, 2), (JobWarning, 3))
@@ -50,7 +50,7 @@ async def test_an_event_is_published_under_its_own_key_and_names_its_source(conn
     """The exchange is that of the fleet; the envelope's id is that of the event, for ever."""
     outbox = a_reporter(connection, attempt=2)
     outbox.emit(JobWarning, message="one")
-    await told(outbox)
+    await publish_all(outbox)
 
     [(exchange, key, message)] = connection.published
     envelope = decode_event(message.body)
@@ -66,7 +66,7 @@ async def test_an_event_survives_the_broker_and_can_be_identified_by_its_propert
     """Persistent, with content type, id and type."""
     outbox = a_reporter(connection)
     outbox.emit(JobWarning, message="one")
-    await told(outbox)
+    await publish_all(outbox)
 
     message = connection.published[0][2]
     assert message.delivery_mode is DeliveryMode.PERSISTENT
@@ -101,7 +101,7 @@ async def test_an_event_has_the_time_at_which_it_was_emitted(connection: Recordi
     outbox = EventOutbox(worker, connection.publish, "portrait", 1, Bookmark(None))
     for _ in range(3):
         outbox.emit(JobWarning, message="one")
-    await told(outbox)
+    await publish_all(outbox)
 
     assert [decode_event(message.body).time.timestamp() for _, _, message in connection.published] == [1.0, 2.0, 3.0]
 
@@ -131,14 +131,14 @@ async def test_the_next_daemon_goes_on_with_the_next_number(connection: Recordin
     assert not before.started
     for number in (1, 2, 3):
         before.emit(JobWarning, upto=100 * number, message=str(number))
-    await told_in_part(before, connection, 2)
+    await publish_some(before, connection, 2)
 
     connection = RecordingLink()
     after = a_reporter(connection, folder)
     assert after.started
     assert [after.has_published(offset) for offset in (100, 200, 201, 300)] == [True, True, False, False]
     after.emit(JobWarning, upto=300, message="3")
-    await told(after)
+    await publish_all(after)
 
     assert [message.message_id for _, _, message in connection.published] == ["portrait/1/3"]
     assert after.has_published(300)
@@ -154,7 +154,7 @@ async def test_nothing_counts_as_published_before_it_is_confirmed(
 
     assert not outbox.has_published(100)
     assert not outbox.started
-    await told(outbox)
+    await publish_all(outbox)
     assert outbox.has_published(100)
 
 
@@ -165,7 +165,7 @@ async def test_an_event_without_a_record_leaves_the_place_in_the_file(
     outbox = a_reporter(connection, folder)
     outbox.emit(JobWarning, upto=100, message="1")
     outbox.emit(JobWarning, message="2")
-    await told(outbox)
+    await publish_all(outbox)
 
     assert Bookmark(folder).cursor == Cursor(sequence=2, offset=100)
 
@@ -177,9 +177,9 @@ async def test_entries_of_the_ledger_are_written_in_their_turn(connection: Recor
     outbox.emit(JobWarning, message="before")
     outbox.write(saved)
     outbox.emit(JobWarning, message="after")
-    await told(outbox)
+    await publish_all(outbox)
 
-    before, entry, after = connection.said()
+    before, entry, after = connection.events_and_entries()
     assert entry == saved
     assert (before, after) == tuple(connection.events())
     assert [event.sequence for event in connection.events()] == [1, 2]
@@ -193,18 +193,18 @@ async def test_encoded_events_are_published_as_they_are_and_only_once(
     """The daemon that wrote them down may have died before or after it said them."""
     outbox = a_reporter(connection, folder)
     outbox.emit(JobWarning, message="one")
-    words = outbox.encode(JobWarning, message="last")
-    assert (words.sequence, words.event_id, words.key) == (2, "portrait/1/2", "job.portrait.warning")
-    await told(outbox)
+    encoded = outbox.encode(JobWarning, message="last")
+    assert (encoded.sequence, encoded.event_id, encoded.key) == (2, "portrait/1/2", "job.portrait.warning")
+    await publish_all(outbox)
 
     for _ in range(2):
         again = a_reporter(connection, folder)
-        again.publish(words)
-        await told(again)
+        again.publish(encoded)
+        await publish_all(again)
 
     assert len(connection.published) == 2
     _, key, message = connection.published[1]
-    assert (key, message.body, message.message_id) == (words.key, bytes(words.event), words.event_id)
+    assert (key, message.body, message.message_id) == (encoded.key, bytes(encoded.event), encoded.event_id)
     assert message.type == "training.job.warning.v1"
 
 
@@ -212,7 +212,7 @@ async def test_a_published_event_can_be_published_again_from_its_body(connection
     """Byte for byte, under the same id and key."""
     outbox = a_reporter(connection)
     outbox.emit(JobWarning, message="one")
-    await told(outbox)
+    await publish_all(outbox)
     _, key, message = connection.published[0]
 
     encoded = encoded_event(message.body)

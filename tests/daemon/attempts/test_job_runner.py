@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import runs
-from tests.support.owning import TIMEOUT, RecordingLink, a_reporter, an_owner, own, publisher, told, told_in_part
+from tests.support.owning import TIMEOUT, RecordingLink, a_reporter, an_owner, own, publish_all, publish_some, publisher
 
 from training_schemas.events import JobEvent
 from training_worker.attempts.completion import Closing, Completion
@@ -41,13 +41,13 @@ class Life:
         self.outbox = a_reporter(self.connection, run.folder)
         reservations = Reservations(Settings(state_dir=run.folder.path.parent))
         context = SlotContext(
-            device=runs.CARD,
+            device=runs.GPU,
             settings=Settings(),
             owner=an_owner(self.connection),
             publisher=publisher(self.connection),
             observe=lambda _: None,
             rates=StepRates(run.folder.path.parent),
-            standby=Standby(runs.CARD, Settings()),
+            standby=Standby(runs.GPU, Settings()),
             reservations=reservations,
             find_fault=no_fault,
             is_crowded=never_crowded,
@@ -75,16 +75,16 @@ async def test_what_was_not_published_before_the_decision_is_published_by_the_ne
     run.folder.stdout.touch()
     first = Life(run)
     closing = await first.decide()
-    await told_in_part(first.outbox, first.connection, confirmed)
+    await publish_some(first.outbox, first.connection, confirmed)
 
     second = Life(run)
     await asyncio.wait_for(second.job._train(second.outbox, run), TIMEOUT)
     second.outbox.publish(closing.last_event)
-    await told(second.outbox)
+    await publish_all(second.outbox)
 
-    said: list[JobEvent] = first.connection.events() + second.connection.events()
-    assert [one.sequence for one in said] == [1, 2, 3, 4, 5, 6]
-    assert [type(one).__name__ for one in said] == [
+    published: list[JobEvent] = first.connection.events() + second.connection.events()
+    assert [one.sequence for one in published] == [1, 2, 3, 4, 5, 6]
+    assert [type(one).__name__ for one in published] == [
         "JobClaimed",
         "JobPhase",
         "JobProgress",

@@ -30,7 +30,7 @@ from training_worker.storage.reservations import Reservations
 from training_worker.version import __version__
 from training_worker.worker.worker import served_families
 
-CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
+GPU = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
 STAND_IN = GpuDevice(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
 ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
@@ -69,7 +69,7 @@ class Host:
         self,
         attempt: int = 1,
         before: JobHistory | None = None,
-        device: GpuDevice = CARD,
+        device: GpuDevice = GPU,
         free_mib: int | None = None,
         **fields: Any,
     ) -> RunSpec:

@@ -220,7 +220,7 @@ LINE += " --gradient-checkpointing --cache-text --cache-latents --steps 700"
 
 def line(*more: str, gpu: str = "RTX 4090") -> list[str]:
     """The arguments of a plan from settings on the line."""
-    return [gpu if word == "RTX_4090" else word for word in LINE.split()] + list(more)
+    return [gpu if argument == "RTX_4090" else argument for argument in LINE.split()] + list(more)
 
 
 def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
@@ -243,9 +243,9 @@ def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
 
 def test_what_does_not_fit_is_reported_with_both_figures(program: Program) -> None:
     """And is no error of the command."""
-    words = [word for word in line("--json") if word not in ("--quantize", "nf4")]
+    arguments = [argument for argument in line("--json") if argument not in ("--quantize", "nf4")]
 
-    assert program.run(*words) == 0
+    assert program.run(*arguments) == 0
     answer = json.loads(program.out)
     assert not answer["feasible"]
     assert re.fullmatch(r"needs \d+\.\d GiB, and the card has 24\.0", answer["reason"])
@@ -253,10 +253,10 @@ def test_what_does_not_fit_is_reported_with_both_figures(program: Program) -> No
 
 def test_without_a_gpu_all_of_them_are_shown(program: Program) -> None:
     """A line each."""
-    words = [word for word in line() if word not in ("--gpu", "RTX 4090")]
+    arguments = [argument for argument in line() if argument not in ("--gpu", "RTX 4090")]
 
-    assert program.run(*words) == 0
-    assert [card.name for card in catalogue().cards if card.name.split()[-1] not in program.out] == []
+    assert program.run(*arguments) == 0
+    assert [gpu.name for gpu in catalogue().cards if gpu.name.split()[-1] not in program.out] == []
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known(program: Program) -> None:
@@ -314,13 +314,13 @@ def test_a_sample_image_need_not_be_square(program: Program) -> None:
     """Both sides count; what is no size is refused."""
     peaks = []
     for size in ("768", "768x1024", "1024"):
-        words = [size if word == "512" else word for word in line("--json")]
-        assert program.run(*words, "--batch-size", "4") == 0
+        arguments = [size if argument == "512" else argument for argument in line("--json")]
+        assert program.run(*arguments, "--batch-size", "4") == 0
         peaks.append(json.loads(program.out)["peakVramGiB"])
 
     assert peaks == sorted(set(peaks))
     for size in ("32", "512x", "4096", "large"):
-        assert program.run(*[size if word == "512" else word for word in line()]) == 2
+        assert program.run(*[size if argument == "512" else argument for argument in line()]) == 2
 
 
 def test_an_operators_prices_and_gpus_count(program: Program, tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 COMMON: dict[str, Any] = {"worker": "w1", "simulated": False, "job_id": "portrait", "attempt": 2, "sequence": 3}
 USAGE = Usage(gpu_seconds=61.27, cost_usd=0.01234)
-CARD = Gpu(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, tier=MemoryTier.GB24)
+GPU = Gpu(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, tier=MemoryTier.GB24)
 FAULTS = [Fault(path="loraRank", reason="too large"), Fault(path="", reason="not valid JSON")]
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
-CLAIMED = JobClaimed(**COMMON, training_type=TrainingType.FLUX_LORA, gpu=CARD, engine="diffusers", resume_step=0)
+CLAIMED = JobClaimed(**COMMON, training_type=TrainingType.FLUX_LORA, gpu=GPU, engine="diffusers", resume_step=0)
 PROGRESS = JobProgress(
     **COMMON,
     phase=Phase.TRAINING,
@@ -154,12 +154,12 @@ def test_every_event_of_a_job_is_described_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "shown"),
     [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.4, "59:59"), (3600.0, "1:00:00"), (360_000.0, "100:00:00")],
 )
-def test_what_is_left_is_shown_in_minutes_or_hours(seconds: float, told: str) -> None:
+def test_what_is_left_is_shown_in_minutes_or_hours(seconds: float, shown: str) -> None:
     """Rounded to seconds."""
-    assert f"  {told} left  " in describe(msgspec.structs.replace(PROGRESS, seconds_left=seconds))
+    assert f"  {shown} left  " in describe(msgspec.structs.replace(PROGRESS, seconds_left=seconds))
 
 
 def test_a_gpu_that_costs_nothing_is_shown_as_that() -> None:

@@ -24,9 +24,9 @@ JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o")
 @pytest.fixture
 def nobody() -> Iterator[str]:
     """The address of a port that is taken and that nobody listens on."""
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"amqp://guest:secret@127.0.0.1:{taken.getsockname()[1]}/"
+    with closing(socket.socket()) as in_use:
+        in_use.bind(("127.0.0.1", 0))
+        yield f"amqp://guest:secret@127.0.0.1:{in_use.getsockname()[1]}/"
 
 
 @pytest.mark.timeout(TIMEOUT)

@@ -45,7 +45,7 @@ def judged(broker: BrokerReport) -> list[Finding]:
 
 
 @pytest.mark.parametrize(
-    ("definition", "governed", "state", "words"),
+    ("definition", "governed", "state", "expected"),
     [
         ({"message-ttl": 60_000}, NAMES.intake, State.ERROR, "given up"),
         ({"message-ttl": 119_999}, LEASE, State.ERROR, "come back before"),
@@ -80,13 +80,13 @@ def judged(broker: BrokerReport) -> list[Finding]:
     ],
 )
 def test_a_policy_is_judged_by_what_it_does_to_what_it_governs(
-    definition: dict[str, Any], governed: str, state: State, words: str
+    definition: dict[str, Any], governed: str, state: State, expected: str
 ) -> None:
     """The same value may be harmless for one queue and not for another."""
     for operator, whose in ((False, ""), (True, "operator_")):
         [found] = judged(report(definition, governed, operator=operator))
 
-        assert (found.state, words in found.found) == (state, True)
+        assert (found.state, expected in found.found) == (state, True)
         if state is not State.OK:
             assert found.name == f"{whose}policies.p"
             assert str(found.fix).startswith(f"rabbitmqctl clear_{whose}policy -p / p  #")
@@ -144,7 +144,7 @@ BOUND = {("fleet.jobs", "submit", "fleet.intake")}
 
 def condition(*, online: int = 3, members: int = 3, **changes: Any) -> dict[str, Finding]:
     """What is found of a cluster with one queue, which is as it should be but for these changes."""
-    names = [f"rabbit@{dead_letter}" for dead_letter in "abc"]
+    names = [f"rabbit@{letter}" for letter in "abc"]
     queue = Governed(name="fleet.intake", policy=None, members=names[:members], online=names[:online])
     state = {"queues": {"fleet.intake": queue}, "bindings": BOUND, "nodes": [Node(name=name) for name in names]}
     return {one.name: one for one in broker_nodes.check(report({}, **(state | changes)), [SPEC])}

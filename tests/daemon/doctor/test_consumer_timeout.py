@@ -42,7 +42,7 @@ def test_a_limit_that_is_too_short_is_reported_with_one_that_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "limit"),
+    ("output", "limit"),
     [
         ("{{ok,1800000},[25672,5672]}\n", 1800.0),
         ("{{ok,10000},[5672,\n 15672]}\n", 10.0),
@@ -52,9 +52,9 @@ def test_a_limit_that_is_too_short_is_reported_with_one_that_is_not() -> None:
         ("Only root or rabbitmq should run rabbitmqctl\n", None),
     ],
 )
-def test_a_node_is_believed_that_listens_to_the_brokers_port(said: str, limit: float | None) -> None:
+def test_a_node_is_believed_that_listens_to_the_brokers_port(output: str, limit: float | None) -> None:
     """Another on the same host may be any other."""
-    assert consumer_timeout.read_answer(said, PORT) == limit
+    assert consumer_timeout.read_answer(output, PORT) == limit
 
 
 def test_a_broker_elsewhere_is_not_queried_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

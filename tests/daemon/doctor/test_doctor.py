@@ -31,7 +31,7 @@ MADE_UP, REAL = (
     GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
     for simulated in (True, False)
 )
-CARDS = HostGpus(devices=[MADE_UP])
+GPUS = HostGpus(devices=[MADE_UP])
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +253,7 @@ def test_another_commit_is_a_warning(tmp_path: Path, commit: str | None) -> None
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "expected"),
     [
         ({"cuda": None}, "built without CUDA"),
         ({"devices": []}, "finds no card"),
@@ -261,7 +261,9 @@ def test_another_commit_is_a_warning(tmp_path: Path, commit: str | None) -> None
         ({"error": "ImportError: libcudart.so"}, "cannot be imported: ImportError: libcudart.so"),
     ],
 )
-def test_a_torch_that_cannot_train_on_the_gpu_is_an_error(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+def test_a_torch_that_cannot_train_on_the_gpu_is_an_error(
+    tmp_path: Path, changed: dict[str, Any], expected: str
+) -> None:
     """Else the first job would find out."""
     answers = invoke_answers()
     answers["torch"] |= changed
@@ -269,7 +271,7 @@ def test_a_torch_that_cannot_train_on_the_gpu_is_an_error(tmp_path: Path, change
     found = look(answering(tmp_path, answers), REAL)
 
     assert not_ok(found) == {"cuda": State.ERROR}
-    assert words in found["cuda"].found
+    assert expected in found["cuda"].found
 
 
 def test_a_gpu_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
@@ -344,7 +346,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def asked(*packages: str) -> tuple[dict[str, str | None] | None, str | None]:
+def probed(*packages: str) -> tuple[dict[str, str | None] | None, str | None]:
     """Versions and the commit, from this interpreter."""
     probed = probe(sys.executable, Wanted(packages=packages, source="invoke-training"), LIMIT)
     assert probed.fault is None, probed.output
@@ -356,7 +358,7 @@ def test_the_commit_of_an_install_from_a_repository_is_as_pip_wrote_it(distribut
     origin = {"url": "https://example.org/a", "vcs_info": {"vcs": "git", "commit_id": COMMIT}}
     (distribution / "direct_url.json").write_text(json.dumps(origin))
 
-    assert asked("invoke-training", "no-such-thing") == ({"invoke-training": "0.0.1", "no-such-thing": None}, COMMIT)
+    assert probed("invoke-training", "no-such-thing") == ({"invoke-training": "0.0.1", "no-such-thing": None}, COMMIT)
 
 
 def test_the_commit_of_an_editable_install_is_its_sources_now(distribution: Path, tmp_path: Path) -> None:
@@ -372,14 +374,14 @@ def test_the_commit_of_an_editable_install_is_its_sources_now(distribution: Path
     found = []
     for origin in origins:
         (distribution / "direct_url.json").write_text(json.dumps(origin))
-        found.append(asked()[1])
+        found.append(probed()[1])
 
     assert found == [commit, None]
 
 
 def test_an_install_that_does_not_record_where_it_is_from_has_no_commit(distribution: Path) -> None:
     """As one from an archive."""
-    assert asked() == ({}, None)
+    assert probed() == ({}, None)
 
 
 def test_a_module_may_do_anything_when_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +417,7 @@ def both(tmp_path: Path, folder: str) -> Settings:
 
 def test_an_engine_in_the_daemons_own_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
     """It is told no package to install: that would take the built-in trainer's away."""
-    found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), CARDS, LIMIT)}
+    found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), GPUS, LIMIT)}
 
     assert [name for name in found if name.startswith("invoke.")] == ["invoke.interpreter"]
     moved = found["invoke.interpreter"]
@@ -428,7 +430,7 @@ def test_an_engine_in_the_daemons_own_environment_is_reported_with_how_to_move_i
 
 def test_the_built_in_trainer_in_invoke_trainings_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
     """And the other is looked at as ever."""
-    found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), CARDS, LIMIT)}
+    found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), GPUS, LIMIT)}
 
     assert [name for name in found if name.startswith("diffusers.")] == ["diffusers.interpreter"]
     assert "leave it out" in str(found["diffusers.interpreter"].fix)
@@ -440,7 +442,7 @@ def test_engines_in_environments_of_their_own_are_both_looked_at(tmp_path: Path)
     settings = both(tmp_path, "/opt/invoke/site-packages")
     answering(tmp_path / "diffusers", {"python": "3.11.2", "folder": "/another"})
 
-    found = {one.name: one for one in engines.check(settings, CARDS, LIMIT)}
+    found = {one.name: one for one in engines.check(settings, GPUS, LIMIT)}
 
     assert found["diffusers.interpreter"].state is State.OK
     assert found["invoke.interpreter"].state is State.OK
@@ -451,7 +453,7 @@ def test_training_types_without_an_engine_are_reported(tmp_path: Path) -> None:
     """A queue holds jobs of all types of a family."""
     engine = EngineSettings(command=[script(tmp_path, ":")], training_types=[TrainingType.FLUX_LORA])
 
-    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), CARDS))
+    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), GPUS))
 
     assert found[-1].state is State.WARNING
     assert found[-1].found.endswith("no job of sdxl is taken")

@@ -90,7 +90,7 @@ class Driver:
 
     def ask(self, question: object, _: float = 0) -> object:
         """In place of the real one."""
-        uuids = [f"GPU-{dead_letter}" for dead_letter in "abcd"]
+        uuids = [f"GPU-{letter}" for letter in "abcd"]
         if question is nvml.find:
             return [Found(uuid=uuid, name="NVIDIA L4", memory_mib=23034) for uuid in uuids]
         return {uuid: Reading(uuid=uuid, temperature_c=self.report.get(uuid[-1], 50)) for uuid in uuids}
@@ -334,14 +334,16 @@ def test_a_token_is_found_where_the_hubs_library_finds_it(
 def test_the_hubs_library_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads the variables as it is imported: each place is tried in a process of its own."""
     path = written(tmp_path / "x" / "token")
-    ask = "from huggingface_hub import constants, get_token; print(constants.HF_TOKEN_PATH, get_token() is not None)"
+    program = (
+        "from huggingface_hub import constants, get_token; print(constants.HF_TOKEN_PATH, get_token() is not None)"
+    )
     for variables in ({"HF_HOME": "$HOME/../x"}, {"HF_TOKEN_PATH": path}, {"HF_TOKEN": " "}, {"XDG_CACHE_HOME": "/y"}):
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, value)
-            said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+            output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
-            assert said.split() == [str(token_path()), str(find_token() is not None)]
+            assert output.split() == [str(token_path()), str(find_token() is not None)]
 
 
 @pytest.mark.parametrize("text", ["", " \n"])

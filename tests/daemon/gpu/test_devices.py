@@ -54,7 +54,7 @@ def find(environment: dict[str, str], stand_ins: list[str], prices: dict[str, fl
 
 def test_a_gpu_is_described_as_nvml_gives_it(host: Host) -> None:
     """UUID, name and MiB come from the driver, the price from the catalogue, and nothing is simulated."""
-    host.says(RTX_4090)
+    host.describe(RTX_4090)
 
     assert find(host.environment, []) == [
         {
@@ -71,14 +71,14 @@ def test_a_gpu_is_described_as_nvml_gives_it(host: Host) -> None:
 
 def test_eight_gpus_are_found_in_the_drivers_order(host: Host) -> None:
     """Each has a UUID of its own, by which its trainer will be told to use it and no other."""
-    host.says(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
+    host.describe(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
 
     assert [device["uuid"] for device in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
 
 
 def test_gpus_of_one_host_may_differ(host: Host) -> None:
     """The price that the operator set is that of the one card it names."""
-    host.says(RTX_4090, "card 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
+    host.describe(RTX_4090, "card 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
 
     found = find(host.environment, [], {"RTX 4060": 0.25})
 
@@ -90,15 +90,15 @@ def test_gpus_of_one_host_may_differ(host: Host) -> None:
 
 def test_a_real_gpu_wins_over_stand_ins(host: Host) -> None:
     """Stand-ins that were left in the settings do no harm on a host with a GPU."""
-    host.says(RTX_4090)
+    host.describe(RTX_4090)
 
     assert [device["uuid"] for device in find(host.environment, [STAND_IN])] == ["GPU-4090"]
 
 
-@pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
-def test_without_a_gpu_or_a_driver_the_stand_ins_count(host: Host, statement: str) -> None:
+@pytest.mark.parametrize("line", ["count 0", f"init {DRIVER_NOT_LOADED}"])
+def test_without_a_gpu_or_a_driver_the_stand_ins_count(host: Host, line: str) -> None:
     """A host without a GPU trains on what its settings make up, and every event will say so."""
-    host.says(statement)
+    host.describe(line)
 
     found = find(host.environment, [STAND_IN, "Other:81920MiB"], {"Stand-in": 2.0})
 
@@ -133,10 +133,10 @@ def test_without_the_drivers_library_the_stand_ins_count(tmp_path: Path) -> None
     assert [device["uuid"] for device in found] == ["SIMULATED-0"]
 
 
-@pytest.mark.parametrize("statement", ["count 0", f"init {DRIVER_NOT_LOADED}"])
-def test_a_host_without_any_gpu_is_an_error_that_names_what_to_set(host: Host, statement: str) -> None:
+@pytest.mark.parametrize("line", ["count 0", f"init {DRIVER_NOT_LOADED}"])
+def test_a_host_without_any_gpu_is_an_error_that_names_what_to_set(host: Host, line: str) -> None:
     """Neither NVML nor the settings know a card: the operator has to act."""
-    host.says(statement)
+    host.describe(line)
 
     name, message = find(host.environment, [])
 
@@ -146,7 +146,7 @@ def test_a_host_without_any_gpu_is_an_error_that_names_what_to_set(host: Host, s
 
 def test_a_broken_driver_is_an_error_and_not_a_host_without_gpus(host: Host) -> None:
     """A driver that is there and does not work is no reason to train on a stand-in."""
-    host.says(f"init {UNKNOWN}", RTX_4090)
+    host.describe(f"init {UNKNOWN}", RTX_4090)
 
     name, message = find(host.environment, [STAND_IN])
 
@@ -156,10 +156,10 @@ def test_a_broken_driver_is_an_error_and_not_a_host_without_gpus(host: Host) -> 
 LOST = f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
-@pytest.mark.parametrize("statements", [[f"count {UNKNOWN}", RTX_4090], [LOST]])
-def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, statements: list[str]) -> None:
+@pytest.mark.parametrize("lines", [[f"count {UNKNOWN}", RTX_4090], [LOST]])
+def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, lines: list[str]) -> None:
     """With a status for the operator, not a traceback; also where the only card has fallen off the bus."""
-    host.says(*statements)
+    host.describe(*lines)
 
     name, message = find(host.environment, [STAND_IN])
 
@@ -169,7 +169,7 @@ def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, stat
 
 def test_a_gpu_that_fell_off_the_bus_does_not_keep_the_others_from_work(host: Host) -> None:
     """It keeps its place, is worth nothing, and no job can be given to it."""
-    host.says(LOST, RTX_4090)
+    host.describe(LOST, RTX_4090)
 
     lost, other = find(host.environment, [STAND_IN])
 
@@ -180,7 +180,7 @@ def test_a_gpu_that_fell_off_the_bus_does_not_keep_the_others_from_work(host: Ho
 @pytest.mark.parametrize("text", ["RTX 4090:24564", ":24564MiB", "RTX 4090:0MiB", "a:b:1MiB"])
 def test_a_stand_in_of_another_form_is_an_error_that_names_its_place(host: Host, text: str) -> None:
     """The message names the setting, the entry and the form that was expected."""
-    host.says(f"init {DRIVER_NOT_LOADED}")
+    host.describe(f"init {DRIVER_NOT_LOADED}")
 
     name, message = find(host.environment, [STAND_IN, text])
 
@@ -228,14 +228,14 @@ def free_mib(environment: dict[str, str], hook: str = "") -> int:
 
 def test_what_a_stranger_holds_of_a_gpu_is_not_free(host: Host) -> None:
     """By the driver, at the moment of asking."""
-    host.says(RTX_4090, "held 20000")
+    host.describe(RTX_4090, "held 20000")
 
     assert free_mib(host.environment) == 4564
 
 
 def test_of_several_gpus_the_fullest_counts(host: Host) -> None:
     """Each holds as much of the job as the others."""
-    host.says(RTX_4090, "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090", "held 20000")
+    host.describe(RTX_4090, "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090", "held 20000")
 
     assert free_mib(host.environment) == 4564
 
@@ -257,15 +257,15 @@ except nvml.DriverHangsError:
 
 def test_a_driver_that_does_not_answer_is_no_room(host: Host) -> None:
     """A job that is put on such a card would hang as well."""
-    host.says(RTX_4090)
+    host.describe(RTX_4090)
 
     assert free_mib(host.environment, f"import sys{HANGS}") == -1
 
 
 def test_all_of_a_gpu_counts_where_the_driver_does_not_report_its_free_memory(host: Host) -> None:
     """A card that it does not find any more, or a stand-in that it has never known."""
-    host.says(RTX_4090, "held 20000")
+    host.describe(RTX_4090, "held 20000")
 
     assert free_mib(host.environment, 'card = msgspec.structs.replace(card, uuid="GPU-gone")') == 24564
-    host.says("count 0")
+    host.describe("count 0")
     assert free_mib(host.environment) == 8192

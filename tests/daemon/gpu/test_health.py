@@ -11,9 +11,9 @@ from training_worker.observations import Reading
 HOTTEST = 92.0
 
 
-def reading(**told: Any) -> Reading:
+def reading(**fields: Any) -> Reading:
     """What the driver says of a card, healthy unless told otherwise."""
-    return Reading(uuid="GPU-1", **({"temperature_c": 60, "ecc_uncorrected": 0} | told))
+    return Reading(uuid="GPU-1", **({"temperature_c": 60, "ecc_uncorrected": 0} | fields))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def health() -> GpuHealth:
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("fields", "reason"),
     [
         ({"lost": True}, "lost: the driver does not show it any more"),
         ({"fault": "Unknown Error"}, "the driver cannot read it: Unknown Error"),
@@ -33,14 +33,14 @@ def health() -> GpuHealth:
         ({"temperature_c": 93}, "too hot: 93 C, over 92 C"),
     ],
 )
-def test_a_sick_reading_quarantines_at_once(health: GpuHealth, told: dict[str, Any], reason: str) -> None:
+def test_a_sick_reading_quarantines_at_once(health: GpuHealth, fields: dict[str, Any], reason: str) -> None:
     """With a reason in words."""
-    assert health.update(reading(**told))
+    assert health.update(reading(**fields))
     assert health.quarantined == reason
 
 
 @pytest.mark.parametrize(
-    "told",
+    "fields",
     [
         {},
         {"temperature_c": 92},
@@ -48,9 +48,9 @@ def test_a_sick_reading_quarantines_at_once(health: GpuHealth, told: dict[str, A
         {"throttled": ["power cap"], "utilisation": 100},
     ],
 )
-def test_a_gpu_without_a_complaint_is_healthy(health: GpuHealth, told: dict[str, Any]) -> None:
+def test_a_gpu_without_a_complaint_is_healthy(health: GpuHealth, fields: dict[str, Any]) -> None:
     """What a card does not tell is no complaint."""
-    assert not health.update(reading(**told))
+    assert not health.update(reading(**fields))
     assert health.quarantined is None
 
 

@@ -151,9 +151,9 @@ def test_the_last_claim_is_known_by_its_name() -> None:
 
 def test_what_an_owner_builds_on_can_be_written_down() -> None:
     """The daemon that comes next stands on the same."""
-    standing = ClaimRecord(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
+    claim_record = ClaimRecord(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
 
-    assert msgspec.json.decode(msgspec.json.encode(standing), type=ClaimRecord) == standing
+    assert msgspec.json.decode(msgspec.json.encode(claim_record), type=ClaimRecord) == claim_record
 
 
 def test_a_cancellation_is_remembered_through_release_and_claim() -> None:

@@ -68,10 +68,10 @@ def test_a_job_of_which_only_later_entries_were_read_is_known_in_part() -> None:
 
 def test_entries_after_the_one_that_was_looked_up_do_not_count() -> None:
     """What followed from a cancellation is no reason against it."""
-    asked = CancelRequested(job_id="a", time=5.0)
+    request = CancelRequested(job_id="a", time=5.0)
     cancelled = Cancelled(job_id="a", time=6.0, attempt=1, worker="w1")
     other = Submitted(job_id="b", time=1.0, digest="d2")
-    tail = read(JobTail(since=0.0, job_id="a", until=asked), SUBMITTED, other, CLAIMED, asked, cancelled)
+    tail = read(JobTail(since=0.0, job_id="a", until=request), SUBMITTED, other, CLAIMED, request, cancelled)
 
     assert tail.history("a") == JobHistory().after(SUBMITTED).after(CLAIMED)
     assert tail.history("b") == JobHistory()

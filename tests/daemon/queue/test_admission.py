@@ -89,24 +89,24 @@ async def test_what_is_awaited_comes_through_an_open_admission() -> None:
     """The result is that of the awaited, even if it is nothing."""
     admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
-    taking = asyncio.create_task(admission.unless_closed(jobs.get()))
+    consuming = asyncio.create_task(admission.unless_closed(jobs.get()))
     await turns()
 
     jobs.put_nowait("job")
 
-    assert await asyncio.wait_for(taking, TIMEOUT) == "job"
+    assert await asyncio.wait_for(consuming, TIMEOUT) == "job"
 
 
 async def test_an_admission_that_closes_ends_the_wait_for_a_job() -> None:
     """The waiting is cancelled, so that no job is lost to somebody who no longer wants it."""
     admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
-    taking = asyncio.create_task(admission.unless_closed(jobs.get()))
+    consuming = asyncio.create_task(admission.unless_closed(jobs.get()))
     await turns()
 
     admission.pause()
 
-    assert await asyncio.wait_for(taking, TIMEOUT) is None
+    assert await asyncio.wait_for(consuming, TIMEOUT) is None
     jobs.put_nowait("job")
     await turns()
     assert jobs.qsize() == 1
@@ -132,10 +132,10 @@ async def test_an_interrupted_wait_has_cleaned_up_before_it_is_answered() -> Non
             await turns()
             done.append("clean")
 
-    taking = asyncio.create_task(admission.unless_closed(slow_to_clean_up()))
+    consuming = asyncio.create_task(admission.unless_closed(slow_to_clean_up()))
     await turns()
     admission.drain()
-    await asyncio.wait_for(taking, TIMEOUT)
+    await asyncio.wait_for(consuming, TIMEOUT)
 
     assert done == ["clean"]
 
@@ -153,11 +153,11 @@ async def test_an_error_of_the_awaited_comes_through() -> None:
 async def test_cancelling_the_wait_cancels_the_awaited() -> None:
     """Nothing is left running behind a slot that is gone."""
     work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    taking = asyncio.create_task(Admission().unless_closed(work))
+    consuming = asyncio.create_task(Admission().unless_closed(work))
     await turns()
 
-    taking.cancel()
-    await asyncio.wait({taking})
+    consuming.cancel()
+    await asyncio.wait({consuming})
 
-    assert taking.cancelled()
+    assert consuming.cancelled()
     assert work.cancelled()

@@ -179,11 +179,11 @@ def test_any_way_of_cutting_the_writes_gives_the_same_lines(pieces: list[bytes])
             path = Path(folder) / "progress.jsonl"
             path.touch()
             reader = Reader(path)
-            told = []
+            read = []
             for piece in pieces:
                 append(path, piece)
-                told += await reader.read(piece.count(b"\n"))
-            return told + await reader.end()
+                read += await reader.read(piece.count(b"\n"))
+            return read + await reader.end()
 
     assert asyncio.run(write_and_read()) == b"".join(pieces).split(b"\n")[:-1]
 

@@ -112,12 +112,12 @@ async def test_a_trainer_is_given_its_run_folder_and_known_by_it(tmp_path: Path)
     child = run.start(["/bin/sh", "-c", 'echo "$0 $1"; env', "trainer"], {"PATH": "/usr/bin:/bin"})
 
     assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(status=0)
-    said = run.folder.stdout.read_text().splitlines()
-    assert said[0] == f"trainer {run.folder.path}"
+    output = run.folder.stdout.read_text().splitlines()
+    assert output[0] == f"trainer {run.folder.path}"
     assert [*begun, run.has_begun] == [False, True]
     assert run.identity is not None
     assert run.identity.pid == child.pid
-    assert run.identity.mark in said
+    assert run.identity.mark in output
 
 
 def touch(folder: RunDirectory, **times: float) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.daemon.attempts.test_run_spec import CARD, STAND_IN, Host
+from tests.daemon.attempts.test_run_spec import GPU, STAND_IN, Host
 from tests.support import runs
 
 from training_presets.disk import DiskNeed
@@ -199,7 +199,7 @@ def test_a_job_without_room_is_left_to_others(small_disk: Callable[[Path, int], 
     with pytest.raises(
         AttemptError, match=r"no room on the disk: .* GiB are needed at .*portrait, and 0\.1 are free"
     ) as caught:
-        host.spec(device=CARD)
+        host.spec(device=GPU)
 
     assert caught.value.reason is FailureReason.HOST_UNFIT
     assert host.spec(device=STAND_IN).device == "cpu"

@@ -14,8 +14,8 @@ from training_worker.worker.worker import Worker
 def worker(tmp_path: Path) -> Worker:
     """One that does not run; it has two cards and a model."""
     devices = [
-        GpuDevice(uuid=f"GPU-{dead_letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
-        for dead_letter in "ab"
+        GpuDevice(uuid=f"GPU-{letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
+        for letter in "ab"
     ]
     models = {"black-forest-labs/FLUX.1-dev": tmp_path}
     return Worker(Settings(state_dir=tmp_path, models=models), devices, lambda _: None)

@@ -25,11 +25,11 @@ class Manager:
 
     def heard(self) -> list[str]:
         """What was said since it was asked last, each datagram's lines together."""
-        said: list[str] = []
+        sent: list[str] = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                said.append(self._socket.recv(4096).decode())
-        return said
+                sent.append(self._socket.recv(4096).decode())
+        return sent
 
     def close(self) -> None:
         """Hear no more."""
@@ -49,7 +49,7 @@ def worker(*, healthy: bool = True, status: str = "connected") -> Condition:
     return Condition(healthy=healthy, status=status)
 
 
-async def tell_for(seconds: float, notifier: Notifier, conditions: list[Condition]) -> None:
+async def notify_for(seconds: float, notifier: Notifier, conditions: list[Condition]) -> None:
     """Tell what the worker is: each condition for one look, the last one for as long as it takes."""
 
     def look() -> Condition:
@@ -128,7 +128,7 @@ async def test_a_change_is_sent_once(manager: Manager, monkeypatch: pytest.Monke
     monkeypatch.setattr("training_worker.worker.systemd_notify.LOOK_INTERVAL", 0.02)
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
 
-    await tell_for(0.3, notifier, [worker(status="not connected"), worker(status="not connected"), worker()])
+    await notify_for(0.3, notifier, [worker(status="not connected"), worker(status="not connected"), worker()])
 
     assert manager.heard() == ["READY=1\nSTATUS=not connected", "STATUS=connected"]
 
@@ -137,7 +137,7 @@ async def test_a_healthy_worker_pings_in_time(manager: Manager) -> None:
     """At least twice in each of the manager's intervals."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "200000"})
 
-    await tell_for(1.0, notifier, [worker()])
+    await notify_for(1.0, notifier, [worker()])
 
     ready, *pings = manager.heard()
     assert ready.startswith("READY=1")
@@ -149,7 +149,7 @@ async def test_a_worker_that_is_not_healthy_is_silent(manager: Manager) -> None:
     """So that the manager starts it anew."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "100000"})
 
-    await tell_for(0.4, notifier, [worker(healthy=False)])
+    await notify_for(0.4, notifier, [worker(healthy=False)])
 
     assert manager.heard() == ["READY=1\nSTATUS=connected"]
 

@@ -32,7 +32,7 @@ async def test_submit_with_watch_prints_the_events_of_the_job_in_plain_lines_wit
     assert re.fullmatch(r"portrait: on an RTX 4090: 10\.\d GiB, .* h \(.*\), .* steps/min, .* USD \(.*\)", lines[1])
     assert lines[4] == "portrait: phase training"
     assert lines[9].startswith("portrait: step 5/5  loss 0.2000  ")
-    assert all(word in lines[9] for word in ("steps/min", "0:00 left", "GPU-s", "USD"))
+    assert all(text in lines[9] for text in ("steps/min", "0:00 left", "GPU-s", "USD"))
     assert lines[10].startswith(f"portrait: completed: {fleet.folder / 'models' / 'portrait'}")
 
 

@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, TIMEOUT, Fleet
+from tests.support.fleet import GPU_8, TIMEOUT, Fleet
 
 from training_schemas.events import JobCancelled, JobClaimed, JobProgress, WorkerOnline
 from training_worker.client.fleet import WorkerState
@@ -28,16 +28,16 @@ async def test_a_running_job_is_cancelled_by_the_worker_that_trains_it(fleet: Fl
     await fleet.submit("portrait", max_train_steps=600)
     await fleet.until("portrait", JobProgress)
 
-    asked = await fleet.api.cancel("portrait")
+    result = await fleet.api.cancel("portrait")
 
-    assert asked == CancelAnswer(job_id="portrait", state=CancelState.RUNNING, worker="w1", attempt=1)
+    assert result == CancelAnswer(job_id="portrait", state=CancelState.RUNNING, worker="w1", attempt=1)
     await daemon.until_logged("job_ended")
     assert await answer(fleet) == (0, "portrait: cancelled before; nothing to cancel")
 
 
 async def test_a_waiting_job_is_cancelled_by_whoever_consumes_it(fleet: Fleet) -> None:
     """Nobody trains it yet."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait")
     await daemon.until_logged("queued")
 
@@ -73,9 +73,9 @@ async def test_whoever_trains_a_job_accepts_its_commands(fleet: Fleet) -> None:
 
     assert await fleet.api.checkpoint_now("portrait")
     assert await fleet.api.sample_now("portrait")
-    asked = await run(fleet, "checkpoint", "portrait")
+    done = await run(fleet, "checkpoint", "portrait")
 
-    assert (asked.returncode, asked.stdout) == (0, "portrait: asked its worker for a checkpoint\n")
+    assert (done.returncode, done.stdout) == (0, "portrait: asked its worker for a checkpoint\n")
 
 
 @pytest.mark.parametrize("command", ["checkpoint", "sample"])
@@ -105,14 +105,14 @@ async def test_a_paused_worker_consumes_nothing_until_it_is_resumed(fleet: Fleet
 
 async def test_the_fleet_is_shown_with_what_each_worker_does(fleet: Fleet) -> None:
     """One that trains, one that is paused, one that has left; whoever asks has heard none of them come."""
-    gone = await fleet.start("w3", gpus=[CARD_8])
+    gone = await fleet.start("w3", gpus=[GPU_8])
     await fleet.all_events(1, WorkerOnline)
     gone.signal(signal.SIGTERM)
     await gone.ended()
     await fleet.start("w1", mode="slow", heartbeat=0.3)
     await fleet.submit("portrait", max_train_steps=600)
     await fleet.until("portrait", JobProgress)
-    await fleet.start("w2", gpus=[CARD_8], heartbeat=0.3)
+    await fleet.start("w2", gpus=[GPU_8], heartbeat=0.3)
     await fleet.all_events(3, WorkerOnline)
     await fleet.api.pause("w2")
     await asyncio.sleep(1)
@@ -130,8 +130,8 @@ async def test_the_fleet_is_shown_with_what_each_worker_does(fleet: Fleet) -> No
     assert all(time.time() - one.last_seen_at < TIMEOUT for one in states)
     assert (as_json.returncode, table.returncode) == (0, 0)
     lines = table.stdout.splitlines()
-    assert [all(word in line for word in ("w1", "open", "portrait", "RTX")) for line in lines].count(True) == 1
-    assert [all(word in line for word in ("w3", "offline: SIGTERM")) for line in lines].count(True) == 1
+    assert [all(text in line for text in ("w1", "open", "portrait", "RTX")) for line in lines].count(True) == 1
+    assert [all(text in line for text in ("w3", "offline: SIGTERM")) for line in lines].count(True) == 1
 
 
 async def test_a_fleet_without_workers_is_reported_to_have_none(fleet: Fleet) -> None:

@@ -11,7 +11,7 @@ import aio_pika
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, TIMEOUT, Fleet
+from tests.support.fleet import GPU_8, TIMEOUT, Fleet
 
 from training_schemas.events import JobCompleted, JobFailed, JobQueued
 from training_schemas.ledger import Claimed, Completed, Failed, Requeued, Submitted
@@ -166,7 +166,7 @@ async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None
     shown = (await run(fleet, "dead", "show", "portrait")).stdout
     (listed,) = json.loads((await run(fleet, "dead", "list", "--json")).stdout)
 
-    assert all(word in table for word in ("portrait", "trainerCrashed", "portrait crashed"))
+    assert all(text in table for text in ("portrait", "trainerCrashed", "portrait crashed"))
     assert "attempt 1 on w1: failed  61.0 GPU-s  0.5000 USD: trainerCrashed: exit status 9" in shown
     assert "the \N{REPLACEMENT CHARACTER}[31mlast word" in shown
     assert '"trainingType": "FLUX_LORA"' in shown
@@ -246,7 +246,7 @@ async def test_a_job_that_was_completed_since_is_not_requeued(fleet: Fleet) -> N
 
 async def test_what_the_broker_gave_up_is_described_by_its_own_headers(fleet: Fleet) -> None:
     """It can be put back like the rest, and since it had not ended, the ledger needs no word of that."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait")
     await daemon.until_logged("queued")
     tier = f"{fleet.names.prefix}.tier.flux.24gb"

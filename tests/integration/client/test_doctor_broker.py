@@ -143,7 +143,7 @@ def test_a_fleets_own_queues_are_as_they_should_be(node: PrivateBroker) -> None:
 
 @pytest.mark.usefixtures("declared")
 @pytest.mark.parametrize(
-    ("queue", "arguments", "words"),
+    ("queue", "arguments", "expected"),
     [
         ("intake", {}, "x-dead-letter-exchange is none, where '' is needed"),
         ("dead", {"x_queue_type": "quorum"}, "x-delivery-limit is none, where 1000000 is needed"),
@@ -165,7 +165,7 @@ def test_a_fleets_own_queues_are_as_they_should_be(node: PrivateBroker) -> None:
     ],
 )
 def test_a_queue_that_is_otherwise_is_reported_with_what_makes_room(
-    node: PrivateBroker, queue: str, arguments: dict[str, Any], words: str
+    node: PrivateBroker, queue: str, arguments: dict[str, Any], expected: str
 ) -> None:
     """The command is carried out, and a worker declares the queue anew."""
     declare_otherwise(node, f"fleet.{queue}", **arguments)
@@ -173,7 +173,7 @@ def test_a_queue_that_is_otherwise_is_reported_with_what_makes_room(
     found = {name: one for name, one in look(user_url(node, "worker")).items() if one.state is State.ERROR}
 
     assert list(found) == [f"queues.{queue}"]
-    assert words in found[f"queues.{queue}"].found
+    assert expected in found[f"queues.{queue}"].found
     carry_out(node, found[f"queues.{queue}"])
     asyncio.run(on(node, lambda channel: declare_topology(channel, NAMES, DELAYS)))
     assert look(user_url(node, "worker"))["queues"].state is State.OK
@@ -238,32 +238,32 @@ def test_a_broker_with_an_alarm_is_reported_without_its_management(node: Private
     try:
         began = time.monotonic()
         found = look(user_url(node, "worker"))
-        took = time.monotonic() - began
+        seconds = time.monotonic() - began
     finally:
         rabbitmqctl(node, "set_disk_free_limit", "50MB")
 
     assert found["permissions"].found.startswith("cannot publish to it: no answer within ")
     assert str(found["permissions"].fix).startswith("rabbitmq-diagnostics alarms")
     assert found["queues"].state is State.OK
-    assert took < 30
+    assert seconds < 30
 
 
 def test_a_node_on_this_host_reports_its_consumer_timeout(
-    impatient_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+    consumer_timeout_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is shorter than half a lease is an error; the command mends it."""
-    for name, value in rabbitmqctl_environment(impatient_broker).items():
+    for name, value in rabbitmqctl_environment(consumer_timeout_broker).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(RABBITMQCTL).parent}:{os.environ['PATH']}")
 
-    short = look(impatient_broker.url, lease=60.0)["consumer_timeout"]
-    fits = look(impatient_broker.url, lease=10.0)["consumer_timeout"]
+    short = look(consumer_timeout_broker.url, lease=60.0)["consumer_timeout"]
+    fits = look(consumer_timeout_broker.url, lease=10.0)["consumer_timeout"]
 
     assert short.state is State.ERROR
     assert "the broker on this host allows 10 s" in short.found
     assert fits.state is State.OK
-    carry_out(impatient_broker, short)
-    assert "allows 60 s" in look(impatient_broker.url, lease=60.0)["consumer_timeout"].found
+    carry_out(consumer_timeout_broker, short)
+    assert "allows 60 s" in look(consumer_timeout_broker.url, lease=60.0)["consumer_timeout"].found
 
 
 @pytest.mark.parametrize(

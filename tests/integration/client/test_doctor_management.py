@@ -31,7 +31,7 @@ pytestmark = pytest.mark.broker
 
 NAMES = Names("fleet")
 DELAYS = [30, 120, 600]
-SETTLED = 60.0
+STABLE_TIMEOUT = 60.0
 ALL_WELL = ["management", "policies", "alarms", "nodes", "majorities", "bindings"]
 
 
@@ -123,7 +123,7 @@ def test_policies_that_do_harm_are_reported_with_what_clears_them(node: ManagedB
 
 def completed(node: ManagedBroker, names: set[str]) -> dict[str, Finding]:
     """What is found once no more than these names are not ok; the broker counts its queues every 5 s."""
-    deadline = time.monotonic() + SETTLED
+    deadline = time.monotonic() + STABLE_TIMEOUT
     while set(not_ok(found := look(node))) != names:
         assert time.monotonic() < deadline, not_ok(found)
     return found
@@ -243,7 +243,7 @@ async def server(answer: bytes, *, ends: bool = True) -> AsyncIterator[Managemen
 
 
 @pytest.mark.parametrize(
-    ("answer", "ends", "words"),
+    ("answer", "ends", "message"),
     [
         (b"", False, "no answer within 1 s"),
         (b"HTTP/1.1 200 OK\r\n", False, "no answer within 1 s"),
@@ -257,10 +257,12 @@ async def server(answer: bytes, *, ends: bool = True) -> AsyncIterator[Managemen
         (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 17 * 2**20, True, "more than"),
     ],
 )
-async def test_whoever_answers_instead_is_reported_in_a_bounded_time(answer: bytes, words: str, *, ends: bool) -> None:
+async def test_whoever_answers_instead_is_reported_in_a_bounded_time(
+    answer: bytes, message: str, *, ends: bool
+) -> None:
     """Nobody is followed elsewhere."""
     async with server(answer, ends=ends) as management:
-        with pytest.raises(ManagementError, match=words):
+        with pytest.raises(ManagementError, match=message):
             await management.tell("/", ())
 
 

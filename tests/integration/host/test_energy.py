@@ -6,7 +6,7 @@ from tests.support.nvml import Host
 
 from training_schemas.events import JobCompleted, JobProgress
 
-CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+GPU = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ async def test_a_job_ends_with_what_it_took(
     fleet: Fleet, host: Host, before: list[str], after: list[str], energy_wh: float | None
 ) -> None:
     """In its own usage and in that of its attempt; left out where it is not known."""
-    host.says(CARD, *before)
+    host.describe(GPU, *before)
     fleet.host = host.variables
     await fleet.start(mode="slow", card_check_interval=600)
     await fleet.submit("portrait", max_train_steps=40)
     await fleet.until("portrait", JobProgress)
 
-    host.says(CARD, *after)
+    host.describe(GPU, *after)
     completed = await fleet.until("portrait", JobCompleted)
 
     assert isinstance(completed, JobCompleted)

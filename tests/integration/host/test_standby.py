@@ -16,7 +16,7 @@ from training_schemas.events import JobClaimed, JobCompleted, JobEvent, JobProgr
 
 pytestmark = pytest.mark.broker
 
-CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+GPU = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 async def ready(daemon: Daemon, count: int = 1) -> list[int]:
@@ -29,7 +29,7 @@ def started(daemon: Daemon) -> list[tuple[int, bool]]:
     return [(entry["pid"], entry["standby"]) for entry in daemon.logged("trainer_started")]
 
 
-def told(events: list[JobEvent]) -> list[tuple[str, int, int]]:
+def summary(events: list[JobEvent]) -> list[tuple[str, int, int]]:
     """What was said, without what differs from job to job."""
     return [(type(event).__name__, event.attempt, event.sequence) for event in events]
 
@@ -46,7 +46,7 @@ async def test_jobs_are_trained_by_the_trainers_that_waited_for_them(fleet: Flee
     for number, job in enumerate(("first", "second"), start=1):
         await ready(daemon, number)
         await fleet.submit(job)
-        assert told(await fleet.events(job)) == told(usual)
+        assert summary(await fleet.events(job)) == summary(usual)
         await daemon.until_logged("job_ended", number)
 
     first, second, waits = await ready(daemon, 3)
@@ -163,17 +163,17 @@ async def test_the_real_trainer_waits_and_trains(fleet: Fleet, materials: Path) 
 
 async def test_no_trainer_waits_on_a_gpu_that_is_quarantined(fleet: Fleet, host: Host) -> None:
     """Whoever resets it needs it free; once it is back, a new one waits."""
-    host.says(CARD, "temperature 60")
+    host.describe(GPU, "temperature 60")
     fleet.host = host.variables
     daemon = await fleet.start(standby=True, card_check_interval=0.2, healthy_probes=1)
     (waiting,) = await ready(daemon)
 
-    host.says(CARD, "temperature 99")
+    host.describe(GPU, "temperature 99")
     await daemon.until_logged("card_quarantined")
     assert is_gone(waiting, TIMEOUT)
     assert len(daemon.logged("standby_ready")) == 1
 
-    host.says(CARD, "temperature 60")
+    host.describe(GPU, "temperature 60")
     _, new = await ready(daemon, 2)
     await fleet.submit("portrait")
     assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)

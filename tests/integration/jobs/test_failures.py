@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from tests.support.fleet import CARD_24, Fleet
+from tests.support.fleet import GPU_24, Fleet
 
 from training_schemas.events import (
     JobCheckpoint,
@@ -162,7 +162,7 @@ async def test_what_was_wasted_is_what_came_after_the_last_checkpoint(fleet: Fle
 
 async def test_a_running_job_saves_a_checkpoint_and_draws_samples_on_request(fleet: Fleet) -> None:
     """The commands reach the trainer by its run folder; its answers are the usual events."""
-    await fleet.start("w1", mode="obliging", gpus=[CARD_24])
+    await fleet.start("w1", mode="obliging", gpus=[GPU_24])
     await fleet.submit("portrait", max_train_steps=200)
     await fleet.until("portrait", JobProgress)
 

@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, TIMEOUT, Fleet
+from tests.support.fleet import GPU_8, TIMEOUT, Fleet
 
 from training_schemas.events import (
     CONTENT_TYPE,
@@ -60,7 +60,7 @@ async def test_a_daemon_knows_of_ends_from_before_its_start(fleet: Fleet) -> Non
 
 async def test_another_job_under_a_known_id_is_refused_and_the_known_one_trained(fleet: Fleet) -> None:
     """The event names the refused one by its digest, the dead queue keeps it, and the first job goes its way."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait", max_train_steps=2)
     await daemon.until_logged("queued")
     other = fleet.job("portrait", max_train_steps=3)
@@ -84,7 +84,7 @@ async def test_of_two_jobs_that_come_at_once_under_one_id_one_is_let_in(fleet: F
     async with fleet.session():
         await asyncio.gather(*(fleet.publish(body) for body in bodies))
 
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
 
     await daemon.until_logged("refused", len(bodies) - 1)
     assert await fleet.depth(f"{fleet.names.prefix}.tier.flux.24gb") == 1
@@ -93,7 +93,7 @@ async def test_of_two_jobs_that_come_at_once_under_one_id_one_is_let_in(fleet: F
 
 async def test_a_copy_of_a_waiting_job_is_queued_too_and_published_as_the_same_event(fleet: Fleet) -> None:
     """Dropping it could lose the job: the first copy may never have reached its queue."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     job = await fleet.submit("portrait")
     await daemon.until_logged("queued")
 
@@ -127,7 +127,7 @@ async def test_whoever_waits_for_a_job_that_had_ended_before_gets_its_end(fleet:
 
 async def test_submit_with_watch_ends_with_1_when_the_id_is_in_use(fleet: Fleet) -> None:
     """And says that it was refused."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait", max_train_steps=2)
     await daemon.until_logged("queued")
     file = fleet.folder / "other.json"

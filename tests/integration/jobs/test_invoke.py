@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.support.fleet import CARD_80, Daemon, Fleet
+from tests.support.fleet import GPU_80, Daemon, Fleet
 from tests.support.real_training import start, submit
 
 from training_schemas.events import (
@@ -40,7 +40,7 @@ INVERSION = {"trigger_word": "<robot>", "initial_token": "a", "embedding_vectors
 async def start_with_invoke(fleet: Fleet, materials: Path, worker_id: str = "w1", **changes: Any) -> Daemon:
     """A daemon that has both engines."""
     engines = {"invoke": {"python": os.environ["INVOKE_TRAINING_PYTHON"]}}
-    return await start(fleet, materials, worker_id, **{"engines": engines, "gpus": [CARD_80]} | changes)
+    return await start(fleet, materials, worker_id, **{"engines": engines, "gpus": [GPU_80]} | changes)
 
 
 @pytest.mark.parametrize(

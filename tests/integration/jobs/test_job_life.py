@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import aio_pika
 import msgspec
 import pytest
-from tests.support.fleet import CARD_24, Fleet
+from tests.support.fleet import GPU_24, Fleet
 from tests.support.scrape import free_port
 
 from training_schemas.events import (
@@ -149,7 +149,7 @@ async def test_a_running_job_can_be_cancelled(fleet: Fleet) -> None:
 
 async def test_a_waiting_job_can_be_cancelled(fleet: Fleet) -> None:
     """A cancellation is kept in the ledger, and honoured by whoever takes the job: no trainer starts."""
-    daemon = await fleet.start(gpus=[CARD_24], mode="slow")
+    daemon = await fleet.start(gpus=[GPU_24], mode="slow")
     await fleet.submit("running", max_train_steps=10)
     await fleet.until("running", JobClaimed)
     await fleet.submit("waiting")
@@ -207,7 +207,7 @@ async def test_a_restarted_daemon_queries_the_ledger_about_jobs_older_than_itsel
 
 async def test_every_slot_of_a_host_trains_at_the_same_time(fleet: Fleet) -> None:
     """Two cards on one host are two slots: two jobs run side by side, each on its own card."""
-    await fleet.start(gpus=[CARD_24, CARD_24], mode="slow")
+    await fleet.start(gpus=[GPU_24, GPU_24], mode="slow")
     for name in ("one", "two"):
         await fleet.submit(name, max_train_steps=30)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fleet import CARD_24, ROOT, Fleet
+from tests.support.fleet import GPU_24, ROOT, Fleet
 from tests.support.real_training import TRAINER, run_module, start, submit
 
 from training_schemas.events import (
@@ -87,7 +87,7 @@ async def test_each_type_of_sdxl_is_trained_from_the_queue(
 
 async def test_a_lora_is_trained_on_two_gpus_together(fleet: Fleet, materials: Path) -> None:
     """Here two processes on the CPU; what they used is what both used, and a stop in the middle costs no step."""
-    devices = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
+    devices = {"gpus": [GPU_24, GPU_24], "gpus_per_job": 2}
     first = await start(fleet, materials, "first", **devices)
     await submit(fleet, max_train_steps=30, gpu_count=2, config_overrides={"gradient_accumulation_steps": 2})
     await fleet.until("robot", JobProgress, count=5)
