@@ -1,4 +1,4 @@
-"""What tests of every cost may ask for."""
+"""What tests of every cost may use."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
-    """Say that a real part is missing: that skips on a developer's machine and fails where CI is set."""
+    """Report that a real part is missing: that skips on a developer's machine and fails where CI is set."""
 
     def missing(part: str) -> NoReturn:
         if os.environ.get("CI", "false") not in {"", "0", "false"}:
@@ -107,7 +107,7 @@ def small_disk(missing: Callable[[str], NoReturn]) -> Iterator[Callable[[Path, i
 def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """A prefix that no other test uses. What has it is deleted afterwards: a broker with many queues is slow."""
     prefix = f"t{secrets.token_hex(4)}"
-    # Asked for here, so that it outlives what is deleted.
+    # Requested here, so that it outlives what is deleted.
     url = request.getfixturevalue("broker_url") if "broker_url" in request.fixturenames else None
     yield prefix
     if url is not None:
@@ -116,7 +116,7 @@ def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest_asyncio.fixture
 async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
-    """A proxy in front of the broker. Ask for it before the fleet, so that it outlives the daemons."""
+    """A proxy in front of the broker. Request it before the fleet, so that it outlives the daemons."""
     async with Proxy(broker_url) as proxy:
         yield proxy
 
@@ -140,7 +140,7 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[st
 
 @pytest.fixture
 def host(nvml_library: Path, tmp_path: Path) -> Host:
-    """A host with a driver; it has no card until it says so."""
+    """A host with a driver; it has no GPU until a test describes one."""
     return Host(nvml_library.parent, tmp_path / "nvml.txt")
 
 

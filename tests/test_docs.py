@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""The documents describe what the code does."""
 
 import inspect
 import json
@@ -53,7 +53,7 @@ def test_the_readmes_job_is_a_job() -> None:
 
 
 def test_the_readmes_event_is_the_golden_one() -> None:
-    """The example is not made up."""
+    """The example is not invented."""
     golden = json.loads((GOLDEN / "training.job.progress.v1.json").read_bytes())
 
     assert json.loads(blocks("README.md", "json")[1]) == golden
@@ -90,7 +90,7 @@ def in_order(states: Iterable[str]) -> list[str]:
 
 
 def test_the_table_of_states_is_the_codes() -> None:
-    """A row for each state in the enum's order, and in each what may follow; none is left out or made up."""
+    """A row for each state in the enum's order, and in each what may follow; none is left out or invented."""
     documented = [(state, in_order(following.split())) for state, _, following in rows("docs/states.md", "state")]
 
     assert documented == [(state, in_order(NEXT_STATES[state])) for state in JobState]
@@ -108,7 +108,7 @@ def test_the_table_of_states_names_the_events_that_report_them() -> None:
 
 
 def variants() -> Iterator[JobEvent]:
-    """Each event of a job, and each phase and outcome that it can tell of."""
+    """Each event of a job, and each phase and outcome that it can report."""
     for kind in EVENTS:
         match decode_event((GOLDEN / f"{kind}.json").read_bytes()).read():
             case JobPhase() as event:
@@ -128,7 +128,7 @@ def test_the_terminal_states_are_named() -> None:
 
 
 def test_the_table_of_reasons_is_the_policy() -> None:
-    """A row for each reason in the enum's order, with its rule; none is left out or made up."""
+    """A row for each reason in the enum's order, with its rule; none is left out or invented."""
     policy = [[reason, POLICY[reason].action, "yes" if POLICY[reason].counts else "no"] for reason in FailureReason]
 
     assert rows("docs/states.md", "reason") == policy
@@ -166,14 +166,14 @@ def calls_in(function: Callable[..., object]) -> list[str]:
 
 
 def test_the_claims_steps_are_documented_in_their_order() -> None:
-    """docs/protocol.md has each step that is taken, where it is taken."""
+    """docs/protocol.md has each step, where it is done."""
     inner = calls_in(Claim._lock_and_announce)
     steps = [step for call in calls_in(Claim.make) for step in (inner if call == "_lock_and_announce" else [call])]
 
     documented = steps_in("docs/protocol.md", "**Claim**")
     assert documented == [step for step in steps if step in documented]
     public = {name for name, _ in inspect.getmembers(Claim, inspect.iscoroutinefunction) if not name.startswith("_")}
-    # Ends of the two short ways out, told in the text below the table.
+    # Ends of the two short ways out, described in the text below the table.
     assert public - set(documented) == {"make", "close", "step_back"}
 
 

@@ -1,4 +1,4 @@
-"""Alerts and dashboard are well-formed, ask for what there is, and fire when they should."""
+"""Alerts and dashboard are well-formed, query what exists, and fire when they should."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -226,7 +226,7 @@ def test_each_alert_fires_when_it_should(rules: Path, tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_is_throttled_for_heat_is_reported_once(rules: Path, tmp_path: Path) -> None:
-    """However many reasons there are for it; a card that is gone is not said to be hot."""
+    """However many reasons there are for it; a GPU that is gone is not reported as hot."""
     heat = {
         'training_worker_card_temperature_celsius{gpu="GPU-1"}': "89x20 _x40",
         'training_worker_card_throttled{gpu="GPU-1",reason="hardware thermal slowdown"}': "1x20 _x40",
@@ -244,7 +244,7 @@ def test_no_alert_fires_for_a_worker_that_is_well(rules: Path, tmp_path: Path) -
 
 
 def case(series: dict[str, str], minutes: int, expression: str, samples: list[Any]) -> dict[str, object]:
-    """A test as promtool takes it: what the expression is after so long."""
+    """A test as promtool reads it: what the expression is after so long."""
     return {
         "interval": "1m",
         "input_series": [{"series": with_instance(name), "values": values} for name, values in series.items()],

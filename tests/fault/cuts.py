@@ -20,7 +20,7 @@ from training_worker.broker.session import Session, persistent
 # With a checkpoint after the last one.
 STEPS = 5
 
-# What such a cut may cost: a claim that is interrupted is made anew.
+# What such a cut may cost: a claim that is interrupted is made again.
 ATTEMPTS = 2
 
 
@@ -93,7 +93,7 @@ class Lane:
 
 
 def wrong_with(life: Life) -> list[str]:
-    """What is wrong with a life that was cut once, in words."""
+    """What is wrong with a life that was cut once, as text."""
     wrong = faults_of(life)
     if not isinstance(life.events[-1], JobCompleted):
         wrong.append(f"ended with {type(life.events[-1]).__name__}")

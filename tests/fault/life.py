@@ -51,7 +51,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def state(self) -> JobState:
-        """What the events add up to. Raises `IllegalTransitionError` where they tell nonsense."""
+        """What the events add up to. Raises `IllegalTransitionError` where they make no sense."""
         return state_after(self.events)
 
     @property
@@ -96,7 +96,7 @@ async def read_life(fleet: Fleet, job_id: str) -> Life:
 
 
 async def read_lives(fleet: Fleet, job_ids: Sequence[str]) -> dict[str, Life]:
-    """Everything about jobs that are settled, each under its id."""
+    """Everything about jobs that are finalized, each under its id."""
     entries, log = await fleet.ledger(), await fleet.log()
     entries_of: dict[str, list[JobEntry]] = {job_id: [] for job_id in job_ids}
     for entry in entries:
@@ -122,9 +122,9 @@ async def until_finalized(fleet: Fleet, job_id: str) -> None:
 
 
 def faults_of(life: Life, *, isolated: bool = False) -> list[str]:
-    """What is wrong with a life, in words; nothing, if all is as promised.
+    """What is wrong with a life, as text; nothing, if all is as promised.
 
-    ``isolated`` says that an owner was cut off from the broker, so that for a while a second one could exist.
+    ``isolated`` means that an owner was cut off from the broker, so that for a while a second one could exist.
     """
     found: list[str] = []
     ends = [event for event in life.events if isinstance(event, TERMINAL_EVENTS)]

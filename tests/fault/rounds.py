@@ -34,7 +34,7 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round came to; ``wrong`` says in words what must not be, and is empty if all is as promised."""
+    """What a round came to; ``wrong`` describes what must not be, and is empty if all is as promised."""
 
     wrong: list[str]
     seconds: float
@@ -48,7 +48,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stages:
-    """The brokers to play on: one that all rounds share, and others that are started when they are first asked for.
+    """The brokers to play on: one that all rounds share, and others that are started when they are first needed.
 
     At most ``places`` rounds are played at the same time, and those on another broker than the shared one singly: they
     kill it.
@@ -141,12 +141,12 @@ async def _play(fault: Fault, scene: Scene) -> tuple[Life | None, list[str]]:
 
 
 async def _failure(act: Awaitable[None]) -> list[str]:
-    """What failed, in words; nothing, if nothing did."""
+    """What failed, as text; nothing, if nothing did."""
     try:
         await act
     except PermissionError:
         raise
-    except Exception as error:  # noqa: BLE001 - a fault may fail in any way, and the other rounds go on
+    except Exception as error:  # noqa: BLE001 - a fault may fail in any way, and the other rounds continue
         return ["".join(traceback.format_exception(error))]
     return []
 

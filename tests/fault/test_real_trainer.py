@@ -27,12 +27,12 @@ async def train(fleet: Fleet) -> None:
 
 
 def steps(events: list[JobEvent]) -> list[int]:
-    """The steps that were told, in their order."""
+    """The steps that were published, in their order."""
     return [event.step for event in events if isinstance(event, JobProgress)]
 
 
 async def test_a_killed_daemon_re_attaches_to_its_real_trainer(fleet: Fleet, materials: Path) -> None:
-    """Every step is trained once and told once; there is one attempt."""
+    """Every step is trained once and published once; there is one attempt."""
     first = await real_training.start(fleet, materials, "w1")
     await train(fleet)
 
@@ -71,7 +71,7 @@ async def test_a_second_host_resumes_from_the_checkpoint_of_a_dead_one(fleet: Fl
 async def test_real_training_continues_while_the_broker_is_restarted(
     private_broker: PrivateBroker, tmp_path: Path, prefix: str, materials: Path
 ) -> None:
-    """The owner takes its job up again; every step is trained once."""
+    """The owner re-attaches to its job; every step is trained once."""
     fleet = Fleet(tmp_path / "fleet", private_broker.url, prefix)
     try:
         daemon = await real_training.start(fleet, materials, "w1", lease=60)

@@ -1,4 +1,4 @@
-"""The explorer: visits every state that a model can reach, and tells what breaks on the way."""
+"""The explorer: visits every state that a model can reach, and reports what breaks on the way."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -14,7 +14,7 @@ Moves = Iterable[tuple[str, S]]
 
 
 class Model(msgspec.Struct, Generic[S], frozen=True, kw_only=True):
-    """What is explored. States with the same ``key`` count as one; ``settled`` must stay within reach of all.
+    """What is explored. States with the same ``key`` count as one; ``final`` must stay within reach of all.
 
     A fault is a move on which nobody may count, and of which there is only a number.
     """
@@ -81,7 +81,7 @@ class Explorer(Generic[S]):
         return number
 
     def _first_stuck(self) -> int | None:
-        """The first state from which no settled one can be reached without a fault."""
+        """The first state from which no final one can be reached without a fault."""
         queue = [number for number, state in enumerate(self._states) if self._model.final(state)]
         fine = set(queue)
         while queue:

@@ -1,4 +1,4 @@
-"""A host of the replay: a worker's real link, claim and ownership, which take their steps when they are let."""
+"""A host of the replay: a worker's real link, claim and ownership, which do their steps when they are let."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from training_worker.ownership.claim import Claim, NotOurs
 from training_worker.ownership.ownership import Owner, Ownership
 from training_worker.queue.job_message import QueuedJob
 
-# Longer than a replay: what runs out, runs out because the trace says so.
+# Longer than a replay: what runs out, runs out because of the trace.
 LEASE = 3600.0
 GRACE = 60
 POLL = 0.005
@@ -78,7 +78,7 @@ class Host:
     async def connect(self) -> None:
         """Have the link open a session.
 
-        A worker that has left the job knows that it has. The model's takes it up again, as a daemon does that was
+        A worker that has left the job knows that it has. The model's re-attaches, as a daemon does that was
         killed before its run folder was gone: so does this one.
         """
         if self._journal is not None and self._hold is not None and self._hold.done():
@@ -88,7 +88,7 @@ class Host:
         self._session = await _soon(self._link.session())
 
     async def begin(self, name: str) -> None:
-        """Begin a list of steps; nothing, if it was begun on an earlier connection and still goes on."""
+        """Begin a list of steps; nothing, if it was begun on an earlier connection and still runs."""
         if name == "consume":
             await self._consume()
         elif self._work is None or self._work[0] != name or self._work[1].done():
@@ -143,7 +143,7 @@ class Host:
         return self._ownership
 
     async def step(self, step: str, before: State, after: State, me: int) -> None:
-        """Take one step of a list."""
+        """Do one step of a list."""
         match step:
             case _ if self._is_silent(step, _link(before, me)):
                 pass
@@ -173,7 +173,7 @@ class Host:
             case "ack_older" | "ack_copies":
                 return link.lease <= (step == "ack_older")
             case "publish_end":
-                # The model's worker says it again on each connection, the code only while it is in doubt.
+                # The model's worker publishes it again on each connection, the code only while it is in doubt.
                 return self._published_end
             case _:
                 return step in ("await_lease", "next_attempt")
@@ -216,7 +216,7 @@ class Host:
         self._work = None
 
     async def lose(self) -> None:
-        """The connection is gone: what was not finished is taken up on the next one, a claim is not."""
+        """The connection is gone: what was not finished is resumed on the next one, a claim is not."""
         if self._session is not None:
             await _soon(self._session.lost.wait())
         self._session = None
@@ -238,7 +238,7 @@ class Host:
         self._session, self._journal = None, journal
 
     def restart(self) -> None:
-        """A daemon comes back, and takes up what is in the journal."""
+        """A daemon comes back, and re-attaches to what is in the journal."""
         self._begin_life()
         if self._journal is not None:
             self._reattach(self._journal)
@@ -261,7 +261,7 @@ def _expect(what: str, actual: object, expected: object) -> None:
 
 
 async def _got(get: Callable[..., Awaitable[AbstractIncomingMessage | None]]) -> AbstractIncomingMessage:
-    while (message := await get(fail=False)) is None:  # noqa: ASYNC110 - the broker does not tell
+    while (message := await get(fail=False)) is None:  # noqa: ASYNC110 - the broker does not notify
         await asyncio.sleep(POLL)
     return message
 

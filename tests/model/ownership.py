@@ -3,11 +3,11 @@
     python -m tests.model.ownership --faults 3
 
 What a worker does is a list of steps (`Protocol`); a change of docs/protocol.md is tried here first. Between any two
-steps a connection may be cut, a daemon or a host die, the broker restart, a trainer fail, a stop be asked for: as
+steps a connection may be cut, a daemon or a host die, the broker restart, a trainer fail, a stop be requested: as
 often as there are faults. Invariants:
 
     lost      until its end has been published, a job has a copy somewhere
-    terminal  the ledger has at most one end, and none is said that it does not have
+    terminal  the ledger has at most one end, and none is published that it does not have
     doubled   two trainers run at once only while one of them is cut off
     twins     no two run folders are of the same attempt
     stuck     without further faults the end is published, and then no copy and no run folder is left
@@ -184,7 +184,7 @@ def explore(protocol: Protocol, *, faults: int) -> Verdict:
 
 
 def main() -> None:
-    """Explore the protocol as it is, and tell what was found."""
+    """Explore the protocol as it is, and print what was found."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--faults", type=int, default=3)
     faults, begun = parser.parse_args().faults, time.monotonic()

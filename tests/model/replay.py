@@ -1,8 +1,8 @@
-"""The replay: traces of the ownership model, taken step by step by the real code on a real broker.
+"""The replay: traces of the ownership model, followed step by step by the real code on a real broker.
 
     python -m tests.model.replay --walks 500
 
-Between any two steps, what the broker and the ledger say is compared with the model's state.
+Between any two steps, what is in the broker and the ledger is compared with the model's state.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def _whole(traces: list[Trace]) -> list[Trace]:
 
 
 async def replay(traces: Sequence[Trace], broker_url: str, prefix: str) -> int:
-    """Take all traces, one after the other. How many steps that were; raises `DisagreementError`."""
+    """Follow all traces, one after the other. How many steps that were; raises `DisagreementError`."""
     count = 0
     async with World(broker_url, prefix) as world:
         for trace in traces:

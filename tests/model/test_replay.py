@@ -1,4 +1,4 @@
-"""The real code takes the model's steps on a real broker, and comes to the model's states."""
+"""The real code does the model's steps on a real broker, and comes to the model's states."""
 
 import os
 from collections.abc import Callable, Coroutine
@@ -31,7 +31,7 @@ async def ack_and_lease(claim: Claim) -> None:
 
 
 async def drop_and_give_back(ownership: Ownership, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
-    """A job that is given back is dropped before it is put back."""
+    """A job that is released is dropped before it is requeued."""
 
     async def give_back(owned_session: OwnedSession) -> None:
         await owned_session.lease.stop_consuming()
@@ -44,7 +44,7 @@ async def drop_and_give_back(ownership: Ownership, entry: Released | AttemptFail
 
 
 async def give_back_late(ownership: Ownership, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
-    """A job that is given back at once comes a minute later."""
+    """A job that is released at once comes a minute later."""
     return await GIVE_BACK(ownership, entry, job, 60)
 
 
@@ -54,7 +54,7 @@ async def believe(ownership: Ownership, session: object) -> bool:
 
 
 async def keep_consuming(lease: Lease) -> None:
-    """The next owner's copies are taken, too."""
+    """The next owner's copies are consumed, too."""
 
 
 GIVE_BACK = Ownership.give_back
@@ -111,7 +111,7 @@ async def test_the_shortest_way_to_each_step(broker_url: str, prefix: str) -> No
 
 
 async def test_random_walks_with_faults(broker_url: str, prefix: str) -> None:
-    """With up to three faults each; `python -m tests.model.replay --walks 500` takes more of them."""
+    """With up to three faults each; `python -m tests.model.replay --walks 500` follows more of them."""
     assert await replay([walk(seed) for seed in range(WALKS)], broker_url, prefix) > 20 * WALKS
 
 

@@ -1,4 +1,4 @@
-"""The world of the replay: a real broker with two hosts, and what it says of the job."""
+"""The world of the replay: a real broker with two hosts, and what it has of the job."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ FIRST = (0, 1)
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is of the job, as the broker has it or as the model says."""
+    """What there is of the job, as the broker or the model has it."""
 
     tier: int
     lease: int
@@ -38,7 +38,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def view(state: State) -> View:
-    """What the model says. A real broker gives at once whatever somebody consumes."""
+    """What the model has. A real broker gives at once whatever somebody consumes."""
     for me in FIRST:
         link, ghost = state.workers[me].link, state.workers[me].ghost
         if state.lease and link is not None and link.consuming:
@@ -141,7 +141,7 @@ class World:
         return self._names.tier_queue(self._queued.plan.family, self._queued.plan.tier)
 
     async def apply(self, name: str, before: State, after: State) -> None:
-        """Let happen what the model says, and compare. Raises `DisagreementError`."""
+        """Do what the model does, and compare. Raises `DisagreementError`."""
         number, _, step = name.partition(": ")
         if not step:
             await self._happen(name)
@@ -191,7 +191,7 @@ class World:
             await self._hosts[me].lose()
 
     async def _expire(self) -> None:
-        """Take a copy along the way that an expired one goes."""
+        """Move a copy along the way that an expired one goes."""
         for queue in (self._names.lease(self._queued.job_id), self._names.delay_queue(GRACE)):
             copy = await self._get(queue)
             await copy.reject(requeue=False)

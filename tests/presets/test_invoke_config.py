@@ -1,4 +1,4 @@
-"""A plan in invoke-training's words: complete, of the right kinds, and what the built-in trainer would do."""
+"""A plan as invoke-training's settings: complete, of the right kinds, and what the built-in trainer would do."""
 
 import json
 import math
@@ -88,7 +88,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"loraTargets": "allLinear", "checkpointEvery": 0, "sampleEvery": 5, "validationPrompts": ["a robot"]},
     {"randomCrop": True, "randomFlip": True},
 ]
-# Steps of pictures are invoke-training's.
+# Steps of sample images are invoke-training's.
 STEPS = {ModelFamily.FLUX: 20, ModelFamily.SDXL: 30}
 all_variants = pytest.mark.parametrize("variant", VARIANTS, ids=range(len(VARIANTS)))
 all_types = pytest.mark.parametrize("training_type", TrainingType)
@@ -104,7 +104,7 @@ def variant_of(training_type: TrainingType, variant: dict[str, Any]) -> dict[str
 def test_nothing_is_left_to_a_default_and_all_is_of_its_kind(
     training_type: TrainingType, variant: dict[str, Any]
 ) -> None:
-    """By the project's copy of invoke-training's words."""
+    """By the project's copy of invoke-training's settings."""
     found = variant_of(training_type, variant)
 
     assert misfits(found, [{"object": schema().types[training_type]}]) == []
@@ -112,7 +112,7 @@ def test_nothing_is_left_to_a_default_and_all_is_of_its_kind(
 
 @pytest.mark.invoke
 def test_invoke_trainings_own_models_agree() -> None:
-    """They read each config, and what they make of it is what was said."""
+    """They read each config, and what they make of it is what was set."""
     configs = [variant_of(kind, variant) for kind in TrainingType for variant in VARIANTS]
     found = _run(VALIDATE, configs)
 

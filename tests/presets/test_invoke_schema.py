@@ -1,4 +1,4 @@
-"""What a job may say in invoke-training's settings, and that the project's copy of them is what they are."""
+"""What a job may set of invoke-training's settings, and that the project's copy of them is what they are."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def faults(training_type: TrainingType, **overrides: Any) -> dict[str, str]:
 
 @pytest.mark.invoke
 def test_the_copy_is_what_invoke_training_has() -> None:
-    """It says which command to run where it is not."""
+    """Where it is not, the command to run is printed."""
     invoke_python = os.environ[INTERPRETER]
     command = f"{invoke_python} {SCRIPT} > {COPY}"
     written = subprocess.run([invoke_python, SCRIPT], cwd=ROOT, check=True, capture_output=True, timeout=200).stdout
@@ -57,7 +57,7 @@ def test_settings_of_the_type_are_accepted(training_type: TrainingType) -> None:
 
 @pytest.mark.parametrize("training_type", TrainingType)
 def test_all_that_is_wrong_is_reported_with_its_path(training_type: TrainingType) -> None:
-    """Unknown names, wrong kinds, and what is not the job's to say."""
+    """Unknown names, wrong kinds, and what is not the job's to set."""
     found = faults(
         training_type,
         optimizer={"beta1": "high", "nonsense": 1, "learning_rate": 1e-4},
@@ -109,7 +109,7 @@ def test_the_settings_of_an_optimizer_are_its_own() -> None:
 
 
 def test_there_is_a_negative_prompt_for_each_prompt() -> None:
-    """invoke-training would fail at the first picture."""
+    """invoke-training would fail at the first sample image."""
     drawn = parameters(TrainingType.SDXL_LORA, validationPrompts=["a robot", "a house"])
     wrong, right = (
         upstream_faults(TrainingType.SDXL_LORA, {"negative_validation_prompts": ["blurred"] * count}, drawn)
@@ -122,12 +122,12 @@ def test_there_is_a_negative_prompt_for_each_prompt() -> None:
 
 @pytest.mark.parametrize("training_type", TrainingType)
 def test_what_the_daemon_sets_is_refused_and_all_else_is_free(training_type: TrainingType) -> None:
-    """Each of the words is the worker's, a setting's, or the job's to say; none is in two lists."""
+    """Each of the names is the worker's, a setting's, or the job's to set; none is in two lists."""
     config = invoke_config(training_type, parameters(training_type), {})
     free = {name for name in schema().objects[schema().types[training_type]] if not faults(training_type, **{name: ""})}
 
     assert not SETTINGS.keys() & REFUSED.keys()
-    assert free == set()  # No setting that may be said is a text.
+    assert free == set()  # No setting that may be set is a text.
     assert {name for name in config if not is_upstream(training_type, name)} == set()
 
 

@@ -54,7 +54,7 @@ def test_a_job_that_sets_nothing_gets_the_balanced_preset_of_its_least_tier(
 
 
 def test_a_jobs_own_fields_win_over_its_preset() -> None:
-    """The preset fills in only what the job does not say."""
+    """The preset fills in only what the job does not set."""
     parameters = plan(preset="flux_24gb_aggressive", loraRank=64, learningRate=5e-5, resolution=768).parameters
 
     assert (parameters.lora_rank, parameters.learning_rate, parameters.resolution) == (64, 5e-5, 768)
@@ -62,7 +62,7 @@ def test_a_jobs_own_fields_win_over_its_preset() -> None:
 
 
 def test_overrides_win_over_the_jobs_own_fields() -> None:
-    """Preset, then fields, then overrides: the last word has whoever was most explicit."""
+    """Preset, then fields, then overrides: whoever was most explicit wins."""
     parameters = plan(maxTrainSteps=100, batchSize=2, configOverrides={"maxTrainSteps": 7, "seed": 3}).parameters
 
     assert (parameters.max_train_steps, parameters.batch_size, parameters.seed) == (7, 2, 3)
@@ -100,7 +100,7 @@ def test_an_override_of_one_job_does_not_leak_into_the_next() -> None:
 def test_the_tier_is_the_highest_of_type_preset_and_request(
     training_type: str, fields: dict[str, Any], tier: str
 ) -> None:
-    """A job never waits for a card that is smaller than any of the three asks for."""
+    """A job never waits for a card that is smaller than any of the three requires."""
     assert plan(training_type, **fields).tier == tier
 
 
@@ -116,7 +116,7 @@ def test_the_tier_is_the_highest_of_type_preset_and_request(
     ],
 )
 def test_the_preset_follows_from_tier_and_optimization_unless_it_is_named(fields: dict[str, Any], preset: str) -> None:
-    """Balanced takes the place of a kind that a tier does not have; a named preset is taken at its word."""
+    """Balanced replaces a kind that a tier does not have; a named preset is used as it is."""
     assert plan(**fields).preset == preset
 
 
@@ -130,7 +130,7 @@ def test_the_preset_follows_from_tier_and_optimization_unless_it_is_named(fields
     ],
 )
 def test_a_request_for_too_small_a_card_is_refused_not_corrected(training_type: str, fields: dict[str, Any]) -> None:
-    """Whoever asks for a tier is told what is needed instead."""
+    """Whoever requests a tier gets a fault with what is needed instead."""
     found = faults(training_type, **fields)
 
     assert found.keys() == {"gpuMemoryTier"}
@@ -207,7 +207,7 @@ jobs = st.builds(
 @settings(max_examples=10_000, deadline=None)
 @given(jobs)
 def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(wanted: TrainingJob) -> None:
-    """There is no third way; its tier is no lower than type, preset and wish, and its least card holds the plan."""
+    """There is no third way; its tier is no lower than type, preset and request, and its least card holds the plan."""
     try:
         planned = plan_job(wanted)
     except InvalidMessageError as error:
@@ -225,7 +225,7 @@ def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(
 @settings(deadline=None)
 @given(jobs)
 def test_a_valid_job_without_preset_tier_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
-    """A job's own fields are never a reason to refuse: some tier takes it, with what the planner had to change."""
+    """A job's own fields are never a reason to refuse: some tier can train it, with what the planner had to change."""
     simple = msgspec.structs.replace(wanted, preset=None, gpu_memory_tier=None, config_overrides={}, batch_size=None)
 
     planned = plan_job(simple)
@@ -261,7 +261,7 @@ def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_reports_that(
 
 
 def test_a_jobs_own_setting_of_its_base_holds_and_it_waits_for_a_larger_card() -> None:
-    """16 bits were asked for: they need 40 GB."""
+    """16 bits were requested: they need 40 GB."""
     planned = plan(configOverrides={"quantization": "none"})
 
     assert (planned.tier, planned.parameters.quantization, planned.changes) == ("40gb", "none", [])
@@ -295,7 +295,7 @@ def test_what_an_engine_cannot_do_is_refused_before_the_queue(overrides: dict[st
     ("setting", "cache"), [("randomCrop", "cacheVaeOutputs"), ("shuffleCaptions", "cacheTextEncoderOutputs")]
 )
 def test_what_changes_with_each_step_is_not_cached(setting: str, cache: str) -> None:
-    """The plan says so, going down the ladder keeps it, and a job that insists on both is refused."""
+    """The plan reports that, going down the ladder keeps it, and a job that insists on both is refused."""
     planned = plan(preset="flux_80gb_balanced", configOverrides={setting: True})
     reported = [(one.setting, one.before, one.after) for one in planned.changes]
 
@@ -307,7 +307,7 @@ def test_what_changes_with_each_step_is_not_cached(setting: str, cache: str) -> 
 
 
 def test_prodigy_finds_the_rate_by_itself() -> None:
-    """The rate is then a factor: 1, if the job says nothing else."""
+    """The rate is then a factor: 1, if the job sets nothing else."""
     assert plan(configOverrides={"optimizer": "prodigy"}).parameters.learning_rate == 1.0
     assert plan(configOverrides={"optimizer": "prodigy"}, learningRate=0.5).parameters.learning_rate == 0.5
 
@@ -321,7 +321,7 @@ def test_an_inversion_needs_a_trigger_word() -> None:
 
 
 def test_a_running_mean_is_kept_beside_the_weights() -> None:
-    """It takes as much as they do."""
+    """It needs as much as they do."""
     preset = "flux_80gb_balanced"
     plain, averaged = plan(preset=preset), plan(preset=preset, configOverrides={"emaDecay": 0.99})
 
@@ -347,7 +347,7 @@ def test_less_free_memory_is_one_more_step_down() -> None:
 
 
 def test_a_job_for_several_cards_is_planned_for_each_of_them() -> None:
-    """The tier is that of each card; a step is shared out, and what had to change for it is said."""
+    """The tier is that of each card; a step is shared out, and what had to change for it is reported."""
     planned = plan("SDXL_LORA", gpuCount=2, batchSize=1, configOverrides={"gradientCheckpointing": False})
 
     assert (planned.gpu_count, planned.tier, planned.engine) == (2, "8gb", "diffusers")
@@ -367,7 +367,7 @@ def test_every_rung_of_a_job_for_several_cards_can_be_shared_out() -> None:
 
 
 def test_what_cannot_be_shared_out_is_refused() -> None:
-    """By the setting that the job itself names; and an engine that knows one card says so."""
+    """By the setting that the job itself names; and an engine that knows one card reports that."""
     odd = faults(gpuCount=2, configOverrides={"gradientAccumulationSteps": 3})
     other = faults("SDXL_LORA", gpuCount=2, engine="invoke")
 

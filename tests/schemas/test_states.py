@@ -1,4 +1,4 @@
-"""A job's way through its states, told by its events."""
+"""A job's way through its states, reported by its events."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def event_of(kind: type[JobEvent], attempt: int = 1, **changes: Any) -> JobEvent
 
 
 def submitted(kind: type[JobEvent] = JobQueued, **changes: Any) -> JobEvent:
-    """What is said of a submission, in attempt 0."""
+    """What is published of a submission, in attempt 0."""
     return event_of(kind, 0, **changes)
 
 
@@ -79,7 +79,7 @@ JOB_EVENTS = [event_of(kind) for kind in EVENTS.values() if issubclass(kind, Job
 
 
 def test_a_job_goes_from_its_submission_to_its_completion() -> None:
-    """Each event says where the job is."""
+    """Each event reports where the job is."""
     events = [
         submitted(),
         event_of(JobClaimed),
@@ -120,14 +120,14 @@ def test_the_first_five_phases_are_preparation(number: int) -> None:
 
 @pytest.mark.parametrize("number", range(5, len(Phase)))
 def test_each_later_phase_is_a_state_of_the_same_name(number: int) -> None:
-    """Nothing that a trainer says is passed over."""
+    """Nothing that a trainer reports is passed over."""
     begun = list(Phase)[number]
 
     assert next_state(JobState.TRAINING, phase(begun)) == begun.value
 
 
 def test_a_step_is_training_whatever_phase_was_announced() -> None:
-    """A trainer need not say that it goes on after a checkpoint."""
+    """A trainer need not report that it continues after a checkpoint."""
     assert reported_state(event_of(JobProgress, phase=Phase.STARTING)) == JobState.TRAINING
 
 
@@ -178,21 +178,21 @@ def test_a_rejected_message_is_corrected_and_submitted_again() -> None:
 
 
 def test_a_job_continues_although_a_later_message_with_its_id_was_rejected() -> None:
-    """What was rejected is a message; the job of the first one still waits for a card."""
+    """What was rejected is a message; the job of the first one still waits for a GPU."""
     assert state_after([submitted(), submitted(JobRejected)]) == JobState.REJECTED
     assert state_after([submitted(), submitted(JobRejected), event_of(JobClaimed)]) == JobState.CLAIMED
 
 
 @pytest.mark.parametrize("state", [*WAITING, *RUNNING])
 def test_a_job_can_be_claimed_while_it_waits_and_after_its_owner_was_lost(state: JobState) -> None:
-    """Whoever was lost said nothing more."""
+    """Whoever was lost published nothing more."""
     assert next_state(state, event_of(JobClaimed)) == JobState.CLAIMED
 
 
 @pytest.mark.parametrize("kind", [JobRetrying, JobReleased, JobCompleted, JobFailed, JobCancelled])
 @pytest.mark.parametrize("state", [*WAITING, *RUNNING])
 def test_a_worker_may_part_with_a_job_before_and_while_it_trains(state: JobState, kind: type[JobEvent]) -> None:
-    """It was cancelled, given back, failed, or found finished."""
+    """It was cancelled, released, failed, or found finished."""
     assert next_state(state, event_of(kind)) == reported_state(event_of(kind))
 
 
@@ -221,7 +221,7 @@ def test_exporting_is_the_last_of_the_training(begun: Phase) -> None:
 @pytest.mark.parametrize("event", [event_of(kind) for kind in TERMINAL_EVENTS if kind is not JobRejected], ids=repr)
 @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED])
 def test_a_job_ends_once(state: JobState, event: JobEvent) -> None:
-    """The same event heard twice is for the reader to tell, by its id."""
+    """The same event read twice is for the reader to recognize, by its id."""
     with pytest.raises(IllegalTransitionError):
         next_state(state, event)
 
@@ -236,14 +236,14 @@ def test_an_illegal_event_is_named_with_the_state() -> None:
     "late", [phase(Phase.CACHING_TEXT), event_of(JobReleased), event_of(JobFailed), event_of(JobClaimed)], ids=repr
 )
 def test_late_events_of_a_superseded_owner_are_passed_over(late: JobEvent) -> None:
-    """Whatever it says of its own attempt, the job is with somebody else."""
+    """Whatever it publishes of its own attempt, the job is with somebody else."""
     events = [submitted(), event_of(JobClaimed), event_of(JobClaimed, 2), phase(Phase.TRAINING, 2)]
 
     assert state_after([*events, late]) == JobState.TRAINING
 
 
 def test_a_submission_between_two_attempts_hides_none_of_them() -> None:
-    """Attempt 0 takes nothing back: the superseded owner stays superseded."""
+    """Attempt 0 changes nothing: the superseded owner stays superseded."""
     events = [submitted(), event_of(JobClaimed, 2), submitted(), event_of(JobFailed, 1)]
 
     assert state_after(events) == JobState.CLAIMED
@@ -269,7 +269,7 @@ def test_every_state_has_its_row_and_can_be_reached() -> None:
 
 
 @given(st.sampled_from(JobState), st.sampled_from(JOB_EVENTS))
-def test_a_state_changes_only_as_the_table_says(state: JobState, event: JobEvent) -> None:
+def test_a_state_changes_only_as_in_the_table(state: JobState, event: JobEvent) -> None:
     """Every event in every state: a state that may follow, the same state, or an error."""
     try:
         after = next_state(state, event)

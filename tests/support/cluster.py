@@ -23,7 +23,7 @@ MAPPER = 'exec 3<&0 </dev/null; epmd -address 127.0.0.1 -port "$1" 3<&- & read -
 # join one by one. It does not matter to a node that has data.
 JOIN = "[{{rabbit, [{{cluster_nodes, {{[{names}], disc}}}}]}}]."
 
-# Evaluated by a short-lived Erlang beside the nodes: it is there in half a second, rabbitmqctl takes seconds.
+# Evaluated by a short-lived Erlang beside the nodes: it is there in half a second, rabbitmqctl needs seconds.
 QUERY = "try Ask = fun(M, F, A) -> rpc:call('{node}', M, F, A, 5000) end, {question} catch _:_ -> halt(1) end, halt()."
 
 TOGETHER = f"""
@@ -31,7 +31,7 @@ TOGETHER = f"""
     io:format("yes~n")
 """
 
-# A member passes the question on to the leader: what it says is neither stale nor a guess.
+# A member passes the query on to the leader: the answer is neither stale nor a guess.
 MEMBERS = """
     {{ok, Queue}} = Ask(rabbit_amqqueue, lookup, [{{resource, <<"/">>, queue, <<"{queue}">>}}]),
     {{Name, _}} = Ask(amqqueue, get_pid, [Queue]),
@@ -78,7 +78,7 @@ class Cluster:
         return [self._names.index(name) for name in answer.split()]
 
     def _query(self, question: str, queue: str = "") -> str:
-        """What a node that is up says, on its own or on behalf of the others; nothing if it does not know."""
+        """What a node that is up answers, on its own or on behalf of the others; nothing if it does not know."""
         node = self.nodes[min(self._up)]
         code = QUERY.format(node=node.name, question=question.format(node=node.name, queue=queue))
         name = f"ask-{secrets.token_hex(4)}@localhost"
@@ -115,7 +115,7 @@ def _lay_out(folder: Path, cookie: str, join: list[str]) -> None:
 
 
 def _until(answer: Callable[[], str], otherwise: str) -> str:
-    """Ask until there is an answer."""
+    """Query until there is an answer."""
     deadline = time.monotonic() + TIMEOUT
     while not (found := answer()):
         if time.monotonic() > deadline:

@@ -105,7 +105,7 @@ class Fleet:
         self._job_ids: set[str] = set()
         for name in ("datasets/set", "models", "base", "no-nvml"):
             (folder / name).mkdir(parents=True)
-        # Hides the cards of a machine that has some: a library that cannot be loaded is no library.
+        # Hides the GPUs of a machine that has some: a library that cannot be loaded is no library.
         (folder / "no-nvml" / "libnvidia-ml.so.1").touch()
 
     def move(self, url: str) -> None:
@@ -241,7 +241,7 @@ class Fleet:
         """What the log of events holds now, with the events' ids."""
         end, found = f"end-{secrets.token_hex(8)}", []
         async with asyncio.timeout(TIMEOUT), self.session() as session:
-            # A worker that does not exist has the last word: all before it has been read.
+            # The event of a worker that does not exist comes last: all before it has been read.
             marker = encode_event(wrap(WorkerOffline(worker="end", simulated=True, why=end), event_id=end, time=0))
             await session.publish(self.names.events, "worker.end.offline", persistent(marker))
             async for body in read_log(session, self.names.events_log, 0):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-# Made once: it takes a minute or two.
+# Made once: that is a minute or two.
 BASE = ROOT / ".cache" / "debian"
 TRANSCRIPT = ROOT / ".cache" / "systemd-transcript.txt"
 SUITE = "bookworm"
@@ -61,7 +61,7 @@ NOT_HERE = 77
 
 
 class NoMachineError(Exception):
-    """What it takes is missing here; the message names it."""
+    """What it needs is missing here; the message names it."""
 
 
 class Machine:
@@ -84,7 +84,7 @@ class Machine:
         return self._leader
 
     def run(self, *command: str, status: int | None = 0) -> str:
-        """Run a command in it and return what it says; with ``status`` None whatever its exit status is."""
+        """Run a command in it and return its output; with ``status`` None whatever its exit status is."""
         enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--pid"]
         clean = ["env", "-i", "PATH=/usr/bin:/usr/sbin:/bin:/sbin", "LANG=C.UTF-8", "SYSTEMD_PAGER=", *command]
         done = subprocess.run(

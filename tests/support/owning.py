@@ -1,4 +1,4 @@
-"""What it takes to speak of a job and to own it, without a broker: what is published ends in a list."""
+"""What is needed to publish events of a job and to own it, without a broker: what is published ends in a list."""
 
 import asyncio
 from typing import Any
@@ -46,7 +46,7 @@ class RecordingLink(Connection):
         self.published.append((exchange, key, message))
 
     def events_and_entries(self) -> list[JobEvent | AnyEntry]:
-        """What was said about jobs, to everybody and to the ledger, in its order."""
+        """What was published about jobs, as events and to the ledger, in its order."""
         found: list[JobEvent | AnyEntry] = []
         for exchange, _, message in self.published:
             if exchange == "":
@@ -56,7 +56,7 @@ class RecordingLink(Connection):
         return found
 
     def events(self) -> list[JobEvent]:
-        """What was said to everybody."""
+        """The events that were published."""
         return [one for one in self.events_and_entries() if isinstance(one, JobEvent)]
 
 
@@ -92,7 +92,7 @@ def own(connection: Connection, queued: QueuedJob | None = None, before: JobHist
 
 
 def a_reporter(connection: Connection, folder: RunDirectory | None = None, attempt: int = 1) -> EventOutbox:
-    """Who tells of an attempt at that job."""
+    """Who publishes the events of an attempt at that job."""
     return EventOutbox(publisher(connection), connection.publish, "portrait", attempt, Bookmark(folder))
 
 

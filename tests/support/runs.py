@@ -76,7 +76,7 @@ def make_run(state_dir: Path, job_id: str = "portrait", started_at: float = 2000
 
 
 def unmeasured() -> Timings:
-    """Measures that nobody asks for."""
+    """Timings that nobody reads."""
     return Timings(unobserved, TrainingType.FLUX_LORA, GPU.uuid)
 
 
@@ -106,7 +106,7 @@ def dataset() -> DatasetRecord:
 
 
 def step(number: int, loss: float | None = 0.5, at: float | None = None) -> StepRecord:
-    """A step was taken."""
+    """A step was completed."""
     return StepRecord(sequence=1, time=_time(at), step=number, total_steps=100, loss=loss, learning_rate=1e-4)
 
 
@@ -116,7 +116,7 @@ def checkpoint(number: int, at: float | None = None) -> CheckpointRecord:
 
 
 def sample(number: int) -> SampleRecord:
-    """A picture was drawn."""
+    """A sample image was drawn."""
     return SampleRecord(sequence=1, time=_time(None), step=number, path="/a.png", prompt="a cat")
 
 
@@ -138,7 +138,7 @@ def stopped(number: int) -> StoppedRecord:
 
 
 def failed(reason: FailureReason = FailureReason.DATASET_INVALID) -> FailedRecord:
-    """The run failed and says why."""
+    """The run failed, with a reason."""
     faults = [Fault(path="a.png", reason="corrupt")]
     return FailedRecord(sequence=1, time=_time(None), reason=reason, message="cannot train", faults=faults)
 

@@ -46,7 +46,7 @@ class Host:
         self.machine.write("/etc/training-worker/amqp-url", f"{self.fleet.url}\n", 0o600)
 
     def start(self, unit: str = UNIT) -> None:
-        """Start it: systemctl returns once the daemon has said READY=1."""
+        """Start it: systemctl returns once the daemon has sent READY=1."""
         self.machine.run("systemctl", "start", unit)
 
     def shown(self, name: str, unit: str = UNIT) -> str:

@@ -54,7 +54,7 @@ def units(machine: Machine) -> None:
 
 @pytest.mark.parametrize("unit", [UNIT, GPU_UNIT])
 def test_verify_is_silent(machine: Machine, units: None, unit: str) -> None:
-    """Not a word, and status 0, of the units as they are installed."""
+    """No output, and status 0, of the units as they are installed."""
     assert machine.run("systemd-analyze", "verify", unit) == ""
 
 
@@ -78,7 +78,7 @@ def _fields(table: str) -> list[list[str]]:
 
 @pytest.fixture
 def driver(machine: Machine, units: None, missing: Callable[[str], NoReturn]) -> Iterator[None]:
-    """The device nodes of a card and of other things, and a list of drivers that has NVIDIA's."""
+    """The device nodes of a GPU and of other things, and a list of drivers that has NVIDIA's."""
     machine.write(OPENER, OPENER_TEXT)
     machine.run("mkdir", "-p", "/dev/nvidia-caps")
     for name, (major, minor, mode, group) in NODES.items():
@@ -100,7 +100,7 @@ def driver(machine: Machine, units: None, missing: Callable[[str], NoReturn]) ->
 @pytest.mark.broker
 @pytest.mark.parametrize(("unit", "state"), [(UNIT, ""), (GPU_UNIT, "/0")])
 async def test_the_nodes_of_a_gpu_can_be_opened_and_no_others(host: Host, driver: None, unit: str, state: str) -> None:
-    """No driver answers: a node that may be opened gives ENXIO, which is the kernel's word and not the sandbox's."""
+    """No driver answers: a node that may be opened gives ENXIO, which is the kernel's error and not the sandbox's."""
     machine = host.machine
     machine.write(
         f"/etc/systemd/system/{unit}.d/nodes.conf",

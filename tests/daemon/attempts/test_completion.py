@@ -1,4 +1,4 @@
-"""What is decided once an attempt has ended: put into words, and written down before anything is done about it."""
+"""What is decided once an attempt has ended: encoded as events, and written down before anything is done about it."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def history(*failures: str) -> JobHistory:
 
 
 class Desk:
-    """Where an attempt is settled; nobody holds the job."""
+    """Where an attempt is finalized; nobody holds the job."""
 
     def __init__(self, *failures: str, run: Run | None = None, **fields: Any) -> None:
         connection = RecordingLink()
@@ -80,7 +80,7 @@ class Desk:
 
 
 def event(closing: Closing) -> JobEvent:
-    """The words that an attempt ends with."""
+    """The event that an attempt ends with."""
     published = decode_event(bytes(closing.last_event.event)).read()
     assert isinstance(published, JobEvent)
     return published
@@ -92,7 +92,7 @@ def broken(reason: FailureReason) -> Broken:
 
 
 def test_a_result_completes_the_job() -> None:
-    """With what the trainer says of it, the attempt in the account, and all of it in the ledger as well."""
+    """With what the trainer reports, the attempt in the account, and all of it in the ledger as well."""
     closing = Desk().decide(Done(record=runs.done(), usage=USED))
 
     published = event(closing)
@@ -133,7 +133,7 @@ def test_a_job_that_was_cancelled_is_cancelled_however_its_trainer_ended(outcome
 
 
 def test_a_job_that_was_stopped_is_requeued_at_once() -> None:
-    """To whoever takes it; the reason is told."""
+    """To whoever consumes it; the reason is reported."""
     desk = Desk()
     desk.control.end("SIGTERM")
 
@@ -180,7 +180,7 @@ def test_out_of_memory_is_tried_again_here_and_at_once() -> None:
 
 
 def test_out_of_memory_with_nothing_left_to_give_up_fails_the_job() -> None:
-    """No card of this tier can train it."""
+    """No GPU of this tier can train it."""
     assert Desk(batch_size=2).decide(broken(FailureReason.OUT_OF_MEMORY)).here
     assert isinstance(Desk("outOfMemory", batch_size=2).decide(broken(FailureReason.OUT_OF_MEMORY)).entry, Failed)
 

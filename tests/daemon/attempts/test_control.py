@@ -1,4 +1,4 @@
-"""What is asked of a job, and what of that outlives the daemon that was asked."""
+"""The control requests for a job, and which of them outlive the daemon that received them."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def order(folder: RunDirectory) -> StopOrder | None:
 
 
 def requests(folder: RunDirectory) -> list[str]:
-    """What the trainer was asked for."""
+    """The control requests that the trainer received."""
     path = folder.path / "requests.jsonl"
     return [msgspec.json.decode(line)["request"] for line in path.read_bytes().splitlines()] if path.exists() else []
 
@@ -61,7 +61,7 @@ def test_a_request_between_two_attempts_is_for_the_next_one(folder: RunDirectory
 
 
 def test_a_cancellation_stops_the_trainer_and_is_written_down(folder: RunDirectory) -> None:
-    """Should this daemon die now, the next one takes the trainer's end for what it is."""
+    """Should this daemon die now, the next one still knows why the trainer ended."""
     control = ControlRequests()
     control.attach(folder)
     control.receive(msgspec.json.encode(CancelJob()))
@@ -136,7 +136,7 @@ def test_a_request_for_one_job_does_not_reach_the_next() -> None:
 
 
 def test_a_request_to_the_slot_holds_for_every_later_job() -> None:
-    """A job that was taken in that instant is given back as well."""
+    """A job that was consumed in that instant is requeued as well."""
     control = ControlRequests()
     control.release("SIGTERM")
     following = control.for_next_job().for_next_job()
@@ -145,7 +145,7 @@ def test_a_request_to_the_slot_holds_for_every_later_job() -> None:
 
 
 def test_an_abort_and_a_detachment_reach_the_job_that_comes_next() -> None:
-    """Also when they are asked for later, of what is by then an earlier job."""
+    """Also when they are requested later, of what is by then an earlier job."""
     control = ControlRequests()
     following = control.for_next_job()
     control.abort.set()

@@ -1,4 +1,4 @@
-"""What an attempt says: numbered without holes, in order, each thing once, and never waited for by the trainer."""
+"""The events of an attempt: numbered without holes, in order, each once, and never waited for by the trainer."""
 
 import asyncio
 from pathlib import Path
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> RunDirectory:
 
 
 async def test_events_are_numbered_from_one_and_published_in_order(connection: RecordingLink) -> None:
-    """In each attempt anew, whatever kinds they are."""
+    """In each attempt again, whatever kinds they are."""
     for attempt in (1, 2):
         outbox = a_reporter(connection, attempt=attempt)
         outbox.emit(JobPhase, phase=Phase.TRAINING)
@@ -125,8 +125,8 @@ async def test_an_event_that_lacks_a_field_is_an_error_of_the_caller(
         a_reporter(connection).emit(JobWarning, **fields)
 
 
-async def test_the_next_daemon_goes_on_with_the_next_number(connection: RecordingLink, folder: RunDirectory) -> None:
-    """What was confirmed is told; what was not has its number again."""
+async def test_the_next_daemon_continues_with_the_next_number(connection: RecordingLink, folder: RunDirectory) -> None:
+    """What was confirmed is published; what was not has its number again."""
     before = a_reporter(connection, folder)
     assert not before.started
     for number in (1, 2, 3):
@@ -190,7 +190,7 @@ async def test_entries_of_the_ledger_are_written_in_their_turn(connection: Recor
 async def test_encoded_events_are_published_as_they_are_and_only_once(
     connection: RecordingLink, folder: RunDirectory
 ) -> None:
-    """The daemon that wrote them down may have died before or after it said them."""
+    """The daemon that wrote them down may have died before or after it published them."""
     outbox = a_reporter(connection, folder)
     outbox.emit(JobWarning, message="one")
     encoded = outbox.encode(JobWarning, message="last")

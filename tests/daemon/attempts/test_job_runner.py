@@ -1,4 +1,4 @@
-"""A run that an earlier daemon left is seen to its end without a word too many, and without one too few."""
+"""A run that an earlier daemon left is seen to its end without an event too many, and without one too few."""
 
 import asyncio
 from pathlib import Path
@@ -18,12 +18,12 @@ from training_worker.runs.standby import Standby
 from training_worker.settings import Settings
 from training_worker.storage.reservations import Reservations
 
-# Written by a process of another boot: it has ended, and its id is not asked for.
+# Written by a process of another boot: it has ended, and its id is not looked up.
 GONE = "another-boot\n1 (sh) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1\n"
 
 
 async def no_fault(_: str) -> None:
-    """The card is healthy."""
+    """The GPU is healthy."""
 
 
 async def never_crowded(_: str, __: int) -> bool:

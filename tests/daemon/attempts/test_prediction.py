@@ -1,4 +1,4 @@
-"""What a run took, beside what its plan said."""
+"""What a run needed, beside what its plan estimated."""
 
 import pytest
 from msgspec.structs import replace
@@ -37,7 +37,7 @@ def test_what_was_clearly_more_than_planned_is_reported(
 
 
 def test_an_attempt_that_took_longer_than_is_likely_is_reported() -> None:
-    """Whatever it was that took so long: the estimate's own range is up to 1.5 times what it says."""
+    """Whatever took so long: the estimate's own range is up to 1.5 times its value."""
     assert overruns(PREDICTED, done(9_000, 2.0, 149.0), GPU) == []
     assert overruns(PREDICTED, done(9_000, 2.0, 151.0), GPU) == [
         "the attempt took 151 GPU-seconds, and the plan said 100"
@@ -46,5 +46,5 @@ def test_an_attempt_that_took_longer_than_is_likely_is_reported() -> None:
 
 @pytest.mark.parametrize(("predicted", "device"), [(None, GPU), (PREDICTED, STAND_IN)])
 def test_nothing_is_reported_where_nothing_can_be_compared(predicted: Prediction | None, device: GpuDevice) -> None:
-    """No plan, or no card."""
+    """No plan, or no GPU."""
     assert overruns(predicted, done(20_000, 50.0), device) == []

@@ -22,7 +22,7 @@ from training_worker.runs.run_directory import RunDirectory
 
 
 class Desk:
-    """One daemon's telling of a run: it can be the first one, or one that comes later."""
+    """One daemon's reports of a run: it can be the first one, or one that comes later."""
 
     def __init__(self, folder: RunDirectory, *, resumes: bool = True) -> None:
         self.folder = folder
@@ -41,13 +41,13 @@ class Desk:
         await asyncio.wait_for(self.progress.follow(ended), TIMEOUT)
 
     async def publish(self) -> list[JobEvent | AnyEntry]:
-        """Read all that is there, and say it."""
+        """Read all that is there, and publish it."""
         await self.follow()
         await publish_all(self.outbox)
         return self.connection.events_and_entries()
 
     async def publish_some(self, count: int) -> list[JobEvent | AnyEntry]:
-        """Read all that is there, say a part of it, and die."""
+        """Read all that is there, publish a part of it, and die."""
         await self.follow()
         await publish_some(self.outbox, self.connection, count)
         return self.connection.events_and_entries()
@@ -98,7 +98,7 @@ async def test_a_step_is_published_with_pace_cost_and_what_is_left(folder: RunDi
 
 
 async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunDirectory) -> None:
-    """Also by the daemon that comes later, which does not tell of it."""
+    """Also by the daemon that comes later, which does not publish it."""
     runs.append(folder, runs.checkpoint(5))
     await Desk(folder).publish()
     later = Desk(folder)
@@ -134,7 +134,7 @@ async def test_a_file_is_published_while_it_is_written(folder: RunDirectory) -> 
 
 
 async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunDirectory) -> None:
-    """A trainer of another version may say more than we understand."""
+    """A trainer of another version may record more than we understand."""
     runs.append(folder, runs.step(1))
     with folder.progress.open("ab") as file:
         file.write(b'{"record": "weather", "sequence": 2, "time": 1.0}\n\xff\n\n')
@@ -147,7 +147,7 @@ async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunDirectory) -
 
 
 async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_published(folder: RunDirectory) -> None:
-    """The first reason stays; JSON has no word for such a number."""
+    """The first reason stays; JSON cannot express such a number."""
     runs.append(folder, runs.step(1), runs.step(2, loss=None), runs.step(3, loss=None))
     desk = Desk(folder)
 
@@ -200,7 +200,7 @@ kinds = st.sampled_from(
 def test_several_daemons_together_publish_every_event_exactly_once(
     records: list[AnyRecord], lives: list[tuple[int, int]]
 ) -> None:
-    """Each reads so many records more, says so many things, and dies; the last one says all that is left."""
+    """Each reads so many records more, publishes so many messages, dies; the last one publishes all that is left."""
 
     async def check() -> None:
         with TemporaryDirectory() as state, TemporaryDirectory() as other:
@@ -219,7 +219,7 @@ def test_several_daemons_together_publish_every_event_exactly_once(
         events = [without_time(one) for one in published if isinstance(one, JobEvent)]
         assert events == [one for one in expected if isinstance(one, JobEvent)]
         assert [one.sequence for one in published if isinstance(one, JobEvent)] == list(range(1, len(events) + 1))
-        # An entry may be written again by the next daemon; never left out, nor told after its event.
+        # An entry may be written again by the next daemon; never left out, nor written after its event.
         entries = [one for one in published if isinstance(one, CheckpointSaved)]
         assert len(entries) >= sum(isinstance(one, CheckpointSaved) for one in expected)
 

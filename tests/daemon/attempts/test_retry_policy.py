@@ -73,7 +73,7 @@ def test_what_may_be_the_hosts_fault_is_tried_elsewhere_after_a_delay(reason: st
 
 @pytest.mark.parametrize(("counted", "delay"), [(0, 30), (1, 120), (2, 600), (3, 600), (9, 600)])
 def test_the_delay_grows_with_each_counted_failure_up_to_the_last_rung(counted: int, delay: int) -> None:
-    """What does not mend itself soon may do so later."""
+    """What does not fix itself soon may do so later."""
     assert decision("diskFull", JobHistory(counted=counted), max_attempts=20).delay == delay
 
 
@@ -97,7 +97,7 @@ def test_out_of_memory_is_tried_again_here_as_long_as_settings_are_left(counted:
 
 
 @pytest.mark.parametrize("reason", RETRIED_ELSEWHERE)
-def test_only_out_of_memory_asks_for_smaller_settings(reason: str) -> None:
+def test_only_out_of_memory_requires_smaller_settings(reason: str) -> None:
     """A job with nothing left to make smaller is tried elsewhere all the same."""
     assert decision(reason, steps_down_left=False) == decision(reason, steps_down_left=True)
 

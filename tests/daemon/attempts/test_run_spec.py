@@ -129,7 +129,7 @@ def test_a_spec_leaves_nothing_open(host: Host) -> None:
 
 
 def test_on_a_stand_in_a_job_is_trained_by_the_cpu(host: Host) -> None:
-    """There is no card that torch could find."""
+    """There is no GPU that torch could find."""
     assert host.spec(device=STAND_IN).device == "cpu"
 
 
@@ -143,7 +143,7 @@ def test_an_attempt_resumes_from_the_last_checkpoint(host: Host) -> None:
 
 
 def test_a_checkpoint_that_is_gone_is_no_checkpoint(host: Host) -> None:
-    """Better to begin anew than to fail; a file in its place is none either."""
+    """Better to begin again than to fail; a file in its place is none either."""
     (host.outputs / "file").touch()
 
     assert host.spec(before=checkpoint(host.outputs / "gone")).resume_from is None
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_gone_is_no_checkpoint(host: Host) -> None:
 
 
 def test_what_an_unconfirmed_attempt_of_the_same_number_left_is_dropped(host: Host) -> None:
-    """Its claim was never written: nobody will ask for it."""
+    """Its claim was never written: nobody will look for it."""
     left = host.outputs / ".portrait.a.1" / "checkpoint-5"
     left.mkdir(parents=True)
 
@@ -287,7 +287,7 @@ BOTH = engines(
 
 
 def chosen(host: Host, training_type: str, wanted: str, **fields: Any) -> str:
-    """The engine that a worker with both takes for a job."""
+    """The engine that a worker with both chooses for a job."""
     queued = host.queued(training_type, engine=wanted, **fields)
     return choose_engine(queued.job, queued.plan.parameters, BOTH)
 
@@ -326,7 +326,7 @@ def test_what_invoke_training_has_not_is_trained_by_the_built_in_engine(host: Ho
 def test_a_job_that_no_engine_can_train_here_is_left_to_others(
     host: Host, training_type: str, wanted: str, fields: dict[str, str]
 ) -> None:
-    """Another engine is never taken instead of the wanted one, and another worker may have it."""
+    """Another engine is never chosen instead of the requested one, and another worker may have it."""
     with pytest.raises(
         AttemptError, match=f"cannot train {training_type}: this worker has no engine {wanted}"
     ) as error:
@@ -336,7 +336,7 @@ def test_a_job_that_no_engine_can_train_here_is_left_to_others(
 
 
 def test_a_worker_serves_what_its_built_in_engine_can_train() -> None:
-    """What the other one can besides is for jobs that ask for it; it has not all that `auto` may need."""
+    """What the other one can besides is for jobs that request it; it has not all that `auto` may need."""
     assert served_types(BOTH) == {TrainingType.FLUX_LORA, TrainingType.SDXL_LORA}
     assert served_types(Settings()) == set(TrainingType)
     assert served_types(engines(invoke=list(TrainingType))) == set()
@@ -355,7 +355,7 @@ def test_a_worker_consumes_no_job_that_it_would_have_to_leave_to_others(host: Ho
 
 
 def test_the_last_engine_of_a_family_is_the_one_that_the_planner_plans_for() -> None:
-    """So that it can train whatever comes of a plan; that of several cards, too."""
+    """So that it can train whatever comes of a plan; that of several GPUs, too."""
     for kind in TrainingType:
         assert PREFERENCES[kind.family][-1] is planned_engine(kind, EngineName.AUTO, gpu_count=2)
 
@@ -371,7 +371,7 @@ def test_the_last_engine_of_a_family_is_the_one_that_the_planner_plans_for() -> 
     ],
 )
 def test_a_worker_serves_the_families_of_its_models(tmp_path: Path, indices: list[str], families: list[str]) -> None:
-    """A job would only fail where no model of its family is; a folder that does not say may be of any."""
+    """A job would only fail where no model of its family is; a folder that does not name its family may be of any."""
     for number, index in enumerate(indices):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "model_index.json").write_text(index)
@@ -391,7 +391,7 @@ def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:
 
 
 def test_the_manifest_records_how_the_result_came_about(host: Host) -> None:
-    """The job as asked for, the spec as trained, the result, the version that did it, and what it took and cost."""
+    """The job as requested, the spec as trained, the result, the version that did it, and its time and cost."""
     spec = host.train(attempt=2, lora_rank=4)
     job = host.queued(lora_rank=4).job
 
@@ -516,7 +516,7 @@ def test_a_promotion_that_was_interrupted_is_finished(host: Host) -> None:
 
 
 def test_the_result_of_an_owner_who_was_faster_stands(host: Host) -> None:
-    """Cut off, somebody else put its result in place: it is as good, and what is told is what is there."""
+    """Cut off, somebody else put its result in place: it is as good, and what is reported is what is there."""
     job, spec = host.queued().job, host.train()
     promote(job, spec, RESULT, ACCOUNT)
 
@@ -566,7 +566,7 @@ def test_what_was_changed_is_reported_by_its_wire_names(host: Host) -> None:
 
 
 def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host: Host) -> None:
-    """The trainer is told, not left to find out."""
+    """The trainer is given the path, not left to find out."""
     plan = host.queued(batch_size=4).plan
 
     spec = host.spec(before=JobHistory(out_of_memory=1), batch_size=4)

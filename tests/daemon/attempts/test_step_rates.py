@@ -17,14 +17,14 @@ WORK = workload()
 
 
 def test_what_was_measured_is_found_again_after_a_restart(tmp_path: Path) -> None:
-    """By the card's name and the settings."""
+    """By the GPU's name and the settings."""
     StepRates(tmp_path).note(GPU, EngineName.DIFFUSERS, WORK, 2.0)
 
     assert StepRates(tmp_path).find(GPU, EngineName.DIFFUSERS, WORK) == 2.0
 
 
 def test_what_does_not_change_a_step_does_not_matter(tmp_path: Path) -> None:
-    """Nor on which of two equal cards it was."""
+    """Nor on which of two equal GPUs it was."""
     known = StepRates(tmp_path)
     known.note(GPU, EngineName.DIFFUSERS, WORK, 2.0)
 
@@ -71,7 +71,7 @@ def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
-    """They are measured anew."""
+    """They are measured again."""
     (tmp_path / step_rates.FILE).write_text("{")
 
     assert StepRates(tmp_path).find(GPU, EngineName.DIFFUSERS, WORK) is None
@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_reported_with_what_is_not_as_usual(tmp_path: Path) -> None:
-    """Of these kinds of cards alone; what was measured anew is new."""
+    """Of these kinds of GPUs alone; what was measured again is new."""
     known = StepRates(tmp_path)
     for batch in (1, 2):
         known.note(GPU, EngineName.DIFFUSERS, replace(WORK, batch_size=batch), float(batch))
@@ -117,7 +117,7 @@ def test_only_so_many_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("settings", ["", " {", " {}", ' {"training_type": "SD3"}'])
 def test_what_another_version_wrote_is_not_reported(tmp_path: Path, settings: str) -> None:
-    """A worker that says nothing of it is better than none."""
+    """A worker that reports no rate is better than none."""
     (tmp_path / step_rates.FILE).write_text(json.dumps({GPU.name + settings: 1.0}))
 
     assert StepRates(tmp_path).newest([GPU]) == []

@@ -26,12 +26,12 @@ def phase(kind: Phase, at: float) -> PhaseRecord:
 
 
 def step(at: float, loss: float | None = 0.5) -> StepRecord:
-    """A step was taken."""
+    """A step was completed."""
     return StepRecord(sequence=1, time=at, step=1, total_steps=9, loss=loss, learning_rate=1e-4)
 
 
 def measured(*records: AnyRecord, published: int = 0) -> list[Observation]:
-    """What is observed of these records, of which the first so many were told before; progress left out."""
+    """What is observed of these records, of which the first so many were published before; progress left out."""
     observed: list[Observation] = []
     timings = Timings(observed.append, FLUX, GPU.uuid)
     for number, record in enumerate(records):
@@ -40,12 +40,12 @@ def measured(*records: AnyRecord, published: int = 0) -> list[Observation]:
 
 
 def ended(kind: Phase, seconds: float) -> PhaseEnded:
-    """A phase took so long."""
+    """A phase lasted so long."""
     return PhaseEnded(training_type=FLUX, phase=kind, seconds=seconds)
 
 
 def step_observed(seconds: float | None, loss: float | None = 0.5) -> StepTaken:
-    """A step took so long."""
+    """A step lasted so long."""
     return StepTaken(training_type=FLUX, gpu=GPU.uuid, loss=loss, seconds=seconds)
 
 

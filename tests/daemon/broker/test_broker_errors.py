@@ -37,7 +37,7 @@ async def test_a_task_that_is_cancelled_ends() -> None:
 
 
 async def test_a_task_that_is_cancelled_ends_whatever_the_library_makes_of_it() -> None:
-    """A cancelled connection may raise an error of its own; who takes that for a loss connects again for ever."""
+    """A cancelled connection may raise an error of its own; who mistakes that for a loss connects again for ever."""
 
     async def connect() -> None:
         with broker_errors():
@@ -56,7 +56,7 @@ async def test_a_task_that_is_cancelled_ends_whatever_the_library_makes_of_it() 
 
 
 def test_a_wait_that_ends_without_a_reason_counts_as_lost() -> None:
-    """The library says no more than that to who waits on a channel that is closed meanwhile."""
+    """The library raises no more than that for who waits on a channel that is closed meanwhile."""
     with pytest.raises(BrokerLostError, match="channel closed"), broker_errors():
         raise Exception  # noqa: TRY002 - just so
 

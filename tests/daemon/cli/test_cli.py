@@ -1,4 +1,4 @@
-"""The command line: what it prints, and an exit status that says whose turn it is."""
+"""The command line: what it prints, and an exit status that tells whose turn it is."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_presets_are_listed_for_programs(program: Program) -> None:
 
 
 def test_presets_are_listed_for_people(program: Program) -> None:
-    """All ten, each with its tier, and what it takes."""
+    """All ten, each with its tier, and what it needs."""
     assert program.run("presets") == 0
 
     assert [name for name in presets() if name not in program.out] == []
@@ -223,7 +223,7 @@ def line(*more: str, gpu: str = "RTX 4090") -> list[str]:
     return [gpu if argument == "RTX_4090" else argument for argument in LINE.split()] + list(more)
 
 
-def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
+def test_settings_on_the_line_are_used_as_they_are(program: Program) -> None:
     """Memory by phase and part, time and price, as JSON."""
     assert program.run(*line("--json")) == 0
 
@@ -290,14 +290,14 @@ def test_the_models_are_held_against_published_figures(program: Program) -> None
 
 
 def test_memory_is_drawn_over_resolution_and_batch(program: Program, tmp_path: Path) -> None:
-    """As a picture."""
+    """As the sample image."""
     assert program.run(*line("--plot", str(tmp_path / "plot.png"))) == 0
 
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_preset_is_planned_without_a_job(program: Program) -> None:
-    """For its family's LoRA, or for the type that is named; on one card with its own memory."""
+    """For its family's LoRA, or for the type that is named; on one GPU with its own memory."""
     assert program.run("plan", "--preset", "flux_40gb_quality", "--json") == 0
     assert json.loads(program.out)["parameters"]["loraRank"] == 32
 
@@ -365,7 +365,7 @@ def test_a_host_without_an_error_is_well(program: Program, engine_settings: Path
 def test_an_error_of_the_host_is_reported_with_what_fixes_it(
     program: Program, engine_settings: Path, tmp_path: Path
 ) -> None:
-    """On a line of its own, whole, however narrow the screen; and the exit status says so."""
+    """On a line of its own, whole, however narrow the screen; and the exit status shows it."""
     with engine_settings.open("a") as file:
         file.write(f'[engines.invoke]\npython = "{tmp_path}/{"far/" * 30}python"\n')
 

@@ -149,7 +149,7 @@ def test_an_event_is_described_in_plain_text(event: JobEvent, line: str) -> None
 
 
 def test_every_event_of_a_job_is_described_above() -> None:
-    """A new event comes with its words."""
+    """A new event comes with its text."""
     assert {type(event) for event, _ in LINES} == {kind for kind in EVENTS.values() if issubclass(kind, JobEvent)}
 
 
@@ -241,7 +241,7 @@ def test_the_live_view_shows_the_state_of_the_job(
 def test_the_live_view_gives_the_cursor_back_when_the_user_interrupts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The terminal is left as it was found, and the interruption goes on."""
+    """The terminal is left as it was found, and the interruption is passed on."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
 

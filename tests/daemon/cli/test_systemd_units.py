@@ -1,4 +1,4 @@
-"""The units: put in place, and taken back, on a root of the test's own."""
+"""The units: put in place, and removed again, on a root of the test's own."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def test_an_install_writes_what_it_reports_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
-    """It says what the run itself says."""
+    """It prints what the run itself prints."""
     lines = install(tmp_path, dry=True)
     assert files(tmp_path) == {}
     assert install(tmp_path) == lines

@@ -1,4 +1,4 @@
-"""The client where there is no broker: what is wrong is said at once, and nobody waits for ever."""
+"""The client where there is no broker: what is wrong is reported at once, and nobody waits for ever."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o")
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    """The address of a port that is taken and that nobody listens on."""
+    """The address of a port that is in use and that nobody listens on."""
     with closing(socket.socket()) as in_use:
         in_use.bind(("127.0.0.1", 0))
         yield f"amqp://guest:secret@127.0.0.1:{in_use.getsockname()[1]}/"

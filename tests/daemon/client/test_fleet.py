@@ -1,4 +1,4 @@
-"""What is known of a fleet from what its workers have said."""
+"""What is known of a fleet from what its workers have published."""
 
 import pytest
 
@@ -31,7 +31,7 @@ OF_A_JOB = JobCheckpoint(worker="w1", simulated=False, job_id="j", attempt=1, se
 
 
 def state_after(*events: Event, now: float | None = None) -> WorkerState:
-    """The only worker, when these were said in turn, a second each from 1 on."""
+    """The only worker, when these were published in turn, a second each from 1 on."""
     workers = Workers()
     for second, event in enumerate(events, start=1):
         workers.apply(event, float(second))
@@ -60,7 +60,7 @@ def test_a_worker_is_as_it_reported_last(events: list[Event], condition: str, wh
 
 
 def test_a_heartbeat_alone_reports_all() -> None:
-    """Whoever begins to listen has not heard it come."""
+    """Whoever begins to listen has missed its first event."""
     state = state_after(HEARTBEAT)
 
     assert (state.worker, state.host, state.version, state.cards) == ("w1", "h", "1", [BUSY])
@@ -78,7 +78,7 @@ def test_a_gpu_is_sick_until_it_is_reported_to_be_well() -> None:
 
 
 def test_a_worker_that_leaves_out_its_heartbeats_is_silent() -> None:
-    """By the interval that it named itself; one that said farewell is not missed."""
+    """By the interval that it named itself; one that published its end is not missed."""
     last = 1 + MOST_MISSED * HEARTBEAT.interval_seconds
 
     assert state_after(HEARTBEAT, now=last).condition is WorkerCondition.OPEN
@@ -87,7 +87,7 @@ def test_a_worker_that_leaves_out_its_heartbeats_is_silent() -> None:
 
 
 def test_events_of_jobs_make_no_worker() -> None:
-    """Intakes speak of jobs, too."""
+    """Intakes publish events of jobs, too."""
     workers = Workers()
     workers.apply(OF_A_JOB, 1.0)
 
@@ -95,7 +95,7 @@ def test_events_of_jobs_make_no_worker() -> None:
 
 
 def test_workers_are_in_the_order_of_their_names() -> None:
-    """Whoever spoke first."""
+    """Whoever published first."""
     workers = Workers()
     for name in ("w2", "w1"):
         workers.apply(WorkerOnline(worker=name, simulated=True, version="1", gpus=[], families=[]), 1.0)

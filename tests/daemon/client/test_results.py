@@ -61,7 +61,7 @@ REQUESTED = CancelRequested(job_id="a", time=1.0)
 def test_the_answer_follows_from_the_ledger_and_from_whether_an_owner_was_reached(
     entries: list[AnyEntry], reached: bool, state: str
 ) -> None:
-    """An end counts before all; a claim whose owner cannot be reached is for whoever takes the job next."""
+    """An end counts before all; a claim whose owner cannot be reached is for whoever consumes the job next."""
     history = reduce(JobHistory.after, entries, JobHistory())
 
     assert cancel_answer("a", history, told=reached).state == state

@@ -1,4 +1,4 @@
-"""What doctor makes of what the management API tells: each policy that does harm, nodes, replicas, bindings."""
+"""What doctor makes of what the management API reports: each policy that does harm, nodes, replicas, bindings."""
 
 from typing import Any
 

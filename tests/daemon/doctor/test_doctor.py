@@ -49,7 +49,7 @@ def script(folder: Path, text: str) -> str:
 
 
 def invoke_answers() -> dict[str, Any]:
-    """What an environment says in which everything is as it should be."""
+    """What an environment reports in which everything is as it should be."""
     versions = {one.name: one.known or one.least or "1.0" for one in INVOKE.requirements}
     seen = [{"name": "NVIDIA L4", "capability": [8, 9]}]
     return {
@@ -62,7 +62,7 @@ def invoke_answers() -> dict[str, Any]:
 
 
 def answering(folder: Path, answers: dict[str, Any], then: str = "") -> str:
-    """An interpreter that says this, and does something else at its end."""
+    """An interpreter that reports this, and does something else at its end."""
     lines = "\n".join(json.dumps({name: value}) for name, value in answers.items())
     return script(folder, f"cat <<'END'\n{lines}\nEND\n{then}")
 
@@ -85,7 +85,7 @@ def not_ok(found: dict[str, Finding]) -> dict[str, State]:
 
 
 def test_an_environment_that_is_as_it_should_be_has_no_finding_but_ok(tmp_path: Path) -> None:
-    """It says versions, the commit, the card and what can be trained."""
+    """It reports versions, the commit, the GPU and what can be trained."""
     found = look(answering(tmp_path, invoke_answers()), REAL)
 
     assert not_ok(found) == {}
@@ -152,7 +152,7 @@ def test_a_trainer_of_the_operators_own_is_only_looked_for(tmp_path: Path) -> No
 
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    """What it said before is told, what it did is named, and its last lines are shown."""
+    """What it printed before is reported, what it did is named, and its last lines are shown."""
     answers = {name: invoke_answers()[name] for name in ("python", "packages", "commit")}
     then = f"echo loading >&2\nsleep 600 &\necho $! >{tmp_path}/pid\nwait"
     began = time.monotonic()
@@ -180,7 +180,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_one_that_crashes_is_an_error_with_its_last_lines(tmp_path: Path) -> None:
-    """And says while importing what."""
+    """And prints while importing what."""
     answers = {name: value for name, value in invoke_answers().items() if name != "modules"}
     lines = "\n".join(f"echo line {number} >&2" for number in range(20))
 
@@ -233,7 +233,7 @@ def test_no_secret_reaches_an_engines_interpreter(tmp_path: Path, monkeypatch: p
 def test_a_package_that_is_missing_or_of_another_version(
     tmp_path: Path, name: str, version: str | None, state: State, fix: str
 ) -> None:
-    """An error where it cannot work, a warning where nobody knows or few need it, with the command that mends it."""
+    """An error where it cannot work, a warning where nobody knows or few need it, with the command that fixes it."""
     answers = invoke_answers()
     answers["packages"][name] = version
 
@@ -316,12 +316,12 @@ def test_a_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_code_runs_on_later_gpus_of_its_major_version(architectures: list[str], fits: bool) -> None:
-    """And what the driver compiles, on all later ones; a build that says nothing is believed."""
+    """And what the driver compiles, on all later ones; a build that reports nothing is believed."""
     assert runs_on(SeenGpu(name="NVIDIA L4", capability=(8, 9)), architectures) is fits
 
 
 def test_requirements_know_their_bounds() -> None:
-    """By numbers, not letters; builds and pre-releases count for nothing."""
+    """By numbers, not characters; builds and pre-releases count for nothing."""
     needed = Requirement(name="a", least="2.9", below="3")
 
     versions = {"2.10": True, "2.9+cu126": True, "2.9.0rc1": True, "2.8.9": False, "3.0": False, "x": False}
@@ -385,7 +385,7 @@ def test_an_install_that_does_not_record_where_it_is_from_has_no_commit(distribu
 
 
 def test_a_module_may_do_anything_when_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Print, or exit: the rest is told all the same."""
+    """Print, or exit: the rest is reported all the same."""
     (tmp_path / "torch.py").write_text("print('hello')\nraise ImportError('no torch here')\n")
     (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -403,7 +403,7 @@ def test_a_module_may_do_anything_when_it_is_imported(tmp_path: Path, monkeypatc
 
 
 def both(tmp_path: Path, folder: str) -> Settings:
-    """A worker whose two engines have interpreters that say that their packages are in this folder."""
+    """A worker whose two engines have interpreters that report that their packages are in this folder."""
     (tmp_path / "invoke").mkdir()
     (tmp_path / "diffusers").mkdir()
     engines_ = {
@@ -416,7 +416,7 @@ def both(tmp_path: Path, folder: str) -> Settings:
 
 
 def test_an_engine_in_the_daemons_own_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
-    """It is told no package to install: that would take the built-in trainer's away."""
+    """No package to install is suggested: that would remove the built-in trainer's."""
     found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), GPUS, LIMIT)}
 
     assert [name for name in found if name.startswith("invoke.")] == ["invoke.interpreter"]
@@ -438,7 +438,7 @@ def test_the_built_in_trainer_in_invoke_trainings_environment_is_reported_with_h
 
 
 def test_engines_in_environments_of_their_own_are_both_looked_at(tmp_path: Path) -> None:
-    """As are a real interpreter and one that says nothing of where it is."""
+    """As are a real interpreter and one that reports nothing of where it is."""
     settings = both(tmp_path, "/opt/invoke/site-packages")
     answering(tmp_path / "diffusers", {"python": "3.11.2", "folder": "/another"})
 

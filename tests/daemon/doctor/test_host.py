@@ -61,7 +61,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_healthy_host_reports_what_it_has(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards that are made up are the one thing to be told of; folders that are not there yet are made later."""
+    """Simulated GPUs are the one thing to report; folders that are not there yet are made later."""
     monkeypatch.setattr(host, "LEAST_MEMORY", 1)
     monkeypatch.setattr(host, "_synchronised", lambda: True)
     found = look(settings)
@@ -83,7 +83,7 @@ def test_a_host_without_gpus_is_reported_with_how_to_see_them(settings: Settings
 
 
 class Driver:
-    """Shows four cards, of which it says what it was told."""
+    """Shows four GPUs, with the readings that the test gave it."""
 
     def __init__(self, **report: int) -> None:
         self.report = report
@@ -97,7 +97,7 @@ class Driver:
 
 
 def test_slots_are_reported_as_the_settings_make_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cards that are left to somebody else are none of this worker's, hot as they may be."""
+    """The GPUs that are left to somebody else are none of this worker's, hot as they may be."""
     monkeypatch.setattr(nvml, "ask", Driver(d=99).ask)
     chosen = msgspec.structs.replace(settings, only_gpus=["0", "GPU-b"], gpus_per_job=2)
 
@@ -109,7 +109,7 @@ def test_slots_are_reported_as_the_settings_make_them(settings: Settings, monkey
 def test_a_gpu_that_would_get_no_jobs_is_reported_with_the_reason(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the worker would say it."""
+    """As the worker would report it."""
     monkeypatch.setattr(nvml, "ask", Driver(b=93).ask)
 
     found = look(settings)["cards"]
@@ -121,7 +121,7 @@ def test_a_gpu_that_would_get_no_jobs_is_reported_with_the_reason(
 def test_a_driver_that_hangs_when_gpus_are_read_is_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each card that it does not answer for."""
+    """Of each GPU that it does not answer for."""
 
     def ask(question: object, limit: float = 0) -> object:
         if question is nvml.find:
@@ -230,7 +230,7 @@ def test_weights_that_are_broken_are_reported_with_what_downloads_them(
 
 
 def test_weights_of_another_user_are_reported_with_chmod(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything: what the system answers is made up."""
+    """Root may read everything: what the system answers is faked."""
     closed = settings.models[FLUX] / "vae" / "model.safetensors"
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
@@ -264,7 +264,7 @@ def test_a_gated_model_needs_a_token_first(settings: Settings, home: Path) -> No
 
 
 def test_a_gated_model_with_a_token_needs_an_account_that_agreed(settings: Settings, home: Path) -> None:
-    """Nobody here can know whether it did; the token is not told."""
+    """Nobody here can know whether it did; the token is not printed."""
     _gone(settings.models[FLUX])
     path = written(home / ".cache" / "huggingface" / "token")
 

@@ -1,4 +1,4 @@
-"""A daemon for some of a host's cards."""
+"""A daemon for some of a host's GPUs."""
 
 import pytest
 
@@ -28,13 +28,13 @@ def test_gpus_are_named_by_uuid_or_index(names: list[str], uuids: list[str]) -> 
 
 @pytest.mark.parametrize("name", ["3", "-1", "GPU-x", ""])
 def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
-    """The message has what was asked for, and what there is."""
+    """The message has what was requested, and what there is."""
     with pytest.raises(SettingsError, match=f"only_gpus names '{name}', and this host has GPU-a, GPU-b, GPU-c"):
         chosen(GPUS, ["0", name])
 
 
 def test_gpus_are_chosen_before_they_are_put_together() -> None:
-    """So that four of a host's cards can be two slots of two, and the rest another daemon's."""
+    """So that four of a host's GPUs can be two slots of two, and the rest another daemon's."""
     settings = Settings(gpus=["A:8192MiB"] * 6, only_gpus=["0", "1", "2", "4"], gpus_per_job=2)
 
     slots = worker_gpus(settings)

@@ -1,4 +1,4 @@
-"""The cards of a host: real ones by NVML's real binding, stand-ins only where there is no driver at all."""
+"""The GPUs of a host: real ones by NVML's real binding, stand-ins only where there is no driver at all."""
 
 import json
 import os
@@ -44,7 +44,7 @@ print(room_on(card).free_mib)
 
 
 def find(environment: dict[str, str], stand_ins: list[str], prices: dict[str, float] | None = None) -> Any:
-    """The cards that a process finds, as builtins; or the name of the error and its message."""
+    """The GPUs that a process finds, as builtins; or the name of the error and its message."""
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
     command = [sys.executable, "-c", PROGRAM, json.dumps([stand_ins, prices or {}])]
     ended = subprocess.run(command, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
@@ -70,14 +70,14 @@ def test_a_gpu_is_described_as_nvml_gives_it(host: Host) -> None:
 
 
 def test_eight_gpus_are_found_in_the_drivers_order(host: Host) -> None:
-    """Each has a UUID of its own, by which its trainer will be told to use it and no other."""
+    """Each has a UUID of its own, by which its trainer will be pointed at it and no other."""
     host.describe(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
 
     assert [device["uuid"] for device in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
 
 
 def test_gpus_of_one_host_may_differ(host: Host) -> None:
-    """The price that the operator set is that of the one card it names."""
+    """The price that the operator set is that of the one GPU it names."""
     host.describe(RTX_4090, "card 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
 
     found = find(host.environment, [], {"RTX 4060": 0.25})
@@ -97,7 +97,7 @@ def test_a_real_gpu_wins_over_stand_ins(host: Host) -> None:
 
 @pytest.mark.parametrize("line", ["count 0", f"init {DRIVER_NOT_LOADED}"])
 def test_without_a_gpu_or_a_driver_the_stand_ins_count(host: Host, line: str) -> None:
-    """A host without a GPU trains on what its settings make up, and every event will say so."""
+    """A host without a GPU trains on what its settings simulate, and every event will be marked as simulated."""
     host.describe(line)
 
     found = find(host.environment, [STAND_IN, "Other:81920MiB"], {"Stand-in": 2.0})
@@ -135,7 +135,7 @@ def test_without_the_drivers_library_the_stand_ins_count(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("line", ["count 0", f"init {DRIVER_NOT_LOADED}"])
 def test_a_host_without_any_gpu_is_an_error_that_names_what_to_set(host: Host, line: str) -> None:
-    """Neither NVML nor the settings know a card: the operator has to act."""
+    """Neither NVML nor the settings know a GPU: the operator has to act."""
     host.describe(line)
 
     name, message = find(host.environment, [])
@@ -158,7 +158,7 @@ LOST = f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 @pytest.mark.parametrize("lines", [[f"count {UNKNOWN}", RTX_4090], [LOST]])
 def test_a_driver_that_breaks_after_its_start_is_the_same_error(host: Host, lines: list[str]) -> None:
-    """With a status for the operator, not a traceback; also where the only card has fallen off the bus."""
+    """With a status for the operator, not a traceback; also where the only GPU has fallen off the bus."""
     host.describe(*lines)
 
     name, message = find(host.environment, [STAND_IN])
@@ -196,12 +196,12 @@ def test_a_gpu_too_small_for_any_job_is_described_without_a_tier() -> None:
 
 
 def simulated(name: str, number: int, price: float | None = 1.5) -> GpuDevice:
-    """One card of a host."""
+    """One GPU of a host."""
     return GpuDevice(uuid=f"GPU-{number}", name=name, memory_mib=24564, simulated=True, usd_per_hour=price)
 
 
 def test_equal_gpus_are_put_together_in_their_order() -> None:
-    """A group costs what its cards cost, and is named as CUDA names several; its memory is that of each."""
+    """A group costs what its GPUs cost, and is named as CUDA names several; its memory is that of each."""
     devices = [simulated("A", 0), simulated("B", 1, None), simulated("A", 2), simulated("B", 3, None)]
 
     first, second = grouped(devices, 2)
@@ -219,7 +219,7 @@ def test_a_gpu_that_is_left_over_is_an_error_that_counts() -> None:
 
 
 def free_mib(environment: dict[str, str], hook: str = "") -> int:
-    """How much of the host's one card a process finds free."""
+    """How much of the host's one GPU a process finds free."""
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
     command = [sys.executable, "-c", ROOM.replace("HOOK", hook)]
     ended = subprocess.run(command, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
@@ -256,14 +256,14 @@ except nvml.DriverHangsError:
 
 
 def test_a_driver_that_does_not_answer_is_no_room(host: Host) -> None:
-    """A job that is put on such a card would hang as well."""
+    """A job that is put on such a GPU would hang as well."""
     host.describe(RTX_4090)
 
     assert free_mib(host.environment, f"import sys{HANGS}") == -1
 
 
 def test_all_of_a_gpu_counts_where_the_driver_does_not_report_its_free_memory(host: Host) -> None:
-    """A card that it does not find any more, or a stand-in that it has never known."""
+    """A GPU that it does not find any more, or a stand-in that it has never known."""
     host.describe(RTX_4090, "held 20000")
 
     assert free_mib(host.environment, 'card = msgspec.structs.replace(card, uuid="GPU-gone")') == 24564

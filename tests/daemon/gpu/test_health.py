@@ -1,4 +1,4 @@
-"""The rules of health: from a card's readings to whether it is given jobs."""
+"""The rules of health: from a GPU's readings to whether it is given jobs."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ HOTTEST = 92.0
 
 
 def reading(**fields: Any) -> Reading:
-    """What the driver says of a card, healthy unless told otherwise."""
+    """What the driver reports of a GPU, healthy unless given otherwise."""
     return Reading(uuid="GPU-1", **({"temperature_c": 60, "ecc_uncorrected": 0} | fields))
 
 
 @pytest.fixture
 def health() -> GpuHealth:
-    """Of a card that comes back after two good readings."""
+    """Of a GPU that comes back after two good readings."""
     health = GpuHealth(HOTTEST, probes=2)
     health.update(reading())
     return health
@@ -34,7 +34,7 @@ def health() -> GpuHealth:
     ],
 )
 def test_a_sick_reading_quarantines_at_once(health: GpuHealth, fields: dict[str, Any], reason: str) -> None:
-    """With a reason in words."""
+    """With a reason as text."""
     assert health.update(reading(**fields))
     assert health.quarantined == reason
 
@@ -49,7 +49,7 @@ def test_a_sick_reading_quarantines_at_once(health: GpuHealth, fields: dict[str,
     ],
 )
 def test_a_gpu_without_a_complaint_is_healthy(health: GpuHealth, fields: dict[str, Any]) -> None:
-    """What a card does not tell is no complaint."""
+    """What a GPU does not report is no complaint."""
     assert not health.update(reading(**fields))
     assert health.quarantined is None
 
@@ -83,7 +83,7 @@ def test_a_critical_xid_quarantines(health: GpuHealth, xid: int) -> None:
 
 @pytest.mark.parametrize("xid", [13, 31, 43, 45, 63, 92, 109])
 def test_another_one_does_not(health: GpuHealth, xid: int) -> None:
-    """A trainer that reads past its memory has not broken the card, and what is to be remapped can wait."""
+    """A trainer that reads past its memory has not broken the GPU, and what is to be remapped can wait."""
     assert not health.update(reading(), [xid])
 
 
@@ -122,7 +122,7 @@ def test_after_another_one_it_comes_back(health: GpuHealth, xid: int) -> None:
 
 
 def test_errors_from_before_the_start_do_not_count() -> None:
-    """Whoever started the daemon on this card knows of them."""
+    """Whoever started the daemon on this GPU knows of them."""
     health = GpuHealth(HOTTEST, probes=2)
 
     assert not health.update(reading(ecc_uncorrected=5))
@@ -131,7 +131,7 @@ def test_errors_from_before_the_start_do_not_count() -> None:
 
 
 def test_a_reset_of_the_gpu_forgets_its_errors(health: GpuHealth) -> None:
-    """Its counter begins anew; until then the card stays away."""
+    """Its counter begins again; until then the GPU stays away."""
     health.update(reading(ecc_uncorrected=3))
     assert not any(health.update(reading(ecc_uncorrected=3)) for _ in range(5))
 

@@ -1,4 +1,4 @@
-"""The monitor: what it does about readings, with a driver that says what the test says."""
+"""The monitor: what it does about readings, with a driver that answers as the test says."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from training_worker.settings import Settings
 
 
 class Driver:
-    """Says what it was told last; None is no answer."""
+    """Answers with the readings it was given last; None is no answer."""
 
     def __init__(self) -> None:
         self.readings: dict[str, Reading] | None = {}
@@ -36,7 +36,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 class Watched:
-    """A monitor of two slots, and what it told."""
+    """A monitor of two slots, and what it reported."""
 
     def __init__(self, *devices: GpuDevice) -> None:
         self.reported: list[tuple[str, str, bool]] = []
@@ -53,22 +53,22 @@ class Watched:
 
     @property
     def closed(self) -> list[bool]:
-        """Which slots take nothing."""
+        """Which slots consume nothing."""
         return [admission.closed for admission in self.admissions]
 
 
 def device(uuid: str, *, simulated: bool = False) -> GpuDevice:
-    """A card that is there."""
+    """A GPU that is there."""
     return GpuDevice(uuid=uuid, name="A", memory_mib=24564, simulated=simulated, usd_per_hour=None)
 
 
 def readings(**gpus: dict[str, Any]) -> dict[str, Reading]:
-    """By card."""
+    """By GPU."""
     return {uuid: Reading(uuid=uuid, **fields) for uuid, fields in gpus.items()}
 
 
 async def test_the_slot_of_a_sick_gpu_consumes_nothing_until_it_has_recovered(driver: Driver) -> None:
-    """The other one goes on."""
+    """The other one keeps working."""
     watched = Watched(device("A"), device("B"))
 
     for temperature, closed in [(60, False), (95, True), (60, True), (60, False)]:
@@ -112,7 +112,7 @@ async def test_a_slot_of_several_gpus_consumes_nothing_while_one_of_them_is_sick
 async def test_each_reading_is_reported_with_the_xids_and_what_it_means_for_the_slot(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each card by itself, and of what serves together as one."""
+    """Of each GPU by itself, and of what serves together as one."""
     watched = Watched(device("A,B"))
     driver.readings = readings(A={"temperature_c": 95}, B={})
     monkeypatch.setattr(watched.monitor._xids, "heard", lambda: [("B", 13), ("C", 79), ("B", 31)])
@@ -129,7 +129,7 @@ async def test_each_reading_is_reported_with_the_xids_and_what_it_means_for_the_
 async def test_a_gpu_whose_memory_others_hold_is_quarantined_where_a_job_needs_it(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a slot of several, the one that lacks it; a slot of other cards goes on."""
+    """Of a slot of several, the one that lacks it; a slot of other GPUs keeps working."""
     monkeypatch.setattr(monitor_module, "CROWDED_PAUSE", 0)
     watched = Watched(device("A,B"), device("C"))
     driver.readings = readings(A={"free_mib": 24000}, B={"free_mib": 3000}, C={"free_mib": 3000})
@@ -143,7 +143,7 @@ async def test_a_gpu_whose_memory_others_hold_is_quarantined_where_a_job_needs_i
 async def test_memory_that_a_trainer_has_just_let_go_of_is_waited_for(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is free a moment after the trainer's end: no card is sick for that."""
+    """It is free a moment after the trainer's end: no GPU is sick for that."""
     monkeypatch.setattr(monitor_module, "CROWDED_PAUSE", 0)
     watched = Watched(device("A"))
     frees = iter([3000, 3000, 24000])
@@ -178,7 +178,7 @@ async def test_while_the_driver_does_not_answer_nothing_is_consumed(driver: Driv
 
 
 async def test_a_simulated_gpu_is_always_healthy(driver: Driver) -> None:
-    """There is nothing to ask, and the monitor ends at once."""
+    """There is nothing to read, and the monitor ends at once."""
     driver.readings = None
     watched = Watched(device("SIMULATED-0", simulated=True))
 

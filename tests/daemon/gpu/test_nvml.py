@@ -1,4 +1,4 @@
-"""What the driver is asked: the real binding on a library of our own, each time in a process of its own."""
+"""What the driver reports: the real binding on a library of our own, each time in a process of its own."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def test_a_gpu_is_read(host: Host, lines: list[str], expected: dict[str, Any]) -
     ],
 )
 def test_a_gpu_that_cannot_be_read_leaves_the_others(host: Host, lines: list[str], expected: dict[str, Any]) -> None:
-    """It says why, and nothing else."""
+    """The reason is given, and nothing else."""
     host.describe(*lines, RTX_4090, "temperature 50")
 
     readings = output_of(host, READ, "GPU-1", "GPU-2")
@@ -145,7 +145,7 @@ def test_a_gpu_that_cannot_be_read_leaves_the_others(host: Host, lines: list[str
 
 
 def test_of_a_gpu_that_mig_divides_the_instances_are_found(host: Host) -> None:
-    """Each with the card's name, its own memory, and its part of the card."""
+    """Each with the GPU's name, its own memory, and its part of the GPU."""
     host.describe(A100, "mig 10240 MIG-1", "mig 20480 MIG-2", RTX_4090)
 
     assert output_of(host, FIND) == [
@@ -172,7 +172,7 @@ def test_a_gpu_that_cannot_be_read_keeps_its_place(host: Host) -> None:
 
 
 def test_an_instance_is_as_hot_as_its_gpu_and_has_its_own_memory(host: Host) -> None:
-    """Energy is the whole card's: it says nothing of one of several."""
+    """Energy is the whole GPU's: it is not known of one of several instances."""
     host.describe(A100, "temperature 83", "ecc 2", "energy 5000", "mig 10240 MIG-1")
 
     reading = output_of(host, READ, "MIG-1")["MIG-1"]
@@ -196,7 +196,7 @@ def test_the_versions_are_reported(host: Host, lines: list[str], expected: dict[
 
 
 def test_a_driver_that_never_answers_hangs_nobody(host: Host) -> None:
-    """Each question ends in time, tasks go on meanwhile, and so does the program's end."""
+    """Each query ends in time, tasks continue meanwhile, and so does the program's end."""
     host.describe("hang", A100)
     began = time.monotonic()
 
@@ -210,7 +210,7 @@ def test_a_driver_that_never_answers_hangs_nobody(host: Host) -> None:
 
 
 def test_an_xid_is_reported_once_and_for_its_gpu(host: Host) -> None:
-    """Also if another card that is watched is not there."""
+    """Also if another GPU that is watched is not there."""
     host.describe(A100, RTX_4090, "xid 79")
 
     assert output_of(host, XIDS, "GPU-1", "GPU-2", "GPU-gone") == [["GPU-2", 79]]
@@ -223,7 +223,7 @@ def test_an_xid_is_reported_once_and_for_its_gpu(host: Host) -> None:
 def test_an_xid_of_a_gpu_is_one_of_its_instances_unless_it_names_one(
     host: Host, xid: str, heard: list[list[Any]]
 ) -> None:
-    """The driver tells of the card; the third instance is nobody's that we watch."""
+    """The driver reports it for the GPU; the third instance is nobody's that we watch."""
     host.describe(A100, "mig 10240 MIG-1", "mig 10240 MIG-2", "mig 10240 MIG-3", xid)
 
     assert output_of(host, XIDS, "MIG-1", "MIG-2") == heard

@@ -180,7 +180,7 @@ def test_a_job_counts_once_however_many_attempts_it_took(tmp_path: Path) -> None
 
 
 def test_the_disk_of_the_state_directory_is_read_at_each_scrape(tmp_path: Path) -> None:
-    """One that is not there has no figures, and the scrape goes on."""
+    """One that is not there has no figures, and the scrape continues."""
     assert (value(tmp_path, "state_disk_free_bytes", {}) or 0) > 0
     assert value(tmp_path / "none", "state_disk_free_bytes", {}) is None
 
@@ -192,7 +192,7 @@ def port() -> int:
 
 
 def test_three_pages_are_served_and_no_other(tmp_path: Path, port: int) -> None:
-    """What the observer is told shows at once."""
+    """What the observer is given shows at once."""
     with served("127.0.0.1", port, tmp_path) as observe:
         assert get(port, "/healthz") == (200, "ok\n")
         assert get(port, "/readyz") == (503, "starting\nnot connected to the broker\n")

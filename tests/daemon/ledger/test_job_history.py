@@ -91,7 +91,7 @@ def test_what_a_superseded_owner_still_writes_is_passed_over() -> None:
 
 
 def test_every_attempt_is_accounted_for() -> None:
-    """One that nobody heard of again counts as lost, with what it had used at its last checkpoint."""
+    """One without a later entry counts as lost, with what it had used at its last checkpoint."""
     saved = msgspec.structs.replace(SAVED, usage=Usage(gpu_seconds=30.0, cost_usd=0.25))
     second = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
     crashed = msgspec.structs.replace(CRASHED, attempt=2, worker="w2")
@@ -157,7 +157,7 @@ def test_what_an_owner_builds_on_can_be_written_down() -> None:
 
 
 def test_a_cancellation_is_remembered_through_release_and_claim() -> None:
-    """Whoever takes the job next has to honour it."""
+    """Whoever consumes the job next has to honour it."""
     released = Released(job_id="a", time=4.0, attempt=1, worker="w1")
     again = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
     history = fold(SUBMITTED, CLAIMED, CancelRequested(job_id="a", time=3.0), released, again)
@@ -171,7 +171,7 @@ def test_a_cancellation_before_anything_else_counts() -> None:
 
 
 def test_a_released_attempt_is_not_lost() -> None:
-    """Its owner said so, and what it had used."""
+    """Its owner wrote that, and what it had used."""
     history = fold(SUBMITTED, CLAIMED, RELEASED)
 
     assert (history.lost, history.attempts[0].outcome, history.attempts[0].usage) == (0, "released", USED)
@@ -208,7 +208,7 @@ entries = st.one_of(
 
 @given(st.lists(entries))
 def test_an_attempt_never_decreases_and_the_first_end_stays(written: list[AnyEntry]) -> None:
-    """An entry of somebody who was superseded, written late, takes nothing back."""
+    """An entry of somebody who was superseded, written late, changes nothing."""
     history = JobHistory()
     for entry in written:
         after = history.after(entry)
@@ -225,5 +225,5 @@ def test_an_attempt_never_decreases_and_the_first_end_stays(written: list[AnyEnt
 
 @given(st.lists(entries))
 def test_reading_an_entry_twice_changes_nothing(written: list[AnyEntry]) -> None:
-    """An entry whose confirm was lost is written again; right after itself it says nothing new."""
+    """An entry whose confirm was lost is written again; right after itself it adds nothing new."""
     assert fold(*written) == fold(*(entry for once in written for entry in (once, once)))

@@ -35,14 +35,14 @@ def read(tail: Tail, *entries: AnyEntry) -> Tail:
 
 
 def test_an_ends_event_is_not_kept_for_all_jobs() -> None:
-    """It is long, and seldom asked for."""
+    """It is long, and seldom needed."""
     terminal = read(Tail(since=0.0), SUBMITTED, CLAIMED, COMPLETED).history("a").terminal
 
     assert terminal == msgspec.structs.replace(COMPLETED, event=msgspec.Raw(b""))
 
 
 def test_a_lookup_of_one_job_returns_the_event_of_its_end() -> None:
-    """To say it again."""
+    """To publish it again."""
     terminal = read(JobTail(since=0.0, job_id="a"), SUBMITTED, CLAIMED, COMPLETED).history("a").terminal
 
     assert terminal is not None
@@ -50,7 +50,7 @@ def test_a_lookup_of_one_job_returns_the_event_of_its_end() -> None:
 
 
 def test_only_of_a_completed_job_checkpoints_are_forgotten() -> None:
-    """A failed one may be put back, and goes on from them."""
+    """A failed one may be requeued, and resumes from them."""
     completed = read(Tail(since=0.0), SUBMITTED, CLAIMED, SAVED, COMPLETED).history("a")
     failed = read(Tail(since=0.0), SUBMITTED, CLAIMED, SAVED, FAILED, Requeued(job_id="a", time=9.0)).history("a")
 
@@ -78,7 +78,7 @@ def test_entries_after_the_one_that_was_looked_up_do_not_count() -> None:
 
 
 def test_an_entry_that_comes_again_after_a_reconnection_is_passed_over() -> None:
-    """By its offset; reading goes on after the last one."""
+    """By its offset; reading continues after the last one."""
     tail = read(Tail(since=0.0), SUBMITTED)
     tail.receive(msgspec.json.encode(CLAIMED), 1)
 

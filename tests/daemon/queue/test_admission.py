@@ -1,4 +1,4 @@
-"""Whether a worker takes jobs: every order of pause, resume and drain."""
+"""Whether a worker consumes jobs: every order of pause, resume and drain."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ async def turns(count: int = 5) -> None:
 
 
 async def test_a_new_admission_is_open() -> None:
-    """A worker takes jobs from its start."""
+    """A worker consumes jobs from its start."""
     admission = Admission()
 
     assert not admission.closed
@@ -26,7 +26,7 @@ async def test_a_new_admission_is_open() -> None:
 
 
 async def test_a_paused_admission_holds_whoever_waits_until_it_is_resumed() -> None:
-    """All slots go on at once."""
+    """All slots continue at once."""
     admission = Admission()
     admission.pause()
     waiting = [asyncio.create_task(admission.wait_open()) for _ in range(3)]
@@ -39,7 +39,7 @@ async def test_a_paused_admission_holds_whoever_waits_until_it_is_resumed() -> N
 
 
 async def test_draining_ends_the_wait_of_a_paused_worker() -> None:
-    """It learns that nothing will ever be taken again."""
+    """It learns that nothing will ever be consumed again."""
     admission = Admission()
     admission.pause()
     waiting = asyncio.create_task(admission.wait_open())
@@ -65,7 +65,7 @@ async def test_a_drained_admission_never_opens_again() -> None:
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["pause", "resume", "drain"])))
 def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: list[str]) -> None:
-    """Nobody waits at a gate that is open, and a closed one is open again only by a resume."""
+    """Nobody waits at an admission that is open, and a closed one is open again only by a resume."""
 
     async def passes() -> tuple[bool, bool | None]:
         admission = Admission()
@@ -141,7 +141,7 @@ async def test_an_interrupted_wait_has_cleaned_up_before_it_is_answered() -> Non
 
 
 async def test_an_error_of_the_awaited_comes_through() -> None:
-    """The gate hides nothing."""
+    """The admission hides nothing."""
     broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     broken.set_exception(OSError("connection lost"))
 

@@ -156,7 +156,7 @@ NAMES = ["reason", "message", "faults", "history", "output", "buried"]
 
 @given(st.dictionaries(st.sampled_from([f"x-training-{name}" for name in NAMES] + ["x-death"]), strange), st.binary())
 def test_whatever_strangers_write_is_read(headers: dict[str, Any], body: bytes) -> None:
-    """A letter, of which less is known."""
+    """A dead letter, of which less is known."""
     dead_letter = read_dead_letter(Delivery(headers, body))
 
     assert dead_letter.body == body

@@ -1,4 +1,4 @@
-"""Children as groups: real shells, real signals, and an end that is always told and never waited for in vain."""
+"""Children as groups: real shells, real signals, and an end that is always reported and never waited for in vain."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ class Shell:
         return ChildProcess.start(command, env=env, stdout=self.stdout, stderr=self.stderr, identity=self.identity)
 
     async def until_printed(self, start: str) -> str:
-        """Wait until a line of the output starts with a word; the rest of that line."""
+        """Wait until a line of the output starts with this; the rest of that line."""
         found: list[str] = []
         enough = asyncio.Event()
         async with asyncio.timeout(TIMEOUT):
@@ -74,7 +74,7 @@ async def test_an_exit_status_is_reported_as_it_is(shell: Shell, status: int) ->
 
 @pytest.mark.parametrize("name", ["KILL", "SEGV"])
 async def test_a_process_that_was_killed_is_reported_with_its_signal(shell: Shell, name: str) -> None:
-    """What the kernel or somebody else did to it is told by name."""
+    """What the kernel or somebody else did to it is reported by name."""
     exit_ = await end(shell.start(f"kill -{name} $$"))
 
     assert exit_ == Exit(signal=signal.Signals[f"SIG{name}"])
@@ -146,7 +146,7 @@ async def test_a_program_is_looked_for_on_the_path_of_its_own_environment(shell:
 
 
 async def test_a_child_that_respects_sigterm_ends_in_its_own_way(shell: Shell) -> None:
-    """It has the whole grace to save a checkpoint, and its status is told."""
+    """It has the whole grace to save a checkpoint, and its status is reported."""
     child = shell.start("trap 'echo saved; exit 3' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_printed("ready")
 
@@ -171,7 +171,7 @@ async def test_a_child_that_is_stopped_while_it_is_stopped_by_the_kernel_still_e
 
 
 async def test_a_grandchild_is_killed_when_the_child_has_ended(shell: Shell) -> None:
-    """What holds the card's memory after the trainer is gone is ended with it, though it ignores SIGTERM."""
+    """What holds the GPU's memory after the trainer is gone is ended with it, though it ignores SIGTERM."""
     grandchild = "sh -c 'trap \"\" TERM; echo grandchild $$; while :; do sleep 0.01; done' &"
     until_printed = "until grep -q grandchild $OUT; do sleep 0.01; done"
     child = shell.start(f"{grandchild} {until_printed}; exit 0", {"OUT": str(shell.stdout)})
@@ -200,7 +200,7 @@ async def test_the_end_can_be_read_again(shell: Shell) -> None:
 
 
 async def test_many_can_wait_for_the_same_child(shell: Shell) -> None:
-    """Each is told the same."""
+    """Each gets the same."""
     child = shell.start("echo ready; exec sleep 60")
     waiting = [asyncio.create_task(end(child)) for _ in range(3)]
     await shell.until_printed("ready")
@@ -253,7 +253,7 @@ def found(shell: Shell) -> ChildProcess:
 
 
 async def test_a_child_that_was_left_is_re_attached_and_its_end_is_reported(shell: Shell) -> None:
-    """A daemon that was executed anew in place is still its parent."""
+    """A daemon that was re-executed in place is still its parent."""
     child = shell.start("trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_printed("ready")
     child.leave()
@@ -291,7 +291,7 @@ async def test_a_child_that_has_ended_is_not_found(shell: Shell) -> None:
 
 
 async def test_a_stop_can_be_hurried(shell: Shell) -> None:
-    """Whoever asks twice does not wait for the rest of the grace."""
+    """Whoever stops it twice does not wait for the rest of the grace."""
     child = shell.start("trap 'echo heard' TERM; echo ready; while :; do sleep 0.01; done")
     await shell.until_printed("ready")
     hurry = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A trainer that waits takes one run, or is gone: real shells, and an end at each point of handing over."""
+"""A trainer that waits accepts one run, or is gone: real shells, and an end at each point of handing over."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def engine(script: str) -> EngineSettings:
 
 
 class Slot:
-    """A card with trainers that wait, as its slot has them."""
+    """A GPU with trainers that wait, as its slot has them."""
 
     def __init__(self, folder: Path, script: str, **others: EngineSettings) -> None:
         engines = {ENGINE: engine(script)} | {EngineName(name): other for name, other in others.items()}
@@ -49,7 +49,7 @@ class Slot:
         self.log: list[Any] = []
 
     async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
-        """Wait for a word about the trainers."""
+        """Wait for an event about the trainers."""
         async with asyncio.timeout(TIMEOUT):
             while len(found := [entry for entry in self.log if entry["event"] == event]) < count:  # noqa: ASYNC110 - a list
                 await asyncio.sleep(0.01)
@@ -70,7 +70,7 @@ class Stage(contextlib.AsyncExitStack):
         self.folder = folder
 
     def slot(self, script: str, **others: EngineSettings) -> Slot:
-        """A slot whose words are kept."""
+        """A slot whose events are kept."""
         slot = Slot(self.folder, script, **others)
         slot.log = self.enter_context(structlog.testing.capture_logs())
         self.push_async_callback(slot.standby.stop)
@@ -98,7 +98,7 @@ def run(tmp_path: Path) -> Run:
 
 
 async def test_the_trainer_that_waits_is_the_one_that_trains(stage: Stage, run: Run) -> None:
-    """It is known in the run folder as it was before, its output goes there, and its end is told."""
+    """It is known in the run folder as it was before, its output goes there, and its end is reported."""
     slot = await stage.ready(READY + READ + ACCEPT + TRAIN)
     waiting = slot.identity()
 
@@ -158,7 +158,7 @@ async def test_a_trainer_that_does_not_accept_its_run_is_ended(stage: Stage, run
 
 
 async def test_a_trainer_that_takes_too_long_is_ended(stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It might hang; to start another one takes seconds."""
+    """It might hang; to start another one is a matter of seconds."""
     monkeypatch.setattr(standby, "TAKE_TIMEOUT", 0.1)
     slot = await stage.ready(READY + LONG)
     waiting = slot.identity()
@@ -182,7 +182,7 @@ async def test_a_trainer_that_ended_after_it_accepted_the_run_has_trained_it(sta
 
 @pytest.mark.parametrize("text", ["", "echo loading >&0; "], ids=["silent", "another text"])
 async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: Run, text: str) -> None:
-    """It is ended, and takes no time from the one that is started instead."""
+    """It is ended, and delays the one that is started instead by nothing."""
     slot = stage.slot(text + "echo said; " + LONG)
     slot.standby.prepare()
     async with asyncio.timeout(TIMEOUT):
@@ -213,7 +213,7 @@ async def test_a_trainer_that_ends_while_it_waits_is_reported_and_not_started_ag
 
 
 async def test_a_program_that_is_missing_is_reported(stage: Stage, run: Run) -> None:
-    """The slot goes on; whoever starts a trainer for a job says the same."""
+    """The slot keeps working; whoever starts a trainer for a job reports the same."""
     slot = stage.slot("")
     slot.standby._commands = {ENGINE: ["/no-such-folder/program"]}
 
@@ -224,7 +224,7 @@ async def test_a_program_that_is_missing_is_reported(stage: Stage, run: Run) -> 
 
 
 async def test_no_trainer_waits_while_a_job_is_trained(stage: Stage, run: Run) -> None:
-    """Those of other engines are ended, whether the one that is wanted took the run or there was none."""
+    """Those of other engines are ended, whether the requested one accepted the run or there was none."""
     slot = await stage.ready(READY + READ + ACCEPT + LONG, invoke=engine(READY + LONG))
     other = slot.identity(EngineName.INVOKE)
 

@@ -135,7 +135,7 @@ def test_attempts_of_jobs_that_ended_here_go_and_no_others(folders: Folders) -> 
 
 
 def test_attempts_stay_while_their_note_or_they_are_young(folders: Folders) -> None:
-    """A job that failed yesterday may be put back today, and goes on from its checkpoint."""
+    """A job that failed yesterday may be requeued today, and resumes from its checkpoint."""
     attempt = folders.make(folders.models / ".out.a.1")
     folders.ended("a", age=DAY)
     assert folders.cleaned(attempt) == []
@@ -145,7 +145,7 @@ def test_attempts_stay_while_their_note_or_they_are_young(folders: Folders) -> N
     assert folders.cleaned(attempt) == []
 
 
-def test_attempts_of_a_job_that_was_put_back_and_runs_stay(folders: Folders) -> None:
+def test_attempts_of_a_job_that_was_requeued_and_runs_stay(folders: Folders) -> None:
     """It may resume from them; the note is kept for later."""
     attempt = folders.make(folders.models / ".out.a.1")
     folders.make(folders.state / "runs" / "a.2", age=0)

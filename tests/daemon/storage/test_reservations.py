@@ -192,7 +192,7 @@ def test_caches_make_room_for_a_job(disk: Disk) -> None:
 
 
 def test_a_job_without_room_is_left_to_others(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:
-    """As hostUnfit, with the figures; a card that is made up trains tiny models, and is not asked."""
+    """As hostUnfit, with the figures; a simulated GPU trains tiny models, and is not checked."""
     host = Host(tmp_path)
     small_disk(host.outputs, 64 * MIB)
 

@@ -1,4 +1,4 @@
-"""What a worker says of itself to systemd."""
+"""What a worker reports of itself to systemd."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from training_worker.worker.worker import Worker
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
-    """One that does not run; it has two cards and a model."""
+    """One that does not run; it has two GPUs and a model."""
     devices = [
         GpuDevice(uuid=f"GPU-{letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
         for letter in "ab"
@@ -39,7 +39,7 @@ async def test_it_is_healthy_while_its_tasks_are_alive(worker: Worker) -> None:
 
 
 async def test_the_status_shows_what_the_worker_does(worker: Worker) -> None:
-    """The broker, the way out, and the jobs by card."""
+    """The broker, the way out, and the jobs by GPU."""
     assert worker._condition().status == "not connected to the broker; no job on 2 card(s)"
 
     worker._slots["GPU-b"].job_id = "portrait"

@@ -1,4 +1,4 @@
-"""What a worker says about itself, on a broker that is a list and can be away."""
+"""What a worker publishes about itself, on a broker that is a list and can be away."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +25,7 @@ GPUS = [
 
 
 def a_heartbeat(connection: RecordingLink, state_dir: Path, *, interval: float = 0.05) -> tuple[Heartbeat, Monitor]:
-    """Of a worker that trains one job on its first two cards."""
+    """Of a worker that trains one job on its first two GPUs."""
     settings = Settings(state_dir=state_dir, heartbeat=interval)
     jobs = {"SIMULATED-0,SIMULATED-1": "portrait"}
     doing = Doing(jobs, Taking.PAUSED)
@@ -36,19 +36,19 @@ def a_heartbeat(connection: RecordingLink, state_dir: Path, *, interval: float =
 
 
 def published_events(connection: RecordingLink) -> list[Event]:
-    """What everybody heard."""
+    """All events that were published."""
     return [decode_event(message.body).read() for _, _, message in connection.published]
 
 
 async def until_published(connection: RecordingLink, count: int) -> None:
-    """Wait until so much was said."""
+    """Wait until so much was published."""
     async with asyncio.timeout(TIMEOUT):
         while len(connection.published) < count:  # noqa: ASYNC110 - a list has no such event
             await asyncio.sleep(0.01)
 
 
 async def test_a_worker_reports_where_it_is_and_what_it_has(tmp_path: Path) -> None:
-    """The tiers from the lowest to the highest; of a driver, nothing where there is no card."""
+    """The tiers from the lowest to the highest; of a driver, nothing where there is no GPU."""
     connection = RecordingLink()
 
     await a_heartbeat(connection, tmp_path)[0].appear()
@@ -62,7 +62,7 @@ async def test_a_worker_reports_where_it_is_and_what_it_has(tmp_path: Path) -> N
 
 
 async def test_each_gpu_of_a_slot_is_shown_with_the_slots_job(tmp_path: Path) -> None:
-    """What simulated ones do not tell is left out; nor is the disk known before there is a folder."""
+    """What simulated ones do not report is left out; nor is the disk known before there is a folder."""
     connection = RecordingLink()
     heartbeat, monitor = a_heartbeat(connection, tmp_path / "not-there")
     beating = asyncio.create_task(heartbeat.beat(monitor))
@@ -120,7 +120,7 @@ async def test_rates_that_were_not_confirmed_are_published_again(tmp_path: Path)
 
 
 async def test_heartbeats_do_not_pile_up_while_the_broker_is_away(tmp_path: Path) -> None:
-    """Those of the past say nothing of now; what happened to a card is told all the same."""
+    """Those of the past are of no use now; what happened to a GPU is published all the same."""
     connection = RecordingLink()
     connection.back.clear()
     heartbeat, monitor = a_heartbeat(connection, tmp_path)

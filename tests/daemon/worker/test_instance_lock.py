@@ -40,7 +40,7 @@ def test_two_directories_are_two_daemons(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path) -> None:
-    """The operator is told which."""
+    """The operator learns which."""
     (tmp_path / "file").touch()
 
     with pytest.raises(SettingsError, match=r"cannot use state_dir .*/file: "), only_daemon(tmp_path / "file"):

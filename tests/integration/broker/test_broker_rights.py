@@ -21,14 +21,14 @@ from training_worker.testing.local_broker import PrivateBroker
 
 pytestmark = pytest.mark.broker
 
-# The second begins like the first: patterns must not take one for the other.
+# The second begins like the first: patterns must not mistake one for the other.
 NAMES = Names("fleet")
 OTHER = Names("fleet.two")
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
-    """A node with the three users of one fleet, and the worker of another, made as docs/operations.md says."""
+    """A node with the three users of one fleet, and the worker of another, made as in docs/operations.md."""
     node = PrivateBroker(tmp_path_factory.mktemp("node"))
     if not node.can_start:
         missing("no rabbitmq-server is installed")
@@ -71,7 +71,7 @@ async def test_a_worker_with_a_workers_rights_runs_a_whole_job_of_a_backend(flee
 
 
 async def test_a_worker_retries_and_dead_letters_and_a_backend_requeues(fleet: Fleet, node: PrivateBroker) -> None:
-    """What goes through the delay queues, the dead queue and the queue of several cards is in their rights, too."""
+    """What goes through the delay queues, the dead queue and the queue of several GPUs is in their rights, too."""
     await start(fleet, node, mode="crash")
     backend = api(node, "backend")
     await backend.submit_job(fleet.job("several", gpu_count=2))
@@ -173,7 +173,7 @@ FORBIDDEN: list[tuple[str, str, Deed]] = [
 
 @pytest.mark.parametrize(("user", "deed", "do"), FORBIDDEN, ids=[f"{user}-{deed}" for user, deed, _ in FORBIDDEN])
 async def test_what_a_user_must_not_do_is_refused(node: PrivateBroker, user: str, deed: str, do: Deed) -> None:
-    """By the broker, whatever the program says."""
+    """By the broker, whatever the program does."""
     await _declare(node)
     async with await aio_pika.connect(user_url(node, user)) as connection:
         channel = await connection.channel()
@@ -189,7 +189,7 @@ async def _declare(node: PrivateBroker) -> None:
 
 
 async def test_a_dashboard_that_submits_gets_an_error_with_the_reason(node: PrivateBroker, tmp_path: Path) -> None:
-    """The client tells the broker's reason."""
+    """The client reports the broker's reason."""
     await _declare(node)
     job = Fleet(tmp_path, node.url, NAMES.prefix).job("no")
 

@@ -50,7 +50,7 @@ async def test_watch_replays_a_job_that_is_over_and_reports_its_failure_by_its_s
 
 
 async def test_cancel_ends_a_running_job(fleet: Fleet) -> None:
-    """The command says whom it told; the job's end comes as an event."""
+    """The command prints whom it reached; the job's end comes as an event."""
     await fleet.start(mode="slow")
     await fleet.submit("portrait", max_train_steps=600)
     await fleet.until("portrait", JobProgress)
@@ -62,7 +62,7 @@ async def test_cancel_ends_a_running_job(fleet: Fleet) -> None:
 
 
 async def test_submitting_a_bad_job_publishes_nothing(fleet: Fleet) -> None:
-    """The faults are told here, with status 65, and no daemon ever sees the message."""
+    """The faults are reported here, with status 65, and no daemon ever sees the message."""
     done = await run(fleet, "submit", write_job(fleet, training_type="FLUX"))
 
     assert done.returncode == 65

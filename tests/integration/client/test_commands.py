@@ -1,4 +1,4 @@
-"""What is asked of jobs and workers, and what whoever asks is answered."""
+"""Commands for jobs and workers, and the answers to whoever sends them."""
 
 import asyncio
 import signal
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 
 
 async def answer(fleet: Fleet, job_id: str = "portrait") -> tuple[int, str]:
-    """Exit status and words of ``cancel``."""
+    """Exit status and output of ``cancel``."""
     done = await run(fleet, "cancel", job_id)
     return done.returncode, done.stdout.strip()
 
@@ -58,7 +58,7 @@ async def test_a_job_that_had_ended_is_reported_as_ended(fleet: Fleet, mode: str
 
 
 async def test_a_job_that_nobody_knows_is_reported_as_unknown(fleet: Fleet) -> None:
-    """Also if it was asked for before."""
+    """Also if that was requested before."""
     expected = (1, "nobody: unknown; nothing was written about it in the last day")
 
     assert await answer(fleet, "nobody") == expected
@@ -66,7 +66,7 @@ async def test_a_job_that_nobody_knows_is_reported_as_unknown(fleet: Fleet) -> N
 
 
 async def test_whoever_trains_a_job_accepts_its_commands(fleet: Fleet) -> None:
-    """True says that an owner has them."""
+    """True means that an owner has them."""
     await fleet.start(mode="slow")
     await fleet.submit("portrait", max_train_steps=600)
     await fleet.until("portrait", JobProgress)
@@ -80,7 +80,7 @@ async def test_whoever_trains_a_job_accepts_its_commands(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("command", ["checkpoint", "sample"])
 async def test_a_job_that_nobody_trains_accepts_no_commands(fleet: Fleet, command: str) -> None:
-    """It is said in a line, with status 1."""
+    """It is reported in a line, with status 1."""
     done = await run(fleet, command, "portrait")
 
     assert (done.returncode, done.stdout) == (1, "")
@@ -104,7 +104,7 @@ async def test_a_paused_worker_consumes_nothing_until_it_is_resumed(fleet: Fleet
 
 
 async def test_the_fleet_is_shown_with_what_each_worker_does(fleet: Fleet) -> None:
-    """One that trains, one that is paused, one that has left; whoever asks has heard none of them come."""
+    """One that trains, one that is paused, one that has left; this client has seen none of them come."""
     gone = await fleet.start("w3", gpus=[GPU_8])
     await fleet.all_events(1, WorkerOnline)
     gone.signal(signal.SIGTERM)
@@ -145,7 +145,7 @@ async def test_a_fleet_without_workers_is_reported_to_have_none(fleet: Fleet) ->
 async def test_all_workers_are_drained_at_once(fleet: Fleet) -> None:
     """Each finishes and ends with status 0."""
     daemons = [await fleet.start(name) for name in ("w1", "w2")]
-    # A worker listens before it says that it is there.
+    # A worker listens before it publishes that it is there.
     await fleet.all_events(2, WorkerOnline)
 
     done = await run(fleet, "drain", "all")

@@ -1,4 +1,4 @@
-"""What gave up can be looked at, put back and dropped, and nothing of it is lost on the way."""
+"""What gave up can be read, requeued and dropped, and nothing of it is lost on the way."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ async def linked(fleet: Fleet) -> AsyncIterator[Connection]:
 
 
 async def put(fleet: Fleet, *job_ids: str, body: bytes | None = None, **parts: Any) -> None:
-    """Bury a letter of each job."""
+    """Dead-letter each job."""
     async with asyncio.timeout(TIMEOUT), linked(fleet) as connection:
         for job_id in job_ids:
             text = {"reason": "trainerCrashed", "message": f"{job_id} crashed"} | parts
@@ -55,7 +55,7 @@ async def put(fleet: Fleet, *job_ids: str, body: bytes | None = None, **parts: A
 
 
 def ids(dead_letters: list[DeadLetter]) -> list[str]:
-    """Whose letters these are."""
+    """Whose dead letters these are."""
     return [dead_letter.job_id for dead_letter in dead_letters]
 
 
@@ -69,7 +69,7 @@ async def failed(fleet: Fleet) -> None:
 
 
 async def test_a_failed_job_that_is_requeued_is_trained_again(fleet: Fleet) -> None:
-    """The ledger hears of it first; the job is queued anew, by an event of its own, and its attempts count on."""
+    """The ledger has it first; the job is queued again, by an event of its own, and its attempts count on."""
     await failed(fleet)
     await fleet.start("w2")
 
@@ -87,7 +87,7 @@ async def test_a_failed_job_that_is_requeued_is_trained_again(fleet: Fleet) -> N
 
 
 async def test_a_job_that_fails_again_is_back_in_the_dead_queue(fleet: Fleet) -> None:
-    """As often as it is put back."""
+    """As often as it is requeued."""
     await failed(fleet)
     await fleet.start("w2", mode="crash")
 
@@ -139,7 +139,7 @@ async def test_a_dead_letter_has_all_that_is_known(fleet: Fleet) -> None:
 
 
 async def test_monstrous_texts_fit_into_the_dead_letter(fleet: Fleet) -> None:
-    """Of output and history the end is kept, of the message the beginning; the broker takes it."""
+    """Of output and history the end is kept, of the message the beginning; the broker accepts it."""
     monsters = [msgspec.structs.replace(ATTEMPT, attempt=n, message="\N{PILE OF POO}" * 50_000) for n in range(1, 100)]
     await put(
         fleet,
@@ -159,7 +159,7 @@ async def test_monstrous_texts_fit_into_the_dead_letter(fleet: Fleet) -> None:
 
 
 async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None:
-    """A line each, or everything; JSON where it is asked for."""
+    """A line each, or everything; JSON on request."""
     await put(fleet, "portrait", history=[ATTEMPT], output_tail=["the \x1b[31mlast word"])
 
     table = (await run(fleet, "dead", "list")).stdout
@@ -176,7 +176,7 @@ async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None
 
 @pytest.mark.parametrize("command", ["show", "requeue", "drop"])
 async def test_a_job_that_has_no_dead_letter_is_an_error(fleet: Fleet, command: str) -> None:
-    """Said in a line, with status 1."""
+    """Reported in a line, with status 1."""
     async with fleet.session():
         pass
 
@@ -201,7 +201,7 @@ async def test_with_one_that_cannot_be_requeued_none_is(fleet: Fleet) -> None:
 
 
 async def test_the_newest_dead_letter_that_is_a_job_is_requeued(fleet: Fleet) -> None:
-    """The others stay; a message that is no job cannot be put back, and it is said why."""
+    """The others stay; a message that is no job cannot be requeued, and the reason is reported."""
     bad = b'{"jobId": "portrait"}'
     await put(fleet, "portrait", message="first")
     await put(fleet, "portrait", message="second")
@@ -218,7 +218,7 @@ async def test_the_newest_dead_letter_that_is_a_job_is_requeued(fleet: Fleet) ->
 
 
 async def test_what_cannot_be_published_stays_in_the_dead_queue(fleet: Fleet) -> None:
-    """The letter is given up last."""
+    """The dead letter is given up last."""
     await put(fleet, "portrait")
     async with fleet.session() as session, fleet.channel() as channel:
         intake = await channel.get_queue(fleet.names.intake, ensure=False)
@@ -232,7 +232,7 @@ async def test_what_cannot_be_published_stays_in_the_dead_queue(fleet: Fleet) ->
 
 
 async def test_a_job_that_was_completed_since_is_not_requeued(fleet: Fleet) -> None:
-    """An old letter of it may still lie there; its result stands."""
+    """An old dead letter of it may still lie there; its result stands."""
     await put(fleet, "portrait")
     daemon = await fleet.start()
     await fleet.submit("portrait")
@@ -245,7 +245,7 @@ async def test_a_job_that_was_completed_since_is_not_requeued(fleet: Fleet) -> N
 
 
 async def test_what_the_broker_gave_up_is_described_by_its_own_headers(fleet: Fleet) -> None:
-    """It can be put back like the rest, and since it had not ended, the ledger needs no word of that."""
+    """It can be requeued like the rest, and since it had not ended, the ledger needs no entry of that."""
     daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait")
     await daemon.until_logged("queued")

@@ -98,7 +98,7 @@ def test_a_broker_that_is_not_there_is_reported_with_its_address() -> None:
 
 
 def test_a_lease_longer_than_the_brokers_timeout_is_a_warning() -> None:
-    """The broker's own limit cannot be asked for: its default is what is compared."""
+    """The broker's own limit cannot be read: its default is what is compared."""
     found = look(f"amqp://127.0.0.1:{free_port()}/", lease=7200.0)["consumer_timeout"]
 
     assert found.state is State.WARNING
@@ -167,7 +167,7 @@ def test_a_fleets_own_queues_are_as_they_should_be(node: PrivateBroker) -> None:
 def test_a_queue_that_is_otherwise_is_reported_with_what_makes_room(
     node: PrivateBroker, queue: str, arguments: dict[str, Any], expected: str
 ) -> None:
-    """The command is carried out, and a worker declares the queue anew."""
+    """The command is carried out, and a worker declares the queue again."""
     declare_otherwise(node, f"fleet.{queue}", **arguments)
 
     found = {name: one for name, one in look(user_url(node, "worker")).items() if one.state is State.ERROR}
@@ -251,7 +251,7 @@ def test_a_broker_with_an_alarm_is_reported_without_its_management(node: Private
 def test_a_node_on_this_host_reports_its_consumer_timeout(
     consumer_timeout_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is shorter than half a lease is an error; the command mends it."""
+    """One that is shorter than half a lease is an error; the command fixes it."""
     for name, value in rabbitmqctl_environment(consumer_timeout_broker).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(RABBITMQCTL).parent}:{os.environ['PATH']}")

@@ -1,4 +1,4 @@
-"""What doctor finds by RabbitMQ's management API, a real one: policies, alarms, bindings, and who may ask."""
+"""What doctor finds by RabbitMQ's management API, a real one: policies, alarms, bindings, and who may read it."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ ALL_WELL = ["management", "policies", "alarms", "nodes", "majorities", "bindings
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Iterator[ManagedBroker]:
-    """A node with a worker, one who may look, as docs/operations.md says, and a fleet's queues."""
+    """A node with a worker, a monitoring user, as in docs/operations.md, and a fleet's queues."""
     node = ManagedBroker(tmp_path_factory.mktemp("node"))
     if not node.can_start:
         missing("no rabbitmq-server is installed")
@@ -142,7 +142,7 @@ def test_an_alarm_is_reported_with_its_node(node: ManagedBroker) -> None:
 
 
 def test_a_queue_that_is_not_bound_is_reported(node: ManagedBroker) -> None:
-    """AMQP cannot tell."""
+    """AMQP cannot report it."""
 
     async def unbind(channel: AbstractChannel) -> None:
         await (await channel.get_queue(NAMES.intake)).unbind(NAMES.jobs, "submit")
@@ -200,7 +200,7 @@ def test_an_api_that_is_not_there_is_reported_with_what_enables_it(node: Managed
 
 
 def test_an_address_that_is_none_is_reported(node: ManagedBroker) -> None:
-    """As one with words for its port."""
+    """As one with a text for its port."""
     found = look(node, management_url="http://a:secret@host:words/")["management"]
 
     assert found.state is State.WARNING

@@ -23,7 +23,7 @@ ROOM = 600 * MIB
 
 @pytest.fixture
 def disk(small_disk: Callable[[Path, int], Path], fleet: Fleet, host: Host) -> Path:
-    """Where outputs go; the host has two cards."""
+    """Where outputs go; the host has two GPUs."""
     host.describe(*GPUS)
     fleet.host = host.variables
     return small_disk(fleet.folder / "small", ROOM)
@@ -36,7 +36,7 @@ async def turns(fleet: Fleet) -> list[tuple[str, str, int]]:
 
 
 async def test_of_two_jobs_that_do_not_fit_together_one_waits_for_the_other(fleet: Fleet, disk: Path) -> None:
-    """Though both cards are idle, and neither has written anything yet; the wait is no attempt."""
+    """Though both GPUs are idle, and neither has written anything yet; the wait is no attempt."""
     daemon = await fleet.start(mode="slow", output_roots=[str(disk)])
     for job in ("a", "b"):
         await fleet.submit(job, max_train_steps=20, max_attempts=1, output_path=str(disk / job))
@@ -50,7 +50,7 @@ async def test_of_two_jobs_that_do_not_fit_together_one_waits_for_the_other(flee
 
 
 async def test_a_run_that_is_re_attached_keeps_its_room(fleet: Fleet, disk: Path) -> None:
-    """From the start of the next daemon on, before any slot takes a job."""
+    """From the start of the next daemon on, before any slot consumes a job."""
     first = await fleet.start(mode="slow", output_roots=[str(disk)])
     await fleet.submit("a", max_train_steps=60, output_path=str(disk / "a"))
     await fleet.until("a", JobProgress)
@@ -70,7 +70,7 @@ async def test_a_run_that_is_re_attached_keeps_its_room(fleet: Fleet, disk: Path
 
 
 async def test_a_job_that_never_fits_is_left_to_others(fleet: Fleet, disk: Path) -> None:
-    """Waiting would not help. One that fits is trained meanwhile, and hears nothing of it."""
+    """Waiting would not help. One that fits is trained meanwhile, and is not affected."""
     await fleet.start(mode="slow", output_roots=[str(disk)])
     await fleet.submit("small", max_train_steps=20, output_path=str(disk / "small"))
     await fleet.until("small", JobProgress)
@@ -113,7 +113,7 @@ def age(*paths: Path) -> None:
 
 
 async def test_only_what_nobody_needs_is_removed_by_a_running_daemon(fleet: Fleet) -> None:
-    """However old the rest looks: a run, its checkpoints, and what a job that was put back resumes from."""
+    """However old the rest looks: a run, its checkpoints, and what a job that was requeued resumes from."""
     devices = [GPU_24, GPU_24]
     first = await fleet.start(mode="steady", gpus=devices)
     for number, job in enumerate(("gone", "back")):

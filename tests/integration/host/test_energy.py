@@ -1,4 +1,4 @@
-"""Watt-hours of a job, from its card's counter."""
+"""Watt-hours of a job, from its GPU's counter."""
 
 import pytest
 from tests.support.fleet import Fleet
@@ -18,7 +18,7 @@ GPU = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
         pytest.param([], [], None, id="no-counter"),
     ],
 )
-async def test_a_job_ends_with_what_it_took(
+async def test_a_job_ends_with_its_energy(
     fleet: Fleet, host: Host, before: list[str], after: list[str], energy_wh: float | None
 ) -> None:
     """In its own usage and in that of its attempt; left out where it is not known."""

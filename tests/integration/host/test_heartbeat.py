@@ -1,4 +1,4 @@
-"""What a real daemon says about itself and its cards."""
+"""What a real daemon publishes about itself and its GPUs."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ OTHER = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 
 
 async def beat_with(fleet: Fleet, *, job: str | None) -> WorkerHeartbeat:
-    """The first heartbeat in which the first card has this job."""
+    """The first heartbeat in which the first GPU has this job."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             for _, event in await fleet.log():
@@ -37,13 +37,13 @@ async def beat_with(fleet: Fleet, *, job: str | None) -> WorkerHeartbeat:
 
 
 async def changes(fleet: Fleet, count: int) -> list[tuple[str, str, bool]]:
-    """The first changes of cards."""
+    """The first changes of GPUs."""
     events = await fleet.all_events(count, WorkerQuarantined)
     return [(event.gpu, event.reason, event.recovered) for event in events if isinstance(event, WorkerQuarantined)]
 
 
 async def test_a_worker_reports_what_it_is_how_it_does_and_that_it_leaves(fleet: Fleet, host: Host) -> None:
-    """From the card's own figures, with the job that is on it."""
+    """From the GPU's own figures, with the job that is on it."""
     host.describe(*HOST, GPU, "held 1000", "temperature 61", "power 300500", "utilisation 97")
     fleet.host = host.variables
     daemon = await fleet.start(mode="slow", **FAST)
@@ -80,7 +80,7 @@ async def test_a_worker_reports_what_it_is_how_it_does_and_that_it_leaves(fleet:
 
 
 async def test_a_sick_gpu_consumes_no_job_until_it_has_recovered(fleet: Fleet, host: Host) -> None:
-    """The other card of the host goes on."""
+    """The other GPU of the host keeps working."""
     host.describe(GPU, "temperature 97", OTHER)
     fleet.host = host.variables
     await fleet.start(**FAST)
@@ -105,7 +105,7 @@ async def test_a_sick_gpu_consumes_no_job_until_it_has_recovered(fleet: Fleet, h
 
 
 async def test_what_a_sick_gpu_breaks_is_not_held_against_the_job(fleet: Fleet, host: Host) -> None:
-    """The card is looked at when the trainer fails, not only at its next turn."""
+    """The GPU is checked when the trainer fails, not only at its next turn."""
     host.describe(GPU)
     fleet.host = host.variables
     await fleet.start(mode="crash", **FAST | {"card_check_interval": 600})
@@ -122,7 +122,7 @@ async def test_what_a_sick_gpu_breaks_is_not_held_against_the_job(fleet: Fleet, 
 
 
 async def test_a_job_waits_for_memory_that_others_hold(fleet: Fleet, host: Host) -> None:
-    """It is not claimed meanwhile, so that nothing counts against it; the card takes no job in vain."""
+    """It is not claimed meanwhile, so that nothing counts against it; the GPU consumes no job in vain."""
     host.describe(GPU, "held 20000", "process 71 20000")
     fleet.host = host.variables
     await fleet.start(**FAST)
@@ -172,7 +172,7 @@ async def test_an_xid_quarantines_a_gpu(fleet: Fleet, host: Host) -> None:
 
 
 async def test_a_driver_that_hangs_hangs_neither_the_daemon_nor_its_end(fleet: Fleet, host: Host) -> None:
-    """It says so, goes on beating, and stops when it is told to."""
+    """It reports that, keeps beating, and stops on request."""
     host.describe(GPU)
     fleet.host = host.variables
     daemon = await fleet.start(**FAST)

@@ -1,4 +1,4 @@
-"""What a real daemon logs: who is spoken of is always said, and no secret is."""
+"""What a real daemon logs: who is meant is always named, and no secret is."""
 
 import json
 import signal

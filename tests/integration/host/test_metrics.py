@@ -1,4 +1,4 @@
-"""A real daemon's metrics over the lives of jobs, and what it says of its health."""
+"""A real daemon's metrics over the lives of jobs, and what it reports of its health."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ main()
 
 
 async def until_page(port: int, path: str, expected: tuple[int, str]) -> None:
-    """Wait until a page says this."""
+    """Wait until a page has this."""
     async with asyncio.timeout(TIMEOUT):
         while await page(port, path) != expected:  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(0.05)
@@ -96,7 +96,7 @@ async def test_no_label_grows_with_the_jobs(fleet: Fleet) -> None:
 
 
 async def test_health_and_readiness_follow_the_broker_and_the_drain(proxy: Proxy, fleet: Fleet) -> None:
-    """Alive all the while; ready only where jobs can be taken."""
+    """Alive all the while; ready only where jobs can be consumed."""
     port = free_port()
     daemon = await fleet.start(metrics_port=port, mode="slow", amqp_url=proxy.url, stop_grace=60)
     await until_page(port, "/readyz", (200, "ok\n"))
@@ -151,7 +151,7 @@ async def test_a_job_that_was_taken_over_is_a_lost_lease(proxy: Proxy, fleet: Fl
 
 
 async def test_a_daemon_that_re_attaches_to_a_trainer_counts_on(fleet: Fleet) -> None:
-    """What the one before it has told is not counted again, and the job's wait neither."""
+    """What the one before it has counted is not counted again, and the job's wait neither."""
     port = free_port()
     first = await fleet.start(metrics_port=port, mode="steady")
     await fleet.submit("portrait", max_train_steps=60)
@@ -163,7 +163,7 @@ async def test_a_daemon_that_re_attaches_to_a_trainer_counts_on(fleet: Fleet) ->
     await until_sample(port, "training_worker_card_busy", (GPU,), 0)
 
     after = await samples(port)
-    # What the first had told just before it was killed may not have been noted.
+    # What the first had published just before it was killed may not have been noted.
     assert after["training_worker_step_duration_seconds_count"][(FLUX,)] < 50
     assert set(after["training_worker_phase_duration_seconds_count"]) == {
         (("phase", phase), FLUX) for phase in ("training", "sampling", "exporting")
@@ -174,7 +174,7 @@ async def test_a_daemon_that_re_attaches_to_a_trainer_counts_on(fleet: Fleet) ->
 
 
 async def test_a_gpus_readings_show_and_go_away_with_it(fleet: Fleet, host: Host) -> None:
-    """Of each card of a slot by itself; whether jobs are taken, of the slot as a whole."""
+    """Of each GPU of a slot by itself; whether jobs are consumed, of the slot as a whole."""
     port = free_port()
     readings = ("temperature 61", "power 300500", "energy 5000000", "utilisation 97", "throttle 1", "ecc 0", "held 564")
     first, second = (f"24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
@@ -202,7 +202,7 @@ async def test_a_gpus_readings_show_and_go_away_with_it(fleet: Fleet, host: Host
 
 
 async def answered(port: int) -> tuple[int, str]:
-    """What it says of its life, once it says anything."""
+    """What it reports of its liveness, once it reports anything."""
     with contextlib.suppress(OSError):
         return await page(port, "/healthz")
     return 0, ""

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real daemon, loads our rules, and answers what the dashboard asks."""
+"""A real Prometheus scrapes a real daemon, loads our rules, and answers what the dashboard queries."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.support.scrape import free_port, page
 # What a worker that is well has nothing of.
 EMPTY_WHEN_WELL = ("prediction_ratio", "last_progress")
 
-# A card that tells all that it can, and one Xid that is a program's fault.
+# A GPU that reports all that it can, and one Xid that is a program's fault.
 GPU = (
     "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090",
     *("held 1000", "temperature 61", "power 300500", "energy 1000", "utilisation 97", "throttle 4", "ecc 0", "xid 13"),
@@ -48,7 +48,7 @@ async def test_the_scrape_of_a_worker_that_has_worked_has_no_fault(fleet: Fleet)
 
 
 async def test_prometheus_scrapes_a_worker_and_loads_the_rules(fleet: Fleet, host: Host, tmp_path: Path) -> None:
-    """No alert fires for a worker that is well; one that is stopped is told of; each panel's question has an answer."""
+    """No alert fires for a worker that is well; one that is stopped is reported; each panel's query has an answer."""
     port = free_port()
     host.describe(*GPU)
     fleet.host = host.variables

@@ -1,4 +1,4 @@
-"""Trainers that wait, through the queue: who trains, what is told, and what is left when the daemon ends."""
+"""Trainers that wait, through the queue: who trains, what is published, and what is left when the daemon ends."""
 
 import asyncio
 import os
@@ -30,12 +30,12 @@ def started(daemon: Daemon) -> list[tuple[int, bool]]:
 
 
 def summary(events: list[JobEvent]) -> list[tuple[str, int, int]]:
-    """What was said, without what differs from job to job."""
+    """What was published, without what differs from job to job."""
     return [(type(event).__name__, event.attempt, event.sequence) for event in events]
 
 
 async def test_jobs_are_trained_by_the_trainers_that_waited_for_them(fleet: Fleet) -> None:
-    """One for each job, and what is told of it is what is always told."""
+    """One for each job, and what is published of it is what is always published."""
     cold = await fleet.start("cold")
     await fleet.submit("usual")
     usual = await fleet.events("usual")
@@ -71,7 +71,7 @@ async def test_no_trainer_waits_while_another_one_trains(fleet: Fleet) -> None:
 
 
 async def test_where_no_trainer_waits_any_more_one_is_started(fleet: Fleet) -> None:
-    """Somebody killed it: the job does not hear of that."""
+    """Somebody killed it: no event of the job shows that."""
     daemon = await fleet.start(standby=True)
     (waiting,) = await ready(daemon)
     os.killpg(waiting, signal.SIGKILL)
@@ -84,7 +84,7 @@ async def test_where_no_trainer_waits_any_more_one_is_started(fleet: Fleet) -> N
 
 
 async def test_a_killed_daemon_re_attaches_to_a_trainer_that_had_waited(fleet: Fleet) -> None:
-    """It is known like any other; each step is trained and told once."""
+    """It is known like any other; each step is trained and published once."""
     first = await fleet.start(mode="slow", standby=True)
     (waiting,) = await ready(first)
     await fleet.submit("portrait", max_train_steps=20)
@@ -114,7 +114,7 @@ async def test_no_trainer_waits_for_a_daemon_that_has_ended(fleet: Fleet, number
 
 
 async def test_a_daemon_that_is_re_executed_has_a_new_trainer_waiting(fleet: Fleet) -> None:
-    """The old one is of another version, perhaps; nothing of it stays, not even for its parent to take note of."""
+    """The old one is of another version, perhaps; nothing of it stays, not even for its parent to reap."""
     daemon = await fleet.start(standby=True)
     await ready(daemon)
 
@@ -144,7 +144,7 @@ async def test_a_trainer_that_runs_is_left_to_the_daemon_that_comes_next(fleet: 
 
 @pytest.mark.trainer
 async def test_the_real_trainer_waits_and_trains(fleet: Fleet, materials: Path) -> None:
-    """Killed in between, the daemon finds it again; no step is lost."""
+    """Killed in between, the daemon re-attaches to it; no step is lost."""
     engine: dict[str, Any] = real_training.TRAINER["diffusers"] | {"standby": True}
     first = await real_training.start(fleet, materials, "w1", engines={"diffusers": engine})
     (waiting,) = await ready(first)
@@ -181,7 +181,7 @@ async def test_no_trainer_waits_on_a_gpu_that_is_quarantined(fleet: Fleet, host:
 
 
 async def test_no_trainer_waits_in_a_worker_that_is_paused(fleet: Fleet) -> None:
-    """Its cards are somebody else's for now."""
+    """Its GPUs are somebody else's for now."""
     daemon = await fleet.start(standby=True)
     (waiting,) = await ready(daemon)
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.broker
 
 
 async def test_a_job_that_failed_on_a_worker_goes_to_another_one(fleet: Fleet) -> None:
-    """Where it crashed it is left alone for a while, so that somebody else can take it."""
+    """Where it crashed it is left alone for a while, so that somebody else can consume it."""
     first = await fleet.start("w1", mode="killer")
     await fleet.submit("portrait", max_train_steps=6)
     retrying = await fleet.until("portrait", JobRetrying)
@@ -91,7 +91,7 @@ async def test_a_job_stops_at_its_limit_of_cost_with_a_checkpoint(fleet: Fleet) 
 
 
 async def test_the_limit_of_cost_is_that_of_all_attempts(fleet: Fleet) -> None:
-    """What earlier attempts cost is taken off."""
+    """What earlier attempts cost is subtracted."""
     first = await fleet.start("w1", mode="steady", prices={"RTX 4090": 3600.0})
     await fleet.submit("portrait", max_train_steps=600, max_cost_usd=3.0)
     await fleet.until("portrait", JobProgress, count=10)
@@ -110,7 +110,7 @@ async def test_the_limit_of_cost_is_that_of_all_attempts(fleet: Fleet) -> None:
 
 
 async def test_a_limit_that_cannot_be_kept_is_reported(fleet: Fleet) -> None:
-    """A card without a price has no cost: the job runs, and its user knows."""
+    """A GPU without a price has no cost: the job runs, and its user knows."""
     await fleet.start("w1", mode="steady", gpus=["Unheard Of 24:24564MiB"])
     await fleet.submit("portrait", max_train_steps=2, max_cost_usd=1.0)
 
@@ -146,7 +146,7 @@ async def test_a_trainer_that_reports_nothing_new_is_stopped(fleet: Fleet) -> No
 
 
 async def test_what_was_wasted_is_what_came_after_the_last_checkpoint(fleet: Fleet) -> None:
-    """Of a killed trainer, the seconds before its checkpoint were useful, since the next attempt goes on from there."""
+    """Of a killed trainer, the seconds before its checkpoint were useful, since the next attempt resumes from there."""
     daemon = await fleet.start("w1", mode="steady")
     await fleet.submit("portrait", max_train_steps=30)
     await fleet.until("portrait", JobCheckpoint, count=2)

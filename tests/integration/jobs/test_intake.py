@@ -27,7 +27,7 @@ pytestmark = pytest.mark.broker
 
 
 async def test_a_job_that_was_completed_is_answered_from_the_ledger(fleet: Fleet) -> None:
-    """Its sender is told how it ended and where the result lies; nothing is queued or trained."""
+    """Its sender learns how it ended and where the result lies; nothing is queued or trained."""
     daemon = await fleet.start()
     job = await fleet.submit("portrait")
     await daemon.until_logged("job_ended")
@@ -126,7 +126,7 @@ async def test_whoever_waits_for_a_job_that_had_ended_before_gets_its_end(fleet:
 
 
 async def test_submit_with_watch_ends_with_1_when_the_id_is_in_use(fleet: Fleet) -> None:
-    """And says that it was refused."""
+    """And reports that it was refused."""
     daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait", max_train_steps=2)
     await daemon.until_logged("queued")

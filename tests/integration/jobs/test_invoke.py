@@ -1,6 +1,6 @@
 """The whole way with the real invoke-training: tiny pipelines, from the queue to the result.
 
-`INVOKE_TRAINING_PYTHON` names an interpreter that has it; without one these are skipped, and say so.
+`INVOKE_TRAINING_PYTHON` names an interpreter that has it; without one these are skipped, with that reason.
 """
 
 import json
@@ -55,7 +55,7 @@ async def start_with_invoke(fleet: Fleet, materials: Path, worker_id: str = "w1"
 async def test_each_type_is_trained_from_the_queue(
     fleet: Fleet, materials: Path, training_type: str, overrides: dict[str, Any], kinds: set[str]
 ) -> None:
-    """Every step, a checkpoint on the way and one at the end, pictures, and files of the usual kinds."""
+    """Every step, a checkpoint on the way and one at the end, sample images, and files of the usual kinds."""
     await start_with_invoke(fleet, materials)
     wanted = {"validation_prompts": ["a robot"], "checkpoint_every": 4}
     await submit(
@@ -85,7 +85,7 @@ async def test_each_type_is_trained_from_the_queue(
 
 
 async def test_a_stop_saves_at_the_next_step_and_the_job_begins_again_elsewhere(fleet: Fleet, materials: Path) -> None:
-    """There is no resume: what was trained is told as wasted, and the next attempt starts at step 1."""
+    """There is no resume: what was trained is reported as wasted, and the next attempt starts at step 1."""
     first = await start_with_invoke(fleet, materials, "first")
     await submit(fleet, "SDXL_LORA", engine="invoke", max_train_steps=60, batch_size=1)
     await fleet.until("robot", JobProgress, count=3)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.broker
 
 
 async def test_a_job_is_trained_and_its_events_report_its_whole_life(fleet: Fleet) -> None:
-    """From submission to completion each turning point is an event, without holes, and said to be simulated."""
+    """From submission to completion each turning point is an event, without holes, and marked as simulated."""
     await fleet.start()
     await fleet.submit("portrait")
 
@@ -50,7 +50,7 @@ async def test_a_job_is_trained_and_its_events_report_its_whole_life(fleet: Flee
 
 
 async def test_a_completed_job_reports_what_it_used_and_where_its_result_is(fleet: Fleet) -> None:
-    """The output folder appears whole, with a manifest, and the cost follows from the seconds and the card's price."""
+    """The output folder appears whole, with a manifest, and the cost follows from the seconds and the GPU's price."""
     await fleet.start(prices={"RTX 4090": 3.6})
     await fleet.submit("portrait")
 
@@ -95,7 +95,7 @@ async def test_while_a_job_runs_its_copy_is_held_by_the_lease(fleet: Fleet) -> N
 
 
 async def test_sigterm_requeues_the_job_and_the_next_worker_resumes_from_its_checkpoint(fleet: Fleet) -> None:
-    """A stopped daemon ends within its grace; another one takes the job up after the last step that was taken."""
+    """A stopped daemon ends within its grace; another one resumes the job after the last step that was trained."""
     first = await fleet.start("w1", mode="slow")
     await fleet.submit("portrait", max_train_steps=12)
     await fleet.until("portrait", JobProgress, count=3)
@@ -116,7 +116,7 @@ async def test_sigterm_requeues_the_job_and_the_next_worker_resumes_from_its_che
 
 
 async def test_sigint_finishes_the_job_first(fleet: Fleet) -> None:
-    """A drained daemon completes what it trains, takes nothing new, says goodbye and ends with status 0."""
+    """A drained daemon completes what it trains, consumes nothing new, publishes its end and ends with status 0."""
     daemon = await fleet.start(mode="slow")
     await fleet.submit("first", max_train_steps=8)
     await fleet.until("first", JobProgress)
@@ -148,7 +148,7 @@ async def test_a_running_job_can_be_cancelled(fleet: Fleet) -> None:
 
 
 async def test_a_waiting_job_can_be_cancelled(fleet: Fleet) -> None:
-    """A cancellation is kept in the ledger, and honoured by whoever takes the job: no trainer starts."""
+    """A cancellation is kept in the ledger, and honoured by whoever consumes the job: no trainer starts."""
     daemon = await fleet.start(gpus=[GPU_24], mode="slow")
     await fleet.submit("running", max_train_steps=10)
     await fleet.until("running", JobClaimed)
@@ -165,13 +165,13 @@ async def test_a_waiting_job_can_be_cancelled(fleet: Fleet) -> None:
 
 
 async def test_a_job_submitted_twice_is_trained_once(fleet: Fleet) -> None:
-    """Two copies that are taken by two cards at once end in one claim, one trainer and one terminal event."""
+    """Two copies that are consumed by two GPUs at once end in one claim, one trainer and one terminal event."""
     daemons = [await fleet.start("w1", mode="slow"), await fleet.start("w2", mode="slow")]
     job = fleet.job("portrait", max_train_steps=10)
     await asyncio.gather(fleet.api.submit_job(job), fleet.api.submit_job(job))
 
     await fleet.events("portrait")
-    # Both copies are settled once whoever lost has nothing more to do.
+    # Both copies are acked once whoever lost has nothing more to do.
     await asyncio.gather(*(daemon.until_logged("not_ours") for daemon in daemons if not daemon.logged("claimed")))
 
     assert sum(len(daemon.logged("trainer_started")) for daemon in daemons) == 1
@@ -206,7 +206,7 @@ async def test_a_restarted_daemon_queries_the_ledger_about_jobs_older_than_itsel
 
 
 async def test_every_slot_of_a_host_trains_at_the_same_time(fleet: Fleet) -> None:
-    """Two cards on one host are two slots: two jobs run side by side, each on its own card."""
+    """Two GPUs on one host are two slots: two jobs run side by side, each on its own GPU."""
     await fleet.start(gpus=[GPU_24, GPU_24], mode="slow")
     for name in ("one", "two"):
         await fleet.submit(name, max_train_steps=30)
@@ -217,7 +217,7 @@ async def test_every_slot_of_a_host_trains_at_the_same_time(fleet: Fleet) -> Non
 
 
 async def test_a_worker_reports_what_it_is_when_it_starts(fleet: Fleet) -> None:
-    """Its first event names its version, cards, tiers and families."""
+    """Its first event names its version, GPUs, tiers and families."""
     await fleet.start(gpus=["NVIDIA A10G:23028MiB"])
 
     (online,) = await fleet.all_events(1, WorkerOnline)

@@ -1,4 +1,4 @@
-"""Which card takes what: only what fits, the most demanding first, and no card idle while a job that fits it waits."""
+"""Which GPU consumes what: only what fits, the most demanding first, and no GPU idle while a job that fits it waits."""
 
 from collections import Counter
 from itertools import pairwise
@@ -21,7 +21,7 @@ async def claims(fleet: Fleet, count: int) -> list[JobClaimed]:
 
 
 async def test_sixty_mixed_jobs_find_gpus_that_fit_and_no_gpu_idles(fleet: Fleet) -> None:
-    """Three daemons of 8, 24 and 80 GB empty the queues together; no job lands on a card too small for it."""
+    """Three daemons of 8, 24 and 80 GB empty the queues together; no job lands on a GPU too small for it."""
     kinds = [*NEEDS, "FLUX_LORA"]
     needs = {}
     for number in range(60):
@@ -40,7 +40,7 @@ async def test_sixty_mixed_jobs_find_gpus_that_fit_and_no_gpu_idles(fleet: Fleet
     assert misplaced == []
     by_worker = Counter(event.worker for event in claimed)
     assert set(by_worker) == {"small", "middle", "large"}
-    # While jobs that fit it waited, no card went without for longer than the others took two each.
+    # While jobs that fit it waited, no GPU went without for longer than the others consumed two each.
     eligible = {"small": 8, "middle": 24, "large": 80}
     waiting = [needs[event.job_id].gigabytes for event in claimed]
     for worker, gigabytes in eligible.items():
@@ -51,7 +51,7 @@ async def test_sixty_mixed_jobs_find_gpus_that_fit_and_no_gpu_idles(fleet: Fleet
 
 
 async def test_a_gpu_consumes_the_most_demanding_job_that_it_can(fleet: Fleet) -> None:
-    """A big card that finds jobs of all sizes waiting begins with the big ones."""
+    """A big GPU that finds jobs of all sizes waiting begins with the big ones."""
     for number, tier in enumerate(("8gb", "16gb", "24gb", "40gb", "80gb")):
         await fleet.submit(f"job-{number}", "SDXL_LORA", gpu_memory_tier=tier)
     daemon = await fleet.start("w0", gpus=[GPU_8])
@@ -78,7 +78,7 @@ async def test_a_gpu_consumes_the_most_demanding_job_that_it_can(fleet: Fleet) -
 
 
 async def test_an_idle_small_gpu_is_preferred_to_an_idle_big_one(fleet: Fleet) -> None:
-    """The big card is the overflow: it gets a small job only when the small card is busy."""
+    """The big GPU is the overflow: it gets a small job only when the small GPU is busy."""
     await fleet.start("large", gpus=[GPU_80], mode="slow")
     await fleet.start("small", gpus=[GPU_8], mode="slow")
     for worker in ("large", "small"):
@@ -95,7 +95,7 @@ async def test_an_idle_small_gpu_is_preferred_to_an_idle_big_one(fleet: Fleet) -
 
 
 async def test_a_job_that_fits_no_gpu_waits(fleet: Fleet) -> None:
-    """A daemon never takes what its card cannot train, however idle it is."""
+    """A daemon never consumes what its GPU cannot train, however idle it is."""
     daemon = await fleet.start(gpus=[GPU_8])
     await fleet.submit("big", "FLUX_LORA")
     await daemon.until_logged("queued")
@@ -107,7 +107,7 @@ async def test_a_job_that_fits_no_gpu_waits(fleet: Fleet) -> None:
 
 
 async def test_gpus_that_work_together_consume_the_jobs_that_need_as_many(fleet: Fleet) -> None:
-    """And no others: neither is a group half idle, nor does one card begin what needs two. Both cards are paid for."""
+    """And no others: neither is a group half idle, nor does one GPU begin what needs two. Both GPUs are paid for."""
     await fleet.submit("pair", "SDXL_LORA", gpu_count=2)
     await fleet.submit("single", "SDXL_LORA")
     alone = await fleet.start("alone", gpus=[GPU_24])
