@@ -174,12 +174,12 @@ def _beyond(fault: Fault, life: Life) -> list[str]:
         found.append(f"{life.attempts} attempts instead of {fault.attempts}")
     if life.twice > fault.twice:
         found.append(f"{life.twice} steps done twice instead of {fault.twice}")
-    return [*found, *_nonsense(life)]
+    return [*found, *_illegal_events(life)]
 
 
-def _nonsense(life: Life) -> list[str]:
+def _illegal_events(life: Life) -> list[str]:
     try:
         life.state  # noqa: B018 - that it can be read
     except IllegalTransitionError as error:
-        return [f"events that tell nonsense: {error}"]
+        return [f"events that make no sense: {error}"]
     return []

@@ -200,7 +200,7 @@ class Host:
             _expect("claim", await _soon(self._claim), NotOurs.FINISHED_BEFORE)
         elif self._hold is not None and self._work is not None:
             # A superseded owner's work comes to nothing.
-            _expect("settled", await _soon(self._work[1]), await _soon(self._hold))
+            _expect("finalized", await _soon(self._work[1]), await _soon(self._hold))
         await self._forget()
 
     async def _forget(self) -> None:

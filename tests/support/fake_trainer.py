@@ -93,7 +93,7 @@ class Trainer:
             self.step(number)
             if self.stopping:
                 self.checkpoint(number)
-                self.record("stopped", step=number, why="told to")
+                self.record("stopped", step=number, why="requested")
                 sys.exit(3)
             time.sleep(0.1)
         self.done(total)
@@ -213,7 +213,7 @@ class Trainer:
     def crash(self) -> None:
         self.record("phase", phase="training")
         self.step(1)
-        sys.stderr.write("the last word\n")
+        sys.stderr.write("the last line\n")
         sys.exit(9)
 
     def refuse(self) -> None:

@@ -34,7 +34,7 @@ class RecordingLink(Connection):
         self.back = asyncio.Event()
         self.back.set()
         self.left: int | None = None
-        """How many messages it takes until it is away for good."""
+        """How many messages it accepts until it is away for good."""
 
     async def publish(self, exchange: str, key: str, message: Message) -> None:
         """Keep what is published, once the broker is there."""

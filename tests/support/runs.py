@@ -134,7 +134,7 @@ def done() -> DoneRecord:
 
 def stopped(number: int) -> StoppedRecord:
     """The run stopped early."""
-    return StoppedRecord(sequence=1, time=_time(None), step=number, why="told to")
+    return StoppedRecord(sequence=1, time=_time(None), step=number, why="requested")
 
 
 def failed(reason: FailureReason = FailureReason.DATASET_INVALID) -> FailedRecord:

@@ -53,7 +53,7 @@ def step_observed(seconds: float | None, loss: float | None = 0.5) -> StepTaken:
     "last",
     [
         phase(Phase.TRAINING, 15.0),
-        StoppedRecord(sequence=2, time=15.0, step=0, why="told to"),
+        StoppedRecord(sequence=2, time=15.0, step=0, why="requested"),
         FailedRecord(sequence=2, time=15.0, reason=FailureReason.DISK_FULL, message="no space"),
     ],
 )

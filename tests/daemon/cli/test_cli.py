@@ -290,7 +290,7 @@ def test_the_models_are_held_against_published_figures(program: Program) -> None
 
 
 def test_memory_is_drawn_over_resolution_and_batch(program: Program, tmp_path: Path) -> None:
-    """As the sample image."""
+    """As an image."""
     assert program.run(*line("--plot", str(tmp_path / "plot.png"))) == 0
 
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -310,7 +310,7 @@ def test_a_preset_is_planned_without_a_job(program: Program) -> None:
     assert "unknown preset 'nonsense'; one of flux_24gb_aggressive" in program.err
 
 
-def test_a_sample_image_need_not_be_square(program: Program) -> None:
+def test_the_images_need_not_be_square(program: Program) -> None:
     """Both sides count; what is no size is refused."""
     peaks = []
     for size in ("768", "768x1024", "1024"):

@@ -16,7 +16,7 @@ from training_worker.gpu.devices import GpuDevice, grouped
 
 ROOT = Path(__file__).parents[3]
 STAND_IN = "Stand-in:8192MiB"
-RTX_4090 = "card 0 24564 GPU-4090 NVIDIA GeForce RTX 4090"
+RTX_4090 = "gpu 0 24564 GPU-4090 NVIDIA GeForce RTX 4090"
 
 # In a process of its own: a library is loaded once and for all.
 PROGRAM = """
@@ -26,7 +26,7 @@ from training_worker.gpu.devices import find_gpus
 from training_worker.errors import TrainingWorkerError
 stand_ins, prices = json.loads(sys.argv[1])
 try:
-    answer = [card for card in find_gpus(stand_ins, prices)]
+    answer = [gpu for gpu in find_gpus(stand_ins, prices)]
 except TrainingWorkerError as error:
     answer = [type(error).__name__, str(error)]
 print(msgspec.json.encode(answer).decode())
@@ -36,10 +36,10 @@ print(msgspec.json.encode(answer).decode())
 ROOM = """
 import msgspec
 from training_worker.gpu.devices import find_gpus, grouped, room_on
-cards = find_gpus(["Stand-in:8192MiB"], {})
-(card,) = grouped(cards, len(cards))
+gpus = find_gpus(["Stand-in:8192MiB"], {})
+(gpu,) = grouped(gpus, len(gpus))
 HOOK
-print(room_on(card).free_mib)
+print(room_on(gpu).free_mib)
 """
 
 
@@ -71,14 +71,14 @@ def test_a_gpu_is_described_as_nvml_gives_it(host: Host) -> None:
 
 def test_eight_gpus_are_found_in_the_drivers_order(host: Host) -> None:
     """Each has a UUID of its own, by which its trainer will be pointed at it and no other."""
-    host.describe(*(f"card 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
+    host.describe(*(f"gpu 0 81559 GPU-{number} NVIDIA H100 80GB HBM3" for number in range(8)))
 
     assert [device["uuid"] for device in find(host.environment, [])] == [f"GPU-{number}" for number in range(8)]
 
 
 def test_gpus_of_one_host_may_differ(host: Host) -> None:
     """The price that the operator set is that of the one GPU it names."""
-    host.describe(RTX_4090, "card 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
+    host.describe(RTX_4090, "gpu 0 8188 GPU-4060 NVIDIA GeForce RTX 4060")
 
     found = find(host.environment, [], {"RTX 4060": 0.25})
 
@@ -153,7 +153,7 @@ def test_a_broken_driver_is_an_error_and_not_a_host_without_gpus(host: Host) -> 
     assert (name, message) == ("NoGpuError", "cannot start: NVML: Unknown Error")
 
 
-LOST = f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"
+LOST = f"gpu {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 @pytest.mark.parametrize("lines", [[f"count {UNKNOWN}", RTX_4090], [LOST]])
@@ -235,7 +235,7 @@ def test_what_a_stranger_holds_of_a_gpu_is_not_free(host: Host) -> None:
 
 def test_of_several_gpus_the_fullest_counts(host: Host) -> None:
     """Each holds as much of the job as the others."""
-    host.describe(RTX_4090, "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090", "held 20000")
+    host.describe(RTX_4090, "gpu 0 24564 GPU-2 NVIDIA GeForce RTX 4090", "held 20000")
 
     assert free_mib(host.environment) == 4564
 
@@ -248,7 +248,7 @@ nvml.ask = partial(nvml.ask, limit=0.2)
 with open(os.environ["FAKE_NVML"], "a") as file:
     file.write("hang")
 try:
-    room_on(card)
+    room_on(gpu)
 except nvml.DriverHangsError:
     print(-1)
     sys.exit()
@@ -266,6 +266,6 @@ def test_all_of_a_gpu_counts_where_the_driver_does_not_report_its_free_memory(ho
     """A GPU that it does not find any more, or a stand-in that it has never known."""
     host.describe(RTX_4090, "held 20000")
 
-    assert free_mib(host.environment, 'card = msgspec.structs.replace(card, uuid="GPU-gone")') == 24564
+    assert free_mib(host.environment, 'gpu = msgspec.structs.replace(gpu, uuid="GPU-gone")') == 24564
     host.describe("count 0")
     assert free_mib(host.environment) == 8192

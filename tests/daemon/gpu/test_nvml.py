@@ -12,8 +12,8 @@ import pytest
 from tests.support.nvml import GPU_IS_LOST, UNKNOWN, Host
 
 ROOT = Path(__file__).parents[3]
-A100 = "card 0 40960 GPU-1 NVIDIA A100"
-RTX_4090 = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
+A100 = "gpu 0 40960 GPU-1 NVIDIA A100"
+RTX_4090 = "gpu 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 
 # A library is loaded once and for all.
 READ = """
@@ -128,10 +128,10 @@ def test_a_gpu_is_read(host: Host, lines: list[str], expected: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        pytest.param([f"card {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="fell-off-the-bus"),
-        pytest.param(["card 6 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="not-found"),
+        pytest.param([f"gpu {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="fell-off-the-bus"),
+        pytest.param(["gpu 6 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="not-found"),
         pytest.param([], {"lost": True}, id="not-shown"),
-        pytest.param([f"card {UNKNOWN} 40960 GPU-1 NVIDIA A100"], {"fault": "Unknown Error"}, id="unreadable"),
+        pytest.param([f"gpu {UNKNOWN} 40960 GPU-1 NVIDIA A100"], {"fault": "Unknown Error"}, id="unreadable"),
     ],
 )
 def test_a_gpu_that_cannot_be_read_leaves_the_others(host: Host, lines: list[str], expected: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_of_a_gpu_that_mig_divides_the_instances_are_found(host: Host) -> None:
 
 def test_a_gpu_that_cannot_be_read_keeps_its_place(host: Host) -> None:
     """Whoever names the others by their places means the same ones as before."""
-    host.describe(f"card {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100", RTX_4090)
+    host.describe(f"gpu {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100", RTX_4090)
 
     unreadable, other = output_of(host, FIND)
 

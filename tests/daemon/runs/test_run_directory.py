@@ -206,8 +206,8 @@ def test_output_that_grows_too_large_is_cut_and_its_tail_is_kept(
 
         output.write(b"line 0100\n")
         folder.shorten_output()
-        output.write(b"the last word\n")
+        output.write(b"the last line\n")
 
-    assert file.read_bytes() == b"the last word\n"
-    assert folder.output_tail() == [f"line {number:04}" for number in range(91, 101)] + ["the last word"]
+    assert file.read_bytes() == b"the last line\n"
+    assert folder.output_tail() == [f"line {number:04}" for number in range(91, 101)] + ["the last line"]
     assert sum(path.stat().st_size for path in folder.path.glob(f"{file.name}*")) < 1000

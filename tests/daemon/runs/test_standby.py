@@ -183,7 +183,7 @@ async def test_a_trainer_that_ended_after_it_accepted_the_run_has_trained_it(sta
 @pytest.mark.parametrize("text", ["", "echo loading >&0; "], ids=["silent", "another text"])
 async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: Run, text: str) -> None:
     """It is ended, and delays the one that is started instead by nothing."""
-    slot = stage.slot(text + "echo said; " + LONG)
+    slot = stage.slot(text + "echo output; " + LONG)
     slot.standby.prepare()
     async with asyncio.timeout(TIMEOUT):
         while (slot.folder / ENGINE / "stdout.log").read_text() == "":  # noqa: ASYNC110 - a file

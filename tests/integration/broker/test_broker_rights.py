@@ -151,7 +151,7 @@ FORBIDDEN: list[tuple[str, str, Deed]] = [
     ("backend", "deletes the dead queue", lambda channel: channel.queue_delete(NAMES.dead)),
     ("backend", "declares a queue", lambda channel: channel.declare_queue("anything", auto_delete=True)),
     ("backend", "deletes an exchange", lambda channel: channel.exchange_delete(NAMES.events)),
-    ("backend", "says an event", publishes(NAMES.events, "job.x.completed")),
+    ("backend", "publishes an event", publishes(NAMES.events, "job.x.completed")),
     ("backend", "publishes past the intake", publishes(NAMES.jobs, "flux.24gb")),
     ("backend", "publishes to a queue by name", publishes("", f"{NAMES.prefix}.tier.flux.24gb")),
     ("backend", "takes jobs", reads(NAMES.intake)),
@@ -167,7 +167,7 @@ FORBIDDEN: list[tuple[str, str, Deed]] = [
     ("worker", "deletes another fleet's queue", lambda channel: channel.queue_delete(OTHER.intake)),
     ("stranger", "takes this fleet's jobs", reads(NAMES.intake)),
     ("stranger", "deletes this fleet's queue", lambda channel: channel.queue_delete(NAMES.ledger)),
-    ("stranger", "says an event in this fleet", publishes(NAMES.events, "job.x.completed")),
+    ("stranger", "publishes an event in this fleet", publishes(NAMES.events, "job.x.completed")),
 ]
 
 

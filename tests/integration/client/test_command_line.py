@@ -46,7 +46,7 @@ async def test_watch_replays_a_job_that_is_over_and_reports_its_failure_by_its_s
 
     assert done.returncode == 1
     assert "portrait: failed: trainerCrashed: trainer ended without a word" in done.stdout
-    assert "the last word" in done.stdout
+    assert "the last line" in done.stdout
 
 
 async def test_cancel_ends_a_running_job(fleet: Fleet) -> None:

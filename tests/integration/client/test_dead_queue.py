@@ -160,7 +160,7 @@ async def test_monstrous_texts_fit_into_the_dead_letter(fleet: Fleet) -> None:
 
 async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None:
     """A line each, or everything; JSON on request."""
-    await put(fleet, "portrait", history=[ATTEMPT], output_tail=["the \x1b[31mlast word"])
+    await put(fleet, "portrait", history=[ATTEMPT], output_tail=["the \x1b[31mlast line"])
 
     table = (await run(fleet, "dead", "list")).stdout
     shown = (await run(fleet, "dead", "show", "portrait")).stdout
@@ -168,7 +168,7 @@ async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None
 
     assert all(text in table for text in ("portrait", "trainerCrashed", "portrait crashed"))
     assert "attempt 1 on w1: failed  61.0 GPU-s  0.5000 USD: trainerCrashed: exit status 9" in shown
-    assert "the \N{REPLACEMENT CHARACTER}[31mlast word" in shown
+    assert "the \N{REPLACEMENT CHARACTER}[31mlast line" in shown
     assert '"trainingType": "FLUX_LORA"' in shown
     assert (listed["jobId"], listed["body"]["trainingType"]) == ("portrait", "FLUX_LORA")
     assert listed["history"][0]["usage"] == {"gpuSeconds": 61.0, "costUSD": 0.5}

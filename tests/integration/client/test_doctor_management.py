@@ -201,7 +201,7 @@ def test_an_api_that_is_not_there_is_reported_with_what_enables_it(node: Managed
 
 def test_an_address_that_is_none_is_reported(node: ManagedBroker) -> None:
     """As one with a text for its port."""
-    found = look(node, management_url="http://a:secret@host:words/")["management"]
+    found = look(node, management_url="http://a:secret@host:text/")["management"]
 
     assert found.state is State.WARNING
 

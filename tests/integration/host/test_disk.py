@@ -16,7 +16,7 @@ from training_worker.storage.disk_usage import DAY
 pytestmark = pytest.mark.broker
 
 MIB = 2**20
-GPUS = tuple(f"card 0 24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
+GPUS = tuple(f"gpu 0 24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
 # A LoRA of FLUX that trains for so few steps needs some 410 MiB: one fits, and two do not.
 ROOM = 600 * MIB
 

@@ -6,14 +6,14 @@ from tests.support.nvml import Host
 
 from training_schemas.events import JobCompleted, JobProgress
 
-GPU = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+GPU = "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 @pytest.mark.parametrize(
     ("before", "after", "energy_wh"),
     [
         pytest.param(["energy 1000000"], ["energy 37000000"], 10.0, id="counted"),
-        pytest.param(["energy 37000000"], ["energy 1000"], None, id="driver-loaded-anew"),
+        pytest.param(["energy 37000000"], ["energy 1000"], None, id="driver-reloaded"),
         pytest.param(["energy 37000000"], ["hang"], None, id="driver-hangs"),
         pytest.param([], [], None, id="no-counter"),
     ],

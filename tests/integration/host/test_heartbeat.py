@@ -22,8 +22,8 @@ from training_schemas.events import (
 
 FAST: dict[str, Any] = {"heartbeat": 0.3, "card_check_interval": 0.2, "healthy_probes": 2, "driver_timeout": 2}
 HOST = ("driver 550.54.15", "cuda 12040")
-GPU = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
-OTHER = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
+GPU = "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+OTHER = "gpu 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 
 
 async def beat_with(fleet: Fleet, *, job: str | None) -> WorkerHeartbeat:
@@ -92,7 +92,7 @@ async def test_a_sick_gpu_consumes_no_job_until_it_has_recovered(fleet: Fleet, h
         assert isinstance(claimed, JobClaimed)
         assert claimed.gpu.uuid == "GPU-2"
         await fleet.until(f"job-{number}", JobCompleted)
-    host.describe(GPU, "temperature 60", f"card {GPU_IS_LOST} 24564 GPU-2 NVIDIA GeForce RTX 4090")
+    host.describe(GPU, "temperature 60", f"gpu {GPU_IS_LOST} 24564 GPU-2 NVIDIA GeForce RTX 4090")
 
     changed = await changes(fleet, 3)
     await fleet.submit("last")
@@ -143,7 +143,7 @@ async def test_a_job_waits_for_memory_that_others_hold(fleet: Fleet, host: Host)
 
 async def test_a_gpu_that_is_lost_at_the_start_does_not_keep_the_others_from_work(fleet: Fleet, host: Host) -> None:
     """It is shown, and why it has no jobs."""
-    host.describe(f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090", OTHER)
+    host.describe(f"gpu {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090", OTHER)
     fleet.host = host.variables
     await fleet.start(**FAST)
     beat = await beat_with(fleet, job=None)

@@ -178,7 +178,7 @@ async def test_a_gpus_readings_show_and_go_away_with_it(fleet: Fleet, host: Host
     port = free_port()
     readings = ("temperature 61", "power 300500", "energy 5000000", "utilisation 97", "throttle 1", "ecc 0", "held 564")
     first, second = (f"24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
-    host.describe(f"card 0 {first}", *readings, f"card 0 {second}", "xid 13")
+    host.describe(f"gpu 0 {first}", *readings, f"gpu 0 {second}", "xid 13")
     fleet.host = host.variables
     await fleet.start(metrics_port=port, gpus_per_job=2, card_check_interval=0.2, healthy_probes=1)
     slot, one, two = (("gpu", gpu) for gpu in ("GPU-1,GPU-2", "GPU-1", "GPU-2"))
@@ -194,7 +194,7 @@ async def test_a_gpus_readings_show_and_go_away_with_it(fleet: Fleet, host: Host
     assert well["training_worker_card_ecc_uncorrected_errors_total"] == {(one,): 0}
     assert set(well["training_worker_card_throttled"].values()) == {0}
 
-    host.describe(f"card {GPU_IS_LOST} {first}", f"card 0 {second}")
+    host.describe(f"gpu {GPU_IS_LOST} {first}", f"gpu 0 {second}")
     await until_sample(port, "training_worker_card_up", (slot,), 0)
     sick = await samples(port)
     assert "training_worker_card_temperature_celsius" not in sick

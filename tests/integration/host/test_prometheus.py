@@ -16,7 +16,7 @@ EMPTY_WHEN_WELL = ("prediction_ratio", "last_progress")
 
 # A GPU that reports all that it can, and one Xid that is a program's fault.
 GPU = (
-    "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090",
+    "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090",
     *("held 1000", "temperature 61", "power 300500", "energy 1000", "utilisation 97", "throttle 4", "ecc 0", "xid 13"),
 )
 

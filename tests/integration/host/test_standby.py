@@ -16,7 +16,7 @@ from training_schemas.events import JobClaimed, JobCompleted, JobEvent, JobProgr
 
 pytestmark = pytest.mark.broker
 
-GPU = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+GPU = "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 async def ready(daemon: Daemon, count: int = 1) -> list[int]:

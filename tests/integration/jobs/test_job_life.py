@@ -260,7 +260,7 @@ async def test_a_crash_without_a_record_fails_the_job_with_the_last_lines_of_out
     assert isinstance(failed, JobFailed)
     assert failed.reason == "trainerCrashed"
     assert failed.message == "trainer ended without a word in phase training: exit status 9"
-    assert failed.output_tail == ["the last word"]
+    assert failed.output_tail == ["the last line"]
     assert dead_letter.message_id == "portrait"
     assert dead_letter.headers["x-training-reason"] == "trainerCrashed"
 
