@@ -28,7 +28,7 @@ def lines_below(heading: str) -> list[str]:
 
 
 async def test_from_install_to_undo(host: Host) -> None:
-    """Each line of the page, in its order; the settings are changed where it says so."""
+    """Each line of the page, in its order; the settings are changed where the page does so."""
     machine = host.machine
     machine.run(PROGRAM, "install", "--undo")
     machine.run("rm", "-rf", "/etc/training-worker")
@@ -65,7 +65,7 @@ async def test_from_install_to_undo(host: Host) -> None:
         assert machine.run("id", "training-worker")
     finally:
         machine.run("systemctl", "disable", "--now", UNIT, status=None)
-        # What follows a test asks about the unit.
+        # What follows a test queries the unit.
         machine.run(PROGRAM, "install")
     host.start()
     await host.fleet.until("second", JobProgress, count=5)

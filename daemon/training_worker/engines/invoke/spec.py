@@ -48,6 +48,9 @@ def read_spec(folder: Path) -> Spec:
     path = folder / SPEC_FILE
     try:
         fields = json.loads(path.read_bytes())
+        if not fields["engineConfig"]:
+            # As the daemon writes it for the other engine.
+            raise KeyError("engineConfig")
         return Spec(
             job_id=fields["jobId"],
             training_type=fields["trainingType"],
