@@ -48,9 +48,6 @@ def read_spec(folder: Path) -> Spec:
     path = folder / SPEC_FILE
     try:
         fields = json.loads(path.read_bytes())
-        if not fields["engineConfig"]:
-            # As the daemon writes it for the other engine.
-            raise KeyError("engineConfig")
         return Spec(
             job_id=fields["jobId"],
             training_type=fields["trainingType"],
@@ -59,7 +56,7 @@ def read_spec(folder: Path) -> Spec:
             attempt=Path(fields["attemptPath"]),
             device=fields["device"],
             parameters=fields["parameters"],
-            config=fields["engineConfig"],
+            config=_config_of(fields),
             resume_from=fields.get("resumeFrom"),
         )
     except KeyError as error:
@@ -68,3 +65,11 @@ def read_spec(folder: Path) -> Spec:
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise failure_of_faults("configInvalid", f"cannot use {path}", [Fault("$", str(error))]) from error
+
+
+def _config_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """Upstream's own settings; for the other engine the daemon writes none."""
+    config: dict[str, Any] = fields["engineConfig"]
+    if not config:
+        raise KeyError("engineConfig")
+    return config
