@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.support.fleet import CARD_24, ROOT, TYPES, Daemon, Fleet, to_toml
+from tests.support.fleet import GPU_24, ROOT, TYPES, Daemon, Fleet, to_toml
 from yarl import URL
 
 from benchmarks.processes import broker_pid, children_seconds, cpu_seconds, resident_mib
@@ -140,7 +140,7 @@ class Park:
     def _lay_out(self, folder: Path, worker_id: str) -> str:
         engines = {"diffusers": {"command": TRAINER, "training_types": TYPES}}
         changes: dict[str, Any] = {"engines": engines, "state_dir": str(folder / worker_id), "lease": 120, "grace": 30}
-        settings = self.fleet.settings(worker_id, [CARD_24], "", **changes)
+        settings = self.fleet.settings(worker_id, [GPU_24], "", **changes)
         file = folder / f"{worker_id}.toml"
         file.write_text("\n".join(f"{key} = {to_toml(value)}" for key, value in settings.items()))
         return str(file)

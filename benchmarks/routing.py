@@ -13,14 +13,14 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from tests.support.fleet import CARD_8, CARD_24, CARD_80, Fleet
+from tests.support.fleet import GPU_8, GPU_24, GPU_80, Fleet
 
 from benchmarks.report import print_row
 from training_schemas.events import Event, JobClaimed, JobCompleted, decode_event
 from training_worker.broker.event_log import read_log
 from training_worker.testing.local_broker import find_broker
 
-CARDS = {"8 GB card": CARD_8, "24 GB card": CARD_24, "80 GB card": CARD_80}
+CARDS = {"8 GB card": GPU_8, "24 GB card": GPU_24, "80 GB card": GPU_80}
 MIX = [
     ("FLUX_LORA", "24gb"),
     ("SDXL_LORA", "8gb"),

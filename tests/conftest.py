@@ -1,4 +1,4 @@
-"""What tests of every cost may ask for."""
+"""What tests of every cost may use."""
 
 import asyncio
 import os
@@ -11,8 +11,8 @@ from typing import NoReturn
 import pytest
 import pytest_asyncio
 from tests.support.cluster import Cluster
+from tests.support.consumer_timeout import consumer_timeout_node
 from tests.support.fleet import Fleet, delete_fleet
-from tests.support.impatient import impatient
 from tests.support.nvml import Host, NoCompilerError, build_nvml
 from tests.support.proxy import Proxy
 from tests.support.real_training import make_materials
@@ -22,7 +22,7 @@ from training_worker.broker.names import Names
 from training_worker.testing.local_broker import NoBrokerError, PrivateBroker, find_broker
 
 INVOKE = "INVOKE_TRAINING_PYTHON"
-BROKER_FIXTURES = {"broker_url", "private_broker", "impatient_broker", "cluster"}
+BROKER_FIXTURES = {"broker_url", "private_broker", "consumer_timeout_broker", "cluster"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
-    """Say that a real part is missing: that skips on a developer's machine and fails where CI is set."""
+    """Report that a real part is missing: that skips on a developer's machine and fails where CI is set."""
 
     def missing(part: str) -> NoReturn:
         if os.environ.get("CI", "false") not in {"", "0", "false"}:
@@ -68,9 +68,9 @@ def private_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterat
 
 
 @pytest.fixture
-def impatient_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
+def consumer_timeout_broker(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
     """A node for one test whose consumer timeout is `CONSUMER_TIMEOUT` instead of half an hour."""
-    with _installed(impatient(tmp_path / "broker"), missing) as node:
+    with _installed(consumer_timeout_node(tmp_path / "broker"), missing) as node:
         yield node
 
 
@@ -107,7 +107,7 @@ def small_disk(missing: Callable[[str], NoReturn]) -> Iterator[Callable[[Path, i
 def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """A prefix that no other test uses. What has it is deleted afterwards: a broker with many queues is slow."""
     prefix = f"t{secrets.token_hex(4)}"
-    # Asked for here, so that it outlives what is deleted.
+    # Requested here, so that it outlives what is deleted.
     url = request.getfixturevalue("broker_url") if "broker_url" in request.fixturenames else None
     yield prefix
     if url is not None:
@@ -116,7 +116,7 @@ def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest_asyncio.fixture
 async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
-    """A proxy in front of the broker. Ask for it before the fleet, so that it outlives the daemons."""
+    """A proxy in front of the broker. Request it before the fleet, so that it outlives the daemons."""
     async with Proxy(broker_url) as proxy:
         yield proxy
 
@@ -140,7 +140,7 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[st
 
 @pytest.fixture
 def host(nvml_library: Path, tmp_path: Path) -> Host:
-    """A host with a driver; it has no card until it says so."""
+    """A host with a driver; it has no GPU until a test describes one."""
     return Host(nvml_library.parent, tmp_path / "nvml.txt")
 
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md says where things are, and the decisions have their index."""
+"""docs/architecture.md describes where things are, and the decisions have their index."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""The documents describe what the code does."""
 
 import inspect
 import json
@@ -53,7 +53,7 @@ def test_the_readmes_job_is_a_job() -> None:
 
 
 def test_the_readmes_event_is_the_golden_one() -> None:
-    """The example is not made up."""
+    """The example is not invented."""
     golden = json.loads((GOLDEN / "training.job.progress.v1.json").read_bytes())
 
     assert json.loads(blocks("README.md", "json")[1]) == golden
@@ -84,31 +84,31 @@ def rows(document: str, first_column: str) -> list[list[str]]:
     return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
 
 
-def words(states: Iterable[str]) -> list[str]:
+def in_order(states: Iterable[str]) -> list[str]:
     """In an order that does not depend on how they are written."""
     return sorted(states)
 
 
 def test_the_table_of_states_is_the_codes() -> None:
-    """A row for each state in the enum's order, and in each what may follow; none is left out or made up."""
-    documented = [(state, words(following.split())) for state, _, following in rows("docs/states.md", "state")]
+    """A row for each state in the enum's order, and in each what may follow; none is left out or invented."""
+    documented = [(state, in_order(following.split())) for state, _, following in rows("docs/states.md", "state")]
 
-    assert documented == [(state, words(NEXT_STATES[state])) for state in JobState]
+    assert documented == [(state, in_order(NEXT_STATES[state])) for state in JobState]
 
 
-def test_the_table_of_states_names_the_events_that_tell_of_them() -> None:
+def test_the_table_of_states_names_the_events_that_report_them() -> None:
     """All variants of the golden events are tried."""
-    documented = {state: set(told_by.split()) for state, told_by, _ in rows("docs/states.md", "state")}
-    telling: dict[str, set[str]] = {state: set() for state in JobState}
+    documented = {state: set(reported_by.split()) for state, reported_by, _ in rows("docs/states.md", "state")}
+    reporting: dict[str, set[str]] = {state: set() for state in JobState}
     for event in variants():
         if (state := reported_state(event)) is not None:
-            telling[state].add(event.TYPE.split(".")[2])
+            reporting[state].add(event.TYPE.split(".")[2])
 
-    assert documented == telling
+    assert documented == reporting
 
 
 def variants() -> Iterator[JobEvent]:
-    """Each event of a job, and each phase and outcome that it can tell of."""
+    """Each event of a job, and each phase and outcome that it can report."""
     for kind in EVENTS:
         match decode_event((GOLDEN / f"{kind}.json").read_bytes()).read():
             case JobPhase() as event:
@@ -128,7 +128,7 @@ def test_the_terminal_states_are_named() -> None:
 
 
 def test_the_table_of_reasons_is_the_policy() -> None:
-    """A row for each reason in the enum's order, with its rule; none is left out or made up."""
+    """A row for each reason in the enum's order, with its rule; none is left out or invented."""
     policy = [[reason, POLICY[reason].action, "yes" if POLICY[reason].counts else "no"] for reason in FailureReason]
 
     assert rows("docs/states.md", "reason") == policy
@@ -166,14 +166,14 @@ def calls_in(function: Callable[..., object]) -> list[str]:
 
 
 def test_the_claims_steps_are_documented_in_their_order() -> None:
-    """docs/protocol.md has each step that is taken, where it is taken."""
+    """docs/protocol.md has each step, where it is done."""
     inner = calls_in(Claim._lock_and_announce)
-    taken = [step for call in calls_in(Claim.make) for step in (inner if call == "_lock_and_announce" else [call])]
+    steps = [step for call in calls_in(Claim.make) for step in (inner if call == "_lock_and_announce" else [call])]
 
     documented = steps_in("docs/protocol.md", "**Claim**")
-    assert documented == [step for step in taken if step in documented]
+    assert documented == [step for step in steps if step in documented]
     public = {name for name, _ in inspect.getmembers(Claim, inspect.iscoroutinefunction) if not name.startswith("_")}
-    # Ends of the two short ways out, told in the text below the table.
+    # Ends of the two short ways out, described in the text below the table.
     assert public - set(documented) == {"make", "close", "step_back"}
 
 
@@ -198,25 +198,25 @@ def test_every_name_on_the_broker_is_documented() -> None:
 
 def test_invoke_training_is_installed_as_doctor_wants_it() -> None:
     """What a reader copies from docs/invoke.md has every distribution, in the version that is known to work."""
-    words = blocks("docs/invoke.md", "sh")[0].split()
+    arguments = blocks("docs/invoke.md", "sh")[0].split()
 
-    versions = {word.partition("==")[0]: word.partition("==")[2] for word in words}
+    versions = {argument.partition("==")[0]: argument.partition("==")[2] for argument in arguments}
     assert [one.name for one in INVOKE.requirements if one.name not in versions] == []
     assert {one.name: one.known for one in INVOKE.requirements if one.known}.items() <= versions.items()
-    assert f"'git+{REPOSITORY}@{COMMIT}'" in words
+    assert f"'git+{REPOSITORY}@{COMMIT}'" in arguments
 
 
-def shortcomings_told() -> set[str]:
+def documented_shortcomings() -> set[str]:
     """The settings in the table of what invoke-training cannot do, but for those of a job alone."""
     return {setting for setting, *_ in rows("docs/invoke.md", "setting | for")} - {"gpuCount", "gpuMemoryTier"}
 
 
-def test_every_setting_has_its_words_in_invoke_trainings() -> None:
+def test_every_setting_has_its_name_in_invoke_training() -> None:
     """Each parameter is in the table of what it becomes, or in that of what invoke-training cannot do."""
-    told = {name for names, *_ in rows("docs/invoke.md", "setting") for name in names.split(", ")}
+    documented = {name for names, *_ in rows("docs/invoke.md", "setting") for name in names.split(", ")}
     settings = {name for kind in (FluxLoraParameters, SdxlParameters) for name in kind.__struct_encode_fields__}
 
-    assert told | shortcomings_told() == settings
+    assert documented | documented_shortcomings() == settings
 
 
 def test_every_shortcoming_of_invoke_trainings_is_documented() -> None:
@@ -226,7 +226,7 @@ def test_every_shortcoming_of_invoke_trainings_is_documented() -> None:
         names |= dict(zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True))
     looked_for = set(re.findall(r'yield "(\w+)"', inspect.getsource(engines)))
 
-    assert shortcomings_told() == {names[name] for name in looked_for}
+    assert documented_shortcomings() == {names[name] for name in looked_for}
 
 
 def test_what_the_sandbox_leaves_open_is_explained() -> None:

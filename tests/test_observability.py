@@ -1,4 +1,4 @@
-"""Alerts and dashboard are well-formed, ask for what there is, and fire when they should."""
+"""Alerts and dashboard are well-formed, query what exists, and fire when they should."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -129,7 +129,7 @@ def rules(missing: Callable[[str], NoReturn]) -> Path:
     return ALERTS
 
 
-def test_alerts_ask_for_metrics_that_there_are(exported: set[str]) -> None:
+def test_alerts_query_metrics_that_exist(exported: set[str]) -> None:
     """Each of them for one at least; Prometheus's own `up` is always there."""
     for rule in alert_rules():
         named = metrics_of(rule["expr"])
@@ -137,7 +137,7 @@ def test_alerts_ask_for_metrics_that_there_are(exported: set[str]) -> None:
         assert named or "up{" in rule["expr"], rule["alert"]
 
 
-def test_panels_ask_for_metrics_that_there_are(exported: set[str]) -> None:
+def test_panels_query_metrics_that_exist(exported: set[str]) -> None:
     """And every metric of ours is on one of them."""
     named = set().union(*map(metrics_of, panel_expressions()))
 
@@ -147,7 +147,7 @@ def test_panels_ask_for_metrics_that_there_are(exported: set[str]) -> None:
     assert {name for name in every if name.startswith("training_worker")} - seen == set()
 
 
-def test_each_alert_says_what_is_wrong_and_where_it_is_explained() -> None:
+def test_each_alert_states_what_is_wrong_and_where_it_is_explained() -> None:
     """docs/operations.md has a line for each, under the name that its address has."""
     text = OPERATIONS.read_text()
     for rule in alert_rules():
@@ -225,17 +225,17 @@ def test_each_alert_fires_when_it_should(rules: Path, tmp_path: Path) -> None:
     run_cases(cases, tmp_path)
 
 
-def test_a_card_that_is_held_back_for_heat_is_told_once(rules: Path, tmp_path: Path) -> None:
-    """However many reasons there are for it; a card that is gone is not said to be hot."""
+def test_a_gpu_that_is_throttled_for_heat_is_reported_once(rules: Path, tmp_path: Path) -> None:
+    """However many reasons there are for it; a GPU that is gone is not reported as hot."""
     heat = {
         'training_worker_card_temperature_celsius{gpu="GPU-1"}': "89x20 _x40",
         'training_worker_card_throttled{gpu="GPU-1",reason="hardware thermal slowdown"}': "1x20 _x40",
         'training_worker_card_throttled{gpu="GPU-1",reason="hardware slowdown"}': "1x20 _x40",
         'training_worker_card_throttled{gpu="GPU-2",reason="power brake"}': "1x60",
     }
-    asked = 'count(ALERTS{alertname="TrainingCardHot",alertstate="firing"})'
+    query = 'count(ALERTS{alertname="TrainingCardHot",alertstate="firing"})'
 
-    run_cases([case(heat, m, asked, [{"labels": "{}", "value": count}]) for m, count in ((15, 2), (40, 1))], tmp_path)
+    run_cases([case(heat, m, query, [{"labels": "{}", "value": count}]) for m, count in ((15, 2), (40, 1))], tmp_path)
 
 
 def test_no_alert_fires_for_a_worker_that_is_well(rules: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_no_alert_fires_for_a_worker_that_is_well(rules: Path, tmp_path: Path) -
 
 
 def case(series: dict[str, str], minutes: int, expression: str, samples: list[Any]) -> dict[str, object]:
-    """A test as promtool takes it: what the expression is after so long."""
+    """A test as promtool reads it: what the expression is after so long."""
     return {
         "interval": "1m",
         "input_series": [{"series": with_instance(name), "values": values} for name, values in series.items()],

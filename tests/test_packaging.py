@@ -46,7 +46,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
-def test_the_sources_archive_holds_all_that_it_is_said_to(sources: Path) -> None:
+def test_the_sources_archive_holds_all_that_is_listed(sources: Path) -> None:
     """Each path that pyproject.toml lists is in the checkout, and in the archive."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     listed = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]

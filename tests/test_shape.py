@@ -1,4 +1,4 @@
-"""The script that measures the shape of the code counts what it says."""
+"""The script that measures the shape of the code counts what it reports."""
 
 from pathlib import Path
 

@@ -64,5 +64,5 @@ def test_the_command_line_loads_the_daemon_only_to_run_it() -> None:
 
 @pytest.mark.parametrize("package", ["training_worker.engines", "training_worker.engines.diffusers"])
 def test_the_engines_are_found_without_torch(package: str) -> None:
-    """A host without the trainer's libraries can still say what it lacks."""
+    """A host without the trainer's libraries can still report what it lacks."""
     assert "torch" not in loaded_by(f"import {package}")

@@ -20,7 +20,7 @@ except OSError:
 
 
 @pytest.mark.parametrize(
-    ("said", "logged"),
+    ("message", "logged"),
     [
         ("amqp://user:password@broker:5672/", "amqp://***@broker:5672/"),
         ("no amqps://a:b@c/ and no amqps://d:e@f/", "no amqps://***@c/ and no amqps://***@f/"),
@@ -29,9 +29,9 @@ except OSError:
         ("mail a@b.c", "mail a@b.c"),
     ],
 )
-def test_addresses_have_no_credentials(said: str, logged: str) -> None:
+def test_addresses_have_no_credentials(message: str, logged: str) -> None:
     """Everything else stays as it is."""
-    assert without_credentials(None, "", {"error": said, "pid": 1}) == {"error": logged, "pid": 1}
+    assert without_credentials(None, "", {"error": message, "pid": 1}) == {"error": logged, "pid": 1}
 
 
 def test_without_a_terminal_each_line_is_json_with_its_traceback(pytestconfig: pytest.Config) -> None:

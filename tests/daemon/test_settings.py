@@ -42,7 +42,7 @@ def refusal(file: Path, text: str = "", **environment: str) -> str:
 
 
 def test_without_a_file_and_without_variables_there_are_defaults(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    """A broker on this host, the built-in engine, and no card made up."""
+    """A broker on this host, the built-in engine, and no GPU simulated."""
     monkeypatch.setattr(settings_module, "DEFAULT_FILE", file)
 
     settings = load_settings(None, {})
@@ -220,7 +220,7 @@ def test_variables_that_are_no_settings_are_left_alone(file: Path) -> None:
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(file: Path, text: str, named: str) -> None:
-    """The operator is told where to look."""
+    """The operator learns where to look."""
     message = refusal(file, text)
 
     assert message.startswith("cannot read settings: ")
@@ -277,7 +277,7 @@ def test_a_secret_that_is_no_address_is_refused_without_repeating_it(
 
 
 def test_the_hosts_name_makes_an_id_fit_for_a_routing_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dots separate the words of a routing key; what is left over may be nothing."""
+    """Dots separate the parts of a routing key; what is left over may be nothing."""
     ids: dict[str, Any] = {}
     for name in ("gpu7.studio.example", "-gpu_7-", "...", "g" * 200, "gpü7"):
         monkeypatch.setattr("socket.gethostname", lambda name=name: name)
@@ -293,7 +293,7 @@ def test_the_hosts_name_makes_an_id_fit_for_a_routing_key(monkeypatch: pytest.Mo
 
 
 def test_an_address_in_the_environment_counts_more_than_a_file_named_in_the_settings(file: Path) -> None:
-    """Both say where the broker is; the environment is over the file."""
+    """Both name the broker; the environment is over the file."""
     file.write_text('amqp_url_file = "/no/such/file"')
 
     settings = load_settings(file, {"TRAINING_AMQP_URL": "amqp://here/"})
@@ -322,7 +322,11 @@ def test_the_files_for_tls_come_into_the_address(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "file", "reason"),
     [
-        ("amqps://broker/", "/no/such.pem", "cannot read amqp_ca_file: /no/such.pem is not there, or not ours to read"),
+        (
+            "amqps://broker/",
+            "/no/such.pem",
+            "cannot read amqp_ca_file: /no/such.pem does not exist, or this user may not read it",
+        ),
         ("amqp://broker/", "/etc/hosts", "amqp_ca_file: the broker's address does not begin with amqps://"),
     ],
 )

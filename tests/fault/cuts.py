@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from aio_pika.abc import AbstractChannel
-from tests.fault.life import TIMEOUT, Life, faults_of, read_lives, until_settled
+from tests.fault.life import TIMEOUT, Life, faults_of, read_lives, until_finalized
 from tests.support.fleet import Daemon, Fleet
 from tests.support.proxy import Proxy
 
@@ -20,7 +20,7 @@ from training_worker.broker.session import Session, persistent
 # With a checkpoint after the last one.
 STEPS = 5
 
-# What such a cut may cost: a claim that is interrupted is made anew.
+# What such a cut may cost: a claim that is interrupted is made again.
 ATTEMPTS = 2
 
 
@@ -62,7 +62,7 @@ class Lane:
     async def lives(self) -> dict[str, Life]:
         """What became of the jobs, each under its id, once nothing of them is in any queue."""
         for job_id in self._job_ids:
-            await until_settled(self._fleet, job_id)
+            await until_finalized(self._fleet, job_id)
         return await read_lives(self._fleet, self._job_ids)
 
     async def _submit(self, job_id: str) -> None:
@@ -93,7 +93,7 @@ class Lane:
 
 
 def wrong_with(life: Life) -> list[str]:
-    """What is wrong with a life that was cut once, in words."""
+    """What is wrong with a life that was cut once, as text."""
     wrong = faults_of(life)
     if not isinstance(life.events[-1], JobCompleted):
         wrong.append(f"ended with {type(life.events[-1]).__name__}")

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from tests.fault.scene import JOB, PHASES, STEPS, Scene
 from tests.support.cluster import Cluster
-from tests.support.fleet import CARD_8
+from tests.support.fleet import GPU_8
 
 from training_schemas.events import JobCancelled, JobClaimed, JobCompleted, JobEvent, JobFailed, JobProgress, JobQueued
 from training_worker.queue.job_message import QueuedJob
@@ -30,7 +30,7 @@ Play = Callable[[Scene], Awaitable[None]]
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """One fault: how it is played, how the job must end, and what must hold besides.
 
-    ``stage`` is the fixture that it is played on, where the shared broker will not do. ``isolates`` says that an owner
+    ``stage`` is the fixture that it is played on, where the shared broker will not do. ``isolates`` means that an owner
     is cut off from the broker for longer than its lease. ``attempts`` and ``twice`` are the most attempts and repeated
     steps that it may cost.
     """
@@ -69,7 +69,7 @@ async def daemon_killed(scene: Scene) -> None:
 
 @fault()
 async def daemon_killed_until_the_trainer_ended(scene: Scene) -> None:
-    """The trainer ends while no daemon is there: its run is settled from what it left."""
+    """The trainer ends while no daemon is there: its run is finalized from what it left."""
     daemon = await scene.host("w1", lease=20)
     await scene.submit()
     await scene.some_step()
@@ -81,7 +81,7 @@ async def daemon_killed_until_the_trainer_ended(scene: Scene) -> None:
 
 @fault()
 async def daemon_killed_again_and_again(scene: Scene) -> None:
-    """Each daemon lives for a moment; together they tell every record once."""
+    """Each daemon lives for a moment; together they publish every record once."""
     for _ in range(4):
         daemon = await scene.host("w1", lease=20)
         if not scene.run_folders("w1"):
@@ -94,7 +94,7 @@ async def daemon_killed_again_and_again(scene: Scene) -> None:
 
 @fault(attempts=2, twice=6)
 async def trainer_killed(scene: Scene) -> None:
-    """Kill -9 of the trainer: the job goes on from its last checkpoint."""
+    """Kill -9 of the trainer: the job resumes from its last checkpoint."""
     await scene.host("w1")
     await scene.submit()
     await scene.some_step()
@@ -103,7 +103,7 @@ async def trainer_killed(scene: Scene) -> None:
 
 @fault(attempts=2, twice=6)
 async def both_killed(scene: Scene) -> None:
-    """The whole host is gone: another one takes over, and goes on from the last checkpoint."""
+    """The whole host is gone: another one takes over, and resumes from the last checkpoint."""
     daemon = await scene.host("w1")
     await scene.submit()
     await scene.some_step()
@@ -114,7 +114,7 @@ async def both_killed(scene: Scene) -> None:
 
 @fault(attempts=2, twice=6)
 async def both_killed_and_the_host_comes_back(scene: Scene) -> None:
-    """The host starts anew: it finds a run folder without its trainer, and says so."""
+    """The host restarts: it finds a run folder without its trainer, and reports that."""
     daemon = await scene.host("w1")
     await scene.submit()
     await scene.some_step()
@@ -175,7 +175,7 @@ async def connection_cut(scene: Scene) -> None:
 
 @fault(attempts=2)
 async def connection_cut_after_some_frame(scene: Scene) -> None:
-    """The connection ends somewhere in a short life: while the job is let in, claimed, told of or given up."""
+    """The connection ends somewhere in a short life: while the job is admitted, claimed, reported or given up."""
     proxy = await scene.proxy()
     await scene.host("w1", mode="brisk", amqp_url=proxy.url)
     proxy.cut_after(scene.rng.randint(1, 190))
@@ -196,7 +196,7 @@ async def network_silent_for_less_than_the_lease(scene: Scene) -> None:
 
 @fault()
 async def network_silent_for_thirty_seconds(scene: Scene) -> None:
-    """Longer than the heartbeat, shorter than the lease: the owner trains on, and tells of it afterwards."""
+    """Longer than the heartbeat, shorter than the lease: the owner trains on, and publishes afterwards."""
     proxy = await scene.proxy()
     await scene.host("w1", amqp_url=proxy.url, lease=90)
     await scene.submit(max_train_steps=700)
@@ -233,7 +233,7 @@ async def consumer_cancelled_by_the_broker(scene: Scene) -> None:
 @fault()
 async def message_delivered_to_two_hosts(scene: Scene) -> None:
     """Two copies wait, and two hosts come: one trains, the other hands its copy over."""
-    await scene.host("w0", gpus=[CARD_8])
+    await scene.host("w0", gpus=[GPU_8])
     queued = QueuedJob.submitted(msgspec.json.encode(await scene.submit()), time.time())
     await scene.fleet.until(JOB, JobQueued)
     async with scene.fleet.channel() as channel:
@@ -296,14 +296,14 @@ async def loss_not_finite(scene: Scene) -> None:
 
 @fault(attempts=2, twice=1, ends=(JobFailed,))
 async def trainer_stalled(scene: Scene) -> None:
-    """A trainer that says nothing new is stopped, and the job tried again."""
+    """A trainer that reports nothing new is stopped, and the job tried again."""
     await scene.host("w1", mode="stuck", stall_training=1)
     await scene.submit(max_attempts=2)
 
 
 @fault(stage="private_broker")
 async def broker_away_for_less_than_the_lease(scene: Scene) -> None:
-    """The broker is killed and comes back: the owner takes its job up again."""
+    """The broker is killed and comes back: the owner re-attaches to its job."""
     await scene.host("w1", lease=60)
     await scene.submit(max_train_steps=100)
     await _restart_broker(scene)
@@ -324,7 +324,7 @@ async def _restart_broker(scene: Scene) -> None:
     await asyncio.to_thread(scene.stage.restart)
 
 
-@fault(stage="impatient_broker")
+@fault(stage="consumer_timeout_broker")
 async def channel_closed_by_the_consumer_timeout(scene: Scene) -> None:
     """The lease copy is held for longer than the broker likes: it closes the channel, and the owner rejoins."""
     daemon = await scene.host("w1", lease=60)
@@ -334,7 +334,7 @@ async def channel_closed_by_the_consumer_timeout(scene: Scene) -> None:
 
 @fault(stage="cluster")
 async def leader_lost(scene: Scene) -> None:
-    """The node that leads the job's queues dies; the owner goes on with another one."""
+    """The node that leads the job's queues dies; the owner continues with another one."""
     cluster = scene.stage
     assert isinstance(cluster, Cluster)
     proxy = await scene.proxy()
@@ -352,7 +352,7 @@ async def leader_lost(scene: Scene) -> None:
 
 @fault(attempts=2)
 async def out_of_memory(scene: Scene) -> None:
-    """The same card tries again with a smaller micro-batch."""
+    """The same GPU tries again with a smaller micro-batch."""
     await scene.host("w1", mode="hog")
     await scene.submit(batch_size=2)
 
@@ -370,7 +370,7 @@ async def signalled_twice(scene: Scene) -> None:
     await scene.host("w1")
 
 
-async def _told_in(scene: Scene, phase: str, number: signal.Signals) -> Any:
+async def _signalled_in(scene: Scene, phase: str, number: signal.Signals) -> Any:
     daemon = await scene.host("w1", lease=10)
     await scene.submit()
     await scene.until_phase(phase)
@@ -382,16 +382,16 @@ def _in_each_phase() -> None:
     for phase in PHASES:
 
         async def sigterm(scene: Scene, phase: str = phase) -> None:
-            daemon = await _told_in(scene, phase, signal.SIGTERM)
+            daemon = await _signalled_in(scene, phase, signal.SIGTERM)
             assert await daemon.ended() == 0
             await scene.host("w1")
 
         async def sighup(scene: Scene, phase: str = phase) -> None:
-            daemon = await _told_in(scene, phase, signal.SIGHUP)
+            daemon = await _signalled_in(scene, phase, signal.SIGHUP)
             await daemon.until_logged("broker_connected", count=2)
 
         async def cancel(scene: Scene, phase: str = phase) -> None:
-            # A cancellation takes a while: on a busy machine, the trainer would have ended before it came.
+            # A cancellation needs a while: on a busy machine, the trainer would have ended before it came.
             await scene.host("w1", mode="steady" if phase == "training" else f"dwell:{phase}")
             await scene.submit()
             await scene.until_phase(phase)
@@ -407,7 +407,7 @@ _in_each_phase()
 
 @fault(ends=(JobCancelled,))
 async def cancelled_while_queued(scene: Scene) -> None:
-    """Nobody is there yet: whoever takes the job honours the cancellation."""
+    """Nobody is there yet: whoever consumes the job honours the cancellation."""
     daemon = await scene.host("w1")
     await scene.fleet.submit("before", max_train_steps=STEPS)
     await scene.fleet.until("before", JobClaimed)
@@ -417,7 +417,7 @@ async def cancelled_while_queued(scene: Scene) -> None:
     await daemon.until_logged("job_ended")
 
 
-# Every step of a claim and of a finish, as the functions that take them.
+# Every step of a claim and of a finish, as the functions that do them.
 STEPS_OF_LIFE = (
     "ownership.claim.Claim.declare_lease",
     "ownership.claim.Claim.acquire_lock",

@@ -51,7 +51,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def state(self) -> JobState:
-        """What the events add up to. Raises `IllegalTransitionError` where they tell nonsense."""
+        """What the events add up to. Raises `IllegalTransitionError` where they make no sense."""
         return state_after(self.events)
 
     @property
@@ -91,12 +91,12 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 async def read_life(fleet: Fleet, job_id: str) -> Life:
     """Everything about a job that has ended, once nothing of it is in any queue."""
     await fleet.events(job_id)
-    await until_settled(fleet, job_id)
+    await until_finalized(fleet, job_id)
     return (await read_lives(fleet, [job_id]))[job_id]
 
 
 async def read_lives(fleet: Fleet, job_ids: Sequence[str]) -> dict[str, Life]:
-    """Everything about jobs that are settled, each under its id."""
+    """Everything about jobs that are finalized, each under its id."""
     entries, log = await fleet.ledger(), await fleet.log()
     entries_of: dict[str, list[JobEntry]] = {job_id: [] for job_id in job_ids}
     for entry in entries:
@@ -114,7 +114,7 @@ async def read_lives(fleet: Fleet, job_ids: Sequence[str]) -> dict[str, Life]:
     }
 
 
-async def until_settled(fleet: Fleet, job_id: str) -> None:
+async def until_finalized(fleet: Fleet, job_id: str) -> None:
     """Wait until no copy of the job is left: nothing holds a lease, nothing waits."""
     async with asyncio.timeout(TIMEOUT):
         while await fleet.depth(fleet.names.lease(job_id)) is not None or await fleet.waiting():  # noqa: ASYNC110 - a queue has no such event
@@ -122,9 +122,9 @@ async def until_settled(fleet: Fleet, job_id: str) -> None:
 
 
 def faults_of(life: Life, *, isolated: bool = False) -> list[str]:
-    """What is wrong with a life, in words; nothing, if all is as promised.
+    """What is wrong with a life, as text; nothing, if all is as promised.
 
-    ``isolated`` says that an owner was cut off from the broker, so that for a while a second one could exist.
+    ``isolated`` means that an owner was cut off from the broker, so that for a while a second one could exist.
     """
     found: list[str] = []
     ends = [event for event in life.events if isinstance(event, TERMINAL_EVENTS)]

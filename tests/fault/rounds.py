@@ -16,8 +16,8 @@ from tests.fault.faults import FAULTS, Fault
 from tests.fault.life import OVERLAP, Life, faults_of, read_life, show
 from tests.fault.scene import JOB, Scene, Stage
 from tests.support.cluster import Cluster
+from tests.support.consumer_timeout import consumer_timeout_node
 from tests.support.fleet import Fleet
-from tests.support.impatient import impatient
 
 from training_schemas.events import TERMINAL_EVENTS
 from training_schemas.states import IllegalTransitionError
@@ -34,7 +34,7 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round came to; ``wrong`` says in words what must not be, and is empty if all is as promised."""
+    """What a round came to; ``wrong`` describes what must not be, and is empty if all is as promised."""
 
     wrong: list[str]
     seconds: float
@@ -48,7 +48,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stages:
-    """The brokers to play on: one that all rounds share, and others that are started when they are first asked for.
+    """The brokers to play on: one that all rounds share, and others that are started when they are first needed.
 
     At most ``places`` rounds are played at the same time, and those on another broker than the shared one singly: they
     kill it.
@@ -58,7 +58,7 @@ class Stages:
         self._folder = folder
         self._url = url
         self._places = asyncio.Semaphore(places)
-        self._turns = {name: asyncio.Lock() for name in ("private_broker", "impatient_broker", "cluster")}
+        self._turns = {name: asyncio.Lock() for name in ("private_broker", "consumer_timeout_broker", "cluster")}
         self._started: dict[str, PrivateBroker | Cluster] = {}
         self._number = 0
 
@@ -93,8 +93,8 @@ def _make(name: str, folder: Path) -> PrivateBroker | Cluster:
     match name:
         case "cluster":
             return Cluster(folder)
-        case "impatient_broker":
-            return impatient(folder)
+        case "consumer_timeout_broker":
+            return consumer_timeout_node(folder)
         case _:
             return PrivateBroker(folder)
 
@@ -141,12 +141,12 @@ async def _play(fault: Fault, scene: Scene) -> tuple[Life | None, list[str]]:
 
 
 async def _failure(act: Awaitable[None]) -> list[str]:
-    """What failed, in words; nothing, if nothing did."""
+    """What failed, as text; nothing, if nothing did."""
     try:
         await act
     except PermissionError:
         raise
-    except Exception as error:  # noqa: BLE001 - a fault may fail in any way, and the other rounds go on
+    except Exception as error:  # noqa: BLE001 - a fault may fail in any way, and the other rounds continue
         return ["".join(traceback.format_exception(error))]
     return []
 
@@ -174,12 +174,12 @@ def _beyond(fault: Fault, life: Life) -> list[str]:
         found.append(f"{life.attempts} attempts instead of {fault.attempts}")
     if life.twice > fault.twice:
         found.append(f"{life.twice} steps done twice instead of {fault.twice}")
-    return [*found, *_nonsense(life)]
+    return [*found, *_illegal_events(life)]
 
 
-def _nonsense(life: Life) -> list[str]:
+def _illegal_events(life: Life) -> list[str]:
     try:
         life.state  # noqa: B018 - that it can be read
     except IllegalTransitionError as error:
-        return [f"events that tell nonsense: {error}"]
+        return [f"events that make no sense: {error}"]
     return []

@@ -41,7 +41,7 @@ class Row:
     slowest: float = 0.0
 
     def count(self, verdict: Verdict) -> None:
-        """Take in one more."""
+        """Add one more."""
         self.rounds += 1
         self.lost += verdict.lost
         self.doubled += verdict.doubled
@@ -107,7 +107,7 @@ def every_round(faults: list[str], first_seed: int, count: int) -> Iterator[Roun
 
 
 def main() -> int:
-    """Play as asked; 1 if anything was lost, doubled, or otherwise not as promised."""
+    """Play as requested; 1 if anything was lost, doubled, or otherwise not as promised."""
     arguments = _read_arguments()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     soak = Soak(arguments.only, folder)
@@ -115,7 +115,7 @@ def main() -> int:
         f"seeds {arguments.seed} to {arguments.seed + arguments.rounds - 1}; failed rounds are kept in {folder}",
         flush=True,
     )
-    # Told to end, it ends its daemons and brokers, and prints what it has found so far.
+    # On SIGTERM, it ends its daemons and brokers, and prints what it has found so far.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(_soak(soak, arguments, folder))

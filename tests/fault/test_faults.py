@@ -12,7 +12,7 @@ from tests.fault.rounds import SHARED, Round, Stages, Verdict, play
 
 from training_worker.testing.local_broker import PrivateBroker
 
-# The rounds wait for each other's sake: while one test awaits its own, the others go on in the same loop.
+# The rounds wait for each other's sake: while one test awaits its own, the others continue in the same loop.
 pytestmark = [pytest.mark.broker, pytest.mark.asyncio(loop_scope="module")]
 
 PLACES = 3

@@ -27,12 +27,12 @@ async def train(fleet: Fleet) -> None:
 
 
 def steps(events: list[JobEvent]) -> list[int]:
-    """The steps that were told, in their order."""
+    """The steps that were published, in their order."""
     return [event.step for event in events if isinstance(event, JobProgress)]
 
 
-async def test_a_killed_daemon_finds_its_real_trainer_again(fleet: Fleet, materials: Path) -> None:
-    """Every step is trained once and told once; there is one attempt."""
+async def test_a_killed_daemon_re_attaches_to_its_real_trainer(fleet: Fleet, materials: Path) -> None:
+    """Every step is trained once and published once; there is one attempt."""
     first = await real_training.start(fleet, materials, "w1")
     await train(fleet)
 
@@ -46,8 +46,8 @@ async def test_a_killed_daemon_finds_its_real_trainer_again(fleet: Fleet, materi
     assert second.logged("trainer_found")[0]["pid"] == first.trainers[0]
 
 
-async def test_a_second_host_goes_on_from_the_checkpoint_of_a_dead_one(fleet: Fleet, materials: Path) -> None:
-    """No step before the last checkpoint is trained twice, and the loss of the whole job is told."""
+async def test_a_second_host_resumes_from_the_checkpoint_of_a_dead_one(fleet: Fleet, materials: Path) -> None:
+    """No step before the last checkpoint is trained twice, and the loss of the whole job is published."""
     first = await real_training.start(fleet, materials, "w1", lease=2)
     await train(fleet)
 
@@ -61,17 +61,17 @@ async def test_a_second_host_goes_on_from_the_checkpoint_of_a_dead_one(fleet: Fl
     assert [event.worker for event in claimed] == ["w1", "w2"]
     assert claimed[1].resume_step % EVERY == 0
     assert claimed[1].resume_step >= EVERY
-    told = steps(events)
-    assert told[-1] == STEPS
-    assert sorted(set(told)) == list(range(1, STEPS + 1))
-    assert [step for step in told if told.count(step) > 1 and step <= claimed[1].resume_step] == []
+    published = steps(events)
+    assert published[-1] == STEPS
+    assert sorted(set(published)) == list(range(1, STEPS + 1))
+    assert [step for step in published if published.count(step) > 1 and step <= claimed[1].resume_step] == []
     assert [one.outcome for one in events[-1].attempts] == ["lost", "completed"]
 
 
-async def test_real_training_goes_on_while_the_broker_is_started_anew(
+async def test_real_training_continues_while_the_broker_is_restarted(
     private_broker: PrivateBroker, tmp_path: Path, prefix: str, materials: Path
 ) -> None:
-    """The owner takes its job up again; every step is trained once."""
+    """The owner re-attaches to its job; every step is trained once."""
     fleet = Fleet(tmp_path / "fleet", private_broker.url, prefix)
     try:
         daemon = await real_training.start(fleet, materials, "w1", lease=60)

@@ -1,4 +1,4 @@
-"""The explorer: visits every state that a model can reach, and tells what breaks on the way."""
+"""The explorer: visits every state that a model can reach, and reports what breaks on the way."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -14,7 +14,7 @@ Moves = Iterable[tuple[str, S]]
 
 
 class Model(msgspec.Struct, Generic[S], frozen=True, kw_only=True):
-    """What is explored. States with the same ``key`` count as one; ``settled`` must stay within reach of all.
+    """What is explored. States with the same ``key`` count as one; ``final`` must stay within reach of all.
 
     A fault is a move on which nobody may count, and of which there is only a number.
     """
@@ -24,7 +24,7 @@ class Model(msgspec.Struct, Generic[S], frozen=True, kw_only=True):
     faults: Callable[[S], Moves[S]]
     key: Callable[[S], Hashable]
     broken: Callable[[S], str | None]
-    settled: Callable[[S], bool]
+    final: Callable[[S], bool]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +81,8 @@ class Explorer(Generic[S]):
         return number
 
     def _first_stuck(self) -> int | None:
-        """The first state from which no settled one can be reached without a fault."""
-        queue = [number for number, state in enumerate(self._states) if self._model.settled(state)]
+        """The first state from which no final one can be reached without a fault."""
+        queue = [number for number, state in enumerate(self._states) if self._model.final(state)]
         fine = set(queue)
         while queue:
             new = set(self._before[queue.pop()]) - fine

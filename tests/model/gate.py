@@ -1,6 +1,6 @@
 """The gate: a proxy in front of the broker that stops one worker's steps, each until it is let through.
 
-A step is known by the AMQP method that takes it. What the broker has given to a connection is counted on the way.
+A step is known by the AMQP method that does it. What the broker has given to a connection is counted on the way.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ TIMEOUT = 10.0
 FRAME_OVERHEAD = 8
 METHOD = 1
 
-# A claim takes these at once, on channels of their own: they may come in any order.
+# A claim does these at once, on channels of their own: they may come in any order.
 SIDE_BY_SIDE = frozenset({"declare_lease", "lock"})
 
 ENTRIES = ((Barrier, "read_ledger"), (Claimed, "announce"), (EndEntry, "write_end"))
@@ -64,7 +64,7 @@ class Wire:
         )
 
     def step(self, unit: bytes) -> str | None:
-        """The step that the client takes by sending this, or None."""
+        """The step that the client does by sending this, or None."""
         if unit[0] != METHOD:
             return None
         _, channel, frame = unmarshal(unit)
@@ -95,7 +95,7 @@ class Wire:
         return next((step for kind, step in ENTRIES if isinstance(entry, kind)), None)
 
     def sent(self, unit: bytes) -> None:
-        """Count what the client asks for; the broker does it as told."""
+        """Count what the client requests; the broker does it."""
         if unit[0] != METHOD:
             return
         _, channel, frame = unmarshal(unit)
@@ -172,17 +172,17 @@ class Gate:
         await asyncio.wait_for(asyncio.gather(*self._serving, return_exceptions=True), TIMEOUT)
 
     async def let(self, step: str, *also: str) -> None:
-        """Let the worker take this step, and the others ``also``, until the next call; wait until it has."""
+        """Let the worker do this step, and the others ``also``, until the next call; wait until it has."""
         async with self._changed:
             self._step, self._allowed, self._passed = step, {step, *also}, False
             self._changed.notify_all()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(self._settled), TIMEOUT)
+                await asyncio.wait_for(self._changed.wait_for(self._arrived), TIMEOUT)
             if not self._passed:
                 ready = " or ".join(self._ready) or "none"
                 raise DisagreementError(f"the model's next step is {step}, the code's is {ready}")
 
-    def _settled(self) -> bool:
+    def _arrived(self) -> bool:
         return self._passed or not SIDE_BY_SIDE.union(self._allowed).issuperset(self._ready)
 
     @property
@@ -193,16 +193,16 @@ class Gate:
         """End the connection at the worker's end, and if it is noticed at the broker's as well."""
         wire, self.wire = self.wire, None
         if wire is not None:
-            self.bury()
+            self.drop_ghost()
             wire.is_cut = True
             wire.client.transport.abort()
             self.ghost = wire
         if noticed:
-            self.bury()
+            self.drop_ghost()
         async with self._changed:
             self._changed.notify_all()
 
-    def bury(self) -> None:
+    def drop_ghost(self) -> None:
         """The broker notices that the connection is gone."""
         if self.ghost is not None:
             self.ghost.broker.transport.abort()

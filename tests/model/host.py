@@ -1,4 +1,4 @@
-"""A host of the replay: a worker's real link, claim and ownership, which take their steps when they are let."""
+"""A host of the replay: a worker's real link, claim and ownership, which do their steps when they are let."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from training_worker.ownership.claim import Claim, NotOurs
 from training_worker.ownership.ownership import Owner, Ownership
 from training_worker.queue.job_message import QueuedJob
 
-# Longer than a replay: what runs out, runs out because the trace says so.
+# Longer than a replay: what runs out, runs out because of the trace.
 LEASE = 3600.0
 GRACE = 60
 POLL = 0.005
@@ -73,12 +73,12 @@ class Host:
         self._ownership: Ownership | None = None
         self._hold: asyncio.Task[bool] | None = None
         self._work: tuple[str, asyncio.Task[bool]] | None = None
-        self._published_rate = False
+        self._published_end = False
 
     async def connect(self) -> None:
         """Have the link open a session.
 
-        A worker that has left the job knows that it has. The model's takes it up again, as a daemon does that was
+        A worker that has left the job knows that it has. The model's re-attaches, as a daemon does that was
         killed before its run folder was gone: so does this one.
         """
         if self._journal is not None and self._hold is not None and self._hold.done():
@@ -88,15 +88,15 @@ class Host:
         self._session = await _soon(self._link.session())
 
     async def begin(self, name: str) -> None:
-        """Begin a list of steps; nothing, if it was begun on an earlier connection and still goes on."""
-        if name == "take":
-            await self._take()
+        """Begin a list of steps; nothing, if it was begun on an earlier connection and still runs."""
+        if name == "consume":
+            await self._consume()
         elif self._work is None or self._work[0] != name or self._work[1].done():
             await self._drop_work()
             work: Callable[[], Awaitable[bool]] = getattr(self, f"_{name}")
             self._work = (name, asyncio.ensure_future(work()))
 
-    async def _take(self) -> None:
+    async def _consume(self) -> None:
         assert self._session is not None
         channel = await self._session.channel(prefetch=1)
         queue = await channel.get_queue(
@@ -121,13 +121,13 @@ class Host:
         ownership = self._mine
         entry = ownership.entry(Cancelled, usage=USED)
         numbers = {"job_id": entry.job_id, "attempt": entry.attempt, "sequence": 9}
-        words = self._owner.publisher.state(
+        encoded = self._owner.publisher.state(
             JobCancelled, f"{entry.job_id}/{entry.attempt}/9", **numbers, step=0, usage=USED
         )
-        entry = msgspec.structs.replace(entry, event=msgspec.Raw(words.message.body))
+        entry = msgspec.structs.replace(entry, event=msgspec.Raw(encoded.message.body))
         if not (await ownership.report(entry) and await ownership.publish_end()):
             return False
-        self._published_rate = True
+        self._published_end = True
         return await ownership.leave()
 
     async def _release(self) -> bool:
@@ -143,7 +143,7 @@ class Host:
         return self._ownership
 
     async def step(self, step: str, before: State, after: State, me: int) -> None:
-        """Take one step of a list."""
+        """Do one step of a list."""
         match step:
             case _ if self._is_silent(step, _link(before, me)):
                 pass
@@ -173,8 +173,8 @@ class Host:
             case "ack_older" | "ack_copies":
                 return link.lease <= (step == "ack_older")
             case "publish_end":
-                # The model's worker says it again on each connection, the code only while it is in doubt.
-                return self._published_rate
+                # The model's worker publishes it again on each connection, the code only while it is in doubt.
+                return self._published_end
             case _:
                 return step in ("await_lease", "next_attempt")
 
@@ -200,7 +200,7 @@ class Host:
             _expect("claim", await _soon(self._claim), NotOurs.FINISHED_BEFORE)
         elif self._hold is not None and self._work is not None:
             # A superseded owner's work comes to nothing.
-            _expect("settled", await _soon(self._work[1]), await _soon(self._hold))
+            _expect("finalized", await _soon(self._work[1]), await _soon(self._hold))
         await self._forget()
 
     async def _forget(self) -> None:
@@ -208,7 +208,7 @@ class Host:
         for task in (self._claim, self._hold):
             await _end(task)
         self._claim = self._hold = self._ownership = self._journal = None
-        self._published_rate = False
+        self._published_end = False
 
     async def _drop_work(self) -> None:
         if self._work is not None:
@@ -216,7 +216,7 @@ class Host:
         self._work = None
 
     async def lose(self) -> None:
-        """The connection is gone: what was not finished is taken up on the next one, a claim is not."""
+        """The connection is gone: what was not finished is resumed on the next one, a claim is not."""
         if self._session is not None:
             await _soon(self._session.lost.wait())
         self._session = None
@@ -225,7 +225,7 @@ class Host:
         if self._work is not None and self._work[0] == "renew":
             await self._drop_work()
 
-    async def settle_claim(self) -> None:
+    async def finalize_claim(self) -> None:
         """The copy was handed over."""
         if self._claim is not None and self._claim.done() and self._claim.result() is NotOurs.HANDED_OVER:
             self._claim = None
@@ -238,13 +238,13 @@ class Host:
         self._session, self._journal = None, journal
 
     def restart(self) -> None:
-        """A daemon comes back, and takes up what is in the journal."""
+        """A daemon comes back, and re-attaches to what is in the journal."""
         self._begin_life()
         if self._journal is not None:
             self._reattach(self._journal)
 
     def _reattach(self, journal: ClaimRecord) -> None:
-        self._published_rate = False
+        self._published_end = False
         self._ownership = Ownership(self._owner, self._queued, journal, lambda _: None)
         self._keep_hold()
 
@@ -261,7 +261,7 @@ def _expect(what: str, actual: object, expected: object) -> None:
 
 
 async def _got(get: Callable[..., Awaitable[AbstractIncomingMessage | None]]) -> AbstractIncomingMessage:
-    while (message := await get(fail=False)) is None:  # noqa: ASYNC110 - the broker does not tell
+    while (message := await get(fail=False)) is None:  # noqa: ASYNC110 - the broker does not notify
         await asyncio.sleep(POLL)
     return message
 

@@ -3,14 +3,14 @@
     python -m tests.model.ownership --faults 3
 
 What a worker does is a list of steps (`Protocol`); a change of docs/protocol.md is tried here first. Between any two
-steps a connection may be cut, a daemon or a host die, the broker restart, a trainer fail, a stop be asked for: as
+steps a connection may be cut, a daemon or a host die, the broker restart, a trainer fail, a stop be requested: as
 often as there are faults. Invariants:
 
-    lost      until its end has been said, a job has a copy somewhere
-    terminal  the ledger has at most one end, and none is said that it does not have
+    lost      until its end has been published, a job has a copy somewhere
+    terminal  the ledger has at most one end, and none is published that it does not have
     doubled   two trainers run at once only while one of them is cut off
     twins     no two run folders are of the same attempt
-    stuck     without further faults the end is said, and then no copy and no run folder is left
+    stuck     without further faults the end is published, and then no copy and no run folder is left
 
 The grace queue and the delay queues are the tier queue here: a worker may leave a copy there for as long as it likes.
 What is written into the ledger for others than the owner (released, failed, checkpoints) is left out. What the model
@@ -25,7 +25,7 @@ from collections.abc import Hashable, Iterator
 import msgspec
 from tests.model.explorer import Explorer, Model, Verdict
 from tests.model.protocol import PROTOCOL, Protocol, lock, read_ledger, stop_trainer
-from tests.model.state import CAP, Connection, State, Worker, bury_ghost, cut, give_up
+from tests.model.state import CAP, Connection, State, Worker, cut, drop_ghost, give_up
 
 
 def work(state: State, me: int, protocol: Protocol) -> Iterator[tuple[str, State]]:
@@ -36,7 +36,7 @@ def work(state: State, me: int, protocol: Protocol) -> Iterator[tuple[str, State
         if (then := step(state.worker(me, todo=rest), me, protocol)) is not None:
             yield step.__name__, then
     elif worker.idle and state.tier:
-        yield "take", state.link(me, tier=1).worker(me, todo=protocol.claim, attempt=1).but(tier=state.tier - 1)
+        yield "consume", state.link(me, tier=1).worker(me, todo=protocol.claim, attempt=1).but(tier=state.tier - 1)
     elif worker.holding:
         for name in _choices(worker):
             decided = "" if name == "renew" else name
@@ -79,7 +79,7 @@ def connect(state: State, me: int, protocol: Protocol) -> Iterator[tuple[str, St
     if worker.daemon == "up" and worker.link is None:
         yield "reconnect", state.worker(me, link=Connection(), todo=protocol.rejoin if worker.folder else ())
     if worker.ghost is not None:
-        yield "broker gives ghost up", bury_ghost(state, me)
+        yield "broker gives ghost up", drop_ghost(state, me)
 
 
 def deliver(state: State, me: int) -> Iterator[tuple[str, State]]:
@@ -141,9 +141,9 @@ def go_wrong(state: State) -> Iterator[tuple[str, State]]:
 
 def broken(state: State) -> str | None:
     """The invariant that does not hold, or None."""
-    if not state.said and not state.copies:
+    if not state.published and not state.copies:
         return "lost"
-    if state.ends > 1 or (state.said and not state.ends):
+    if state.ends > 1 or (state.published and not state.ends):
         return "terminal"
     if all(worker.trainer == "running" and not cut_off(worker) for worker in state.workers):
         return "doubled"
@@ -157,15 +157,15 @@ def cut_off(worker: Worker) -> bool:
     return worker.link is None or any(step in worker.todo for step in (lock, read_ledger, stop_trainer))
 
 
-def settled(state: State) -> bool:
-    """Whether the end was said, and nothing of the job is left."""
-    return state.said and not state.copies and not any(worker.folder for worker in state.workers)
+def final(state: State) -> bool:
+    """Whether the end was published, and nothing of the job is left."""
+    return state.published and not state.copies and not any(worker.folder for worker in state.workers)
 
 
 def key(state: State) -> Hashable:
     """The state without the workers' names: they are alike."""
     return (
-        (state.tier, state.lease, state.queue, state.claimed, state.ends, state.said),
+        (state.tier, state.lease, state.queue, state.claimed, state.ends, state.published),
         frozenset(state.workers),
     )
 
@@ -178,13 +178,13 @@ def explore(protocol: Protocol, *, faults: int) -> Verdict:
         faults=go_wrong,
         key=key,
         broken=broken,
-        settled=settled,
+        final=final,
     )
     return Explorer(model).run(faults=faults)
 
 
 def main() -> None:
-    """Explore the protocol as it is, and tell what was found."""
+    """Explore the protocol as it is, and print what was found."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--faults", type=int, default=3)
     faults, begun = parser.parse_args().faults, time.monotonic()

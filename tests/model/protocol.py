@@ -11,7 +11,7 @@ Steps = tuple[Step, ...]
 
 
 def lock(state: State, me: int, protocol: "Protocol") -> State | None:
-    """Take the lock; if it is taken, hand over the copy (claim), or see whether the job is still ours (rejoin)."""
+    """Get the lock; if it is held, hand over the copy (claim), or see whether the job is still ours (rejoin)."""
     if not state.locked:
         return state.link(me, lock=True)
     if not state.workers[me].folder:
@@ -113,7 +113,7 @@ def write_end(state: State, me: int, protocol: "Protocol") -> State:
 
 def publish_end(state: State, me: int, protocol: "Protocol") -> State:
     """Publish the event of the end; it has the same id each time."""
-    return state.but(said=True)
+    return state.but(published=True)
 
 
 def drop_copies(state: State, me: int, protocol: "Protocol") -> State:
@@ -132,7 +132,7 @@ def requeue(state: State, me: int, protocol: "Protocol") -> State:
 
 
 class Protocol(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker does, step by step. A test of a rule takes one away, or changes their order."""
+    """What a worker does, step by step. A test of a rule removes one, or changes their order."""
 
     claim: Steps = (
         declare_lease,

@@ -1,8 +1,8 @@
-"""The replay: traces of the ownership model, taken step by step by the real code on a real broker.
+"""The replay: traces of the ownership model, followed step by step by the real code on a real broker.
 
     python -m tests.model.replay --walks 500
 
-Between any two steps, what the broker and the ledger say is compared with the model's state.
+Between any two steps, what is in the broker and the ledger is compared with the model's state.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import structlog
 from tests.model.gate import DisagreementError
-from tests.model.ownership import broken, go_wrong, key, moves, settled
+from tests.model.ownership import broken, final, go_wrong, key, moves
 from tests.model.protocol import PROTOCOL
 from tests.model.state import CAP, LAST, State
 from tests.model.world import World
@@ -40,7 +40,7 @@ Trace = tuple[Move, ...]
 def walk(seed: int, *, faults: int = 3) -> Trace:
     """A random way through the model, with so many faults at most."""
     rng, state, trace = random.Random(seed), State(), list[Move]()
-    while len(trace) < LONGEST and not settled(state):
+    while len(trace) < LONGEST and not final(state):
         ways = [Move(*way) for way in moves(state, PROTOCOL)]
         wrong = [Move(*way) for way in go_wrong(state)] if faults else []
         if wrong and (not ways or rng.random() < 0.1):
@@ -108,7 +108,7 @@ def _whole(traces: list[Trace]) -> list[Trace]:
 
 
 async def replay(traces: Sequence[Trace], broker_url: str, prefix: str) -> int:
-    """Take all traces, one after the other. How many steps that were; raises `DisagreementError`."""
+    """Follow all traces, one after the other. How many steps that were; raises `DisagreementError`."""
     count = 0
     async with World(broker_url, prefix) as world:
         for trace in traces:
@@ -121,7 +121,7 @@ async def _replay(world: World, trace: Trace) -> int:
     state = State()
     for number, move in enumerate(trace, 1):
         try:
-            await world.take(move.name, state, move.state)
+            await world.apply(move.name, state, move.state)
         except DisagreementError as error:
             way = "\n  ".join(one.name for one in trace[:number])
             raise DisagreementError(f"{error}\n  {way}") from error

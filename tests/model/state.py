@@ -31,7 +31,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=Tru
 
     ``link`` is its connection; ``ghost`` an earlier one that the broker has not yet given up. ``todo`` is what it is
     about to do, ``attempt`` the number of its attempt, ``folder`` the attempt of its run folder (0: none), and
-    ``decided`` what the run folder says of its end. ``named``: the ledger's last claim is its own.
+    ``decided`` what the run folder has of its end. ``named``: the ledger's last claim is its own.
     """
 
     daemon: Literal["up", "killed", "gone"] = "up"
@@ -56,7 +56,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=Tru
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Copies in the queues, what the ledger says (last attempt, number of ends), whether the end was said.
+    """Copies in the queues, what the ledger has (last attempt, number of ends), whether the end was published.
 
     ``queue``: there is a lease queue.
     """
@@ -66,7 +66,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queue: bool = False
     claimed: int = 0
     ends: int = 0
-    said: bool = False
+    published: bool = False
     workers: tuple[Worker, Worker] = (Worker(), Worker())
 
     def but(self, **changes: Any) -> "State":
@@ -113,8 +113,8 @@ def renumber(state: State) -> State:
     return state.but(claimed=LAST)
 
 
-def bury_ghost(state: State, me: int) -> State:
-    """The broker takes back what a dead connection held, and frees its lock."""
+def drop_ghost(state: State, me: int) -> State:
+    """The broker gets back what a dead connection held, and frees its lock."""
     ghost = state.workers[me].ghost or Connection()
     return state.worker(me, ghost=None).but(tier=state.tier + ghost.tier, lease=state.lease + ghost.lease)
 
@@ -126,9 +126,9 @@ def cut(state: State, me: int) -> State:
         return state
     ghost = worker.link if worker.link != Connection() else None
     attempt = worker.folder and worker.attempt
-    return bury_ghost(state, me).worker(me, link=None, ghost=ghost, todo=(), attempt=attempt)
+    return drop_ghost(state, me).worker(me, link=None, ghost=ghost, todo=(), attempt=attempt)
 
 
 def give_up(state: State, me: int) -> State:
     """The worker closes its connection: the broker knows at once."""
-    return bury_ghost(cut(state, me), me)
+    return drop_ghost(cut(state, me), me)

@@ -74,10 +74,13 @@ BROKEN_BY = {
         STUCK,
         replace(P, superseded=(drop_copies, unlock, stop_trainer, remove_folder)),
     ),
-    "an end found is not said again": ("lost", replace(P, end_found=without(P.end_found, publish_end))),
+    "an end found is not published again": ("lost", replace(P, end_found=without(P.end_found, publish_end))),
     "an end found, and its copies left": (STUCK, replace(P, end_found=without(P.end_found, drop_copies))),
-    "end said before it is written": ("terminal", replace(P, finish=moved(P.finish, publish_end, before=write_end))),
-    "copies dropped before the end is said": (
+    "end published before it is written": (
+        "terminal",
+        replace(P, finish=moved(P.finish, publish_end, before=write_end)),
+    ),
+    "copies dropped before the end is published": (
         "lost",
         replace(P, finish=moved(P.finish, drop_copies, before=publish_end)),
     ),
@@ -87,12 +90,12 @@ BROKEN_BY = {
         "lost",
         replace(P, release=moved(P.release, ack_copies, before=requeue)),
     ),
-    "release that goes on consuming": (STUCK, replace(P, release=without(P.release, stop_consuming))),
-    "release that goes on consuming until it is unlocked": (
+    "release that keeps consuming": (STUCK, replace(P, release=without(P.release, stop_consuming))),
+    "release that keeps consuming until it is unlocked": (
         STUCK,
         replace(P, release=(unlock, stop_consuming, requeue, ack_copies, remove_folder)),
     ),
-    "release that goes on consuming, and requeues before it unlocks": (
+    "release that keeps consuming, and requeues before it unlocks": (
         "lost",
         replace(P, release=(requeue, unlock, ack_copies, remove_folder)),
     ),
@@ -116,11 +119,11 @@ def test_each_rule_is_needed(change: str) -> None:
     assert broken == (explore(protocol, faults=1).broken or explore(protocol, faults=2).broken)
 
 
-def test_a_trace_tells_how_it_came_to_that() -> None:
+def test_a_trace_shows_how_it_came_to_that() -> None:
     """The last step is the one that breaks it."""
     verdict = explore(replace(P, claim=moved(P.claim, ack_tier, before=publish_lease)), faults=1)
 
-    steps = ("take", "declare_lease", "lock", "read_ledger", "announce", "consume_lease", "ack_tier")
+    steps = ("consume", "declare_lease", "lock", "read_ledger", "announce", "consume_lease", "ack_tier")
     assert tuple(f"0: {step}" for step in steps) == verdict.trace
 
 

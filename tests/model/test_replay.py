@@ -1,4 +1,4 @@
-"""The real code takes the model's steps on a real broker, and comes to the model's states."""
+"""The real code does the model's steps on a real broker, and comes to the model's states."""
 
 import os
 from collections.abc import Callable, Coroutine
@@ -23,7 +23,7 @@ async def hand_over_nothing(claim: Claim) -> None:
     """A copy of somebody else's job is simply dropped."""
 
 
-async def settle_and_lease(claim: Claim) -> None:
+async def ack_and_lease(claim: Claim) -> None:
     """The tier queue's delivery is acknowledged before the lease has a copy."""
     await claim.acknowledge()
     assert claim._lease is not None
@@ -31,7 +31,7 @@ async def settle_and_lease(claim: Claim) -> None:
 
 
 async def drop_and_give_back(ownership: Ownership, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
-    """A job that is given back is dropped before it is put back."""
+    """A job that is released is dropped before it is requeued."""
 
     async def give_back(owned_session: OwnedSession) -> None:
         await owned_session.lease.stop_consuming()
@@ -44,7 +44,7 @@ async def drop_and_give_back(ownership: Ownership, entry: Released | AttemptFail
 
 
 async def give_back_late(ownership: Ownership, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
-    """A job that is given back at once comes a minute later."""
+    """A job that is released at once comes a minute later."""
     return await GIVE_BACK(ownership, entry, job, 60)
 
 
@@ -53,8 +53,8 @@ async def believe(ownership: Ownership, session: object) -> bool:
     return False
 
 
-async def go_on_taking(lease: Lease) -> None:
-    """The next owner's copies are taken, too."""
+async def keep_consuming(lease: Lease) -> None:
+    """The next owner's copies are consumed, too."""
 
 
 GIVE_BACK = Ownership.give_back
@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[type, str, Wrong, str, tuple[str, ...]]] = {
     "tier's delivery acknowledged before the lease copy": (
         Claim,
         "lease_copy",
-        settle_and_lease,
+        ack_and_lease,
         "the model's next step is publish_lease, the code's is ack_tier",
         ("ack_tier", "make_folder"),
     ),
@@ -81,10 +81,10 @@ WRONG: dict[str, tuple[type, str, Wrong, str, tuple[str, ...]]] = {
         "the model's next step is requeue, the code's is ack_lease",
         ("requeue", "ack_copies", "remove_folder"),
     ),
-    "release that goes on consuming": (
+    "release that keeps consuming": (
         Lease,
         "stop_consuming",
-        go_on_taking,
+        keep_consuming,
         "the model's next step is stop_consuming, the code's is unlock",
         ("requeue", "ack_copies", "remove_folder"),
     ),
@@ -111,7 +111,7 @@ async def test_the_shortest_way_to_each_step(broker_url: str, prefix: str) -> No
 
 
 async def test_random_walks_with_faults(broker_url: str, prefix: str) -> None:
-    """With up to three faults each; `python -m tests.model.replay --walks 500` takes more of them."""
+    """With up to three faults each; `python -m tests.model.replay --walks 500` follows more of them."""
     assert await replay([walk(seed) for seed in range(WALKS)], broker_url, prefix) > 20 * WALKS
 
 

@@ -1,4 +1,4 @@
-"""The world of the replay: a real broker with two hosts, and what it says of the job."""
+"""The world of the replay: a real broker with two hosts, and what it has of the job."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ FIRST = (0, 1)
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is of the job, as the broker has it or as the model says."""
+    """What there is of the job, as the broker or the model has it."""
 
     tier: int
     lease: int
@@ -32,13 +32,13 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool
     claimed: int
     ends: int
-    said: int
+    published: int
     links: tuple[Connection | None, ...]
     ghosts: tuple[Connection | None, ...]
 
 
 def view(state: State) -> View:
-    """What the model says. A real broker gives at once whatever somebody consumes."""
+    """What the model has. A real broker gives at once whatever somebody consumes."""
     for me in FIRST:
         link, ghost = state.workers[me].link, state.workers[me].ghost
         if state.lease and link is not None and link.consuming:
@@ -53,7 +53,7 @@ def view(state: State) -> View:
         locked=state.locked,
         claimed=state.claimed,
         ends=state.ends,
-        said=int(state.said),
+        published=int(state.published),
         links=tuple(worker.link for worker in state.workers),
         ghosts=tuple(worker.ghost for worker in state.workers),
     )
@@ -68,7 +68,7 @@ class World:
         self._numbers = itertools.count()
         self._queued = a_queued_job()
         self._entries: list[JobEntry] = []
-        self._said: set[str] = set()
+        self._published: set[str] = set()
         self._gates: list[Gate] = []
         self._hosts: list[Host] = []
 
@@ -94,7 +94,7 @@ class World:
         envelope = decode_event(message.body)
         event = envelope.read()
         if isinstance(event, JobCancelled) and event.job_id == self._queued.job_id:
-            self._said.add(envelope.id)
+            self._published.add(envelope.id)
         await message.ack()
 
     async def __aexit__(
@@ -110,7 +110,7 @@ class World:
         queued = a_queued_job(job_id=f"job-{next(self._numbers)}")
         self._queued = msgspec.structs.replace(queued, submitted_at=time.time() + CLOCK_SLACK)
         self._entries.clear()
-        self._said.clear()
+        self._published.clear()
         job = Job(self._names, self._queued.job_id)
         for me in FIRST:
             gate = Gate(self._url)
@@ -140,17 +140,17 @@ class World:
     def _tier(self) -> str:
         return self._names.tier_queue(self._queued.plan.family, self._queued.plan.tier)
 
-    async def take(self, name: str, before: State, after: State) -> None:
-        """Let happen what the model says, and compare. Raises `DisagreementError`."""
+    async def apply(self, name: str, before: State, after: State) -> None:
+        """Do what the model does, and compare. Raises `DisagreementError`."""
         number, _, step = name.partition(": ")
         if not step:
             await self._happen(name)
         else:
             me = int(number)
-            await self._take(me, step, before, after)
+            await self._step(me, step, before, after)
         await self._compare(after)
         for host in self._hosts:
-            await host.settle_claim()
+            await host.finalize_claim()
 
     async def _happen(self, name: str) -> None:
         match name:
@@ -160,18 +160,18 @@ class World:
                 for me in FIRST:
                     await self._cut(me, noticed=True)
 
-    async def _take(self, me: int, step: str, before: State, after: State) -> None:
+    async def _step(self, me: int, step: str, before: State, after: State) -> None:
         host, gate = self._hosts[me], self._gates[me]
         was, now = before.workers[me], after.workers[me]
         match step:
-            case "take" | "renew" | "finish" | "release" | "retry_here":
+            case "consume" | "renew" | "finish" | "release" | "retry_here":
                 await host.begin(step)
             case "reconnect":
                 await host.connect()
             case "connection is cut":
                 await self._cut(me, noticed=now.ghost is None)
             case "broker gives ghost up":
-                gate.bury()
+                gate.drop_ghost()
             case "daemon is killed" | "host dies":
                 await gate.cut(noticed=now.ghost is None)
                 await host.die(host=step == "host dies")
@@ -191,7 +191,7 @@ class World:
             await self._hosts[me].lose()
 
     async def _expire(self) -> None:
-        """Take a copy along the way that an expired one goes."""
+        """Move a copy along the way that an expired one goes."""
         for queue in (self._names.lease(self._queued.job_id), self._names.delay_queue(GRACE)):
             copy = await self._get(queue)
             await copy.reject(requeue=False)
@@ -222,7 +222,7 @@ class World:
             locked=await self._locked(),
             claimed=max((entry.attempt for entry in mine if isinstance(entry, Claimed)), default=0),
             ends=sum(isinstance(entry, EndEntry) for entry in mine),
-            said=len(self._said),
+            published=len(self._published),
             links=tuple(_connection(gate.wire) for gate in self._gates),
             ghosts=tuple(_connection(gate.ghost) for gate in self._gates),
         )

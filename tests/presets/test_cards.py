@@ -1,4 +1,4 @@
-"""The catalogue of cards, and what an hour of them costs: the operator's word first, then the catalogue's."""
+"""The catalogue of cards, and what an hour of them costs: the operator's price first, then the catalogue's."""
 
 import pytest
 
@@ -26,13 +26,13 @@ def test_a_known_card_has_its_price_by_its_nvml_name(card: str, memory_mib: int,
 
 @pytest.mark.parametrize("card", ["NVIDIA GeForce GTX 1080", "NVIDIA RTX A500", "Tesla P100", ""])
 def test_a_card_that_nobody_knows_has_no_price(card: str) -> None:
-    """No price is better than one that was made up."""
+    """No price is better than one that was invented."""
     assert usd_per_hour(card, 24564, {}) is None
 
 
 @pytest.mark.parametrize("card", ["NVIDIA RTX A1000", "NVIDIA RTX A1000 6GB Laptop GPU"])
 def test_a_small_workstation_card_is_not_billed_as_an_a100(card: str) -> None:
-    """A card is known by the words of its name, not by the beginning of one."""
+    """A card is known by the parts of its name, not by the beginning of one."""
     assert usd_per_hour(card, 8192, {}) is None
 
 
@@ -42,7 +42,7 @@ def test_the_operators_price_goes_before_the_catalogue() -> None:
 
 
 def test_a_card_that_the_operator_does_not_list_keeps_the_catalogues_price() -> None:
-    """One override says nothing about other cards."""
+    """One override does not change other cards."""
     assert usd_per_hour("NVIDIA L40S", 46068, {"RTX 4090": 0.1}) == 1.91
 
 
@@ -80,8 +80,8 @@ def test_every_card_of_the_catalogue_can_be_found_and_checked(card: CardSpec) ->
         assert card.usd_range[0] <= card.usd_per_hour <= card.usd_range[1]
 
 
-def test_no_two_rows_of_the_catalogue_speak_of_the_same_card() -> None:
-    """Name and memory tell rows apart."""
+def test_no_two_rows_of_the_catalogue_describe_the_same_card() -> None:
+    """Name and memory distinguish rows."""
     rows = [(card.name, card.memory_mib) for card in catalogue().cards]
 
     assert sorted(set(rows)) == sorted(rows)
@@ -120,7 +120,7 @@ def test_the_cards_that_people_rent_are_in_the_catalogue(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "name", "memory_mib"),
+    ("called", "name", "memory_mib"),
     [
         ("4090", "RTX 4090", 24564),
         ("rtx 4090", "RTX 4090", 24564),
@@ -133,18 +133,18 @@ def test_the_cards_that_people_rent_are_in_the_catalogue(name: str) -> None:
         ("Tesla T4", "T4", 15360),
     ],
 )
-def test_a_card_is_found_by_what_people_call_it(said: str, name: str, memory_mib: int) -> None:
+def test_a_card_is_found_by_what_people_call_it(called: str, name: str, memory_mib: int) -> None:
     """With or without its maker, its line, or its size."""
-    card = named_card(said)
+    card = named_card(called)
 
     assert card is not None
     assert (card.name, card.memory_mib) == (name, memory_mib)
 
 
-@pytest.mark.parametrize("said", ["", "RTX", "GTX 1080", "MI300X"])
-def test_a_card_that_nobody_knows_is_none(said: str) -> None:
+@pytest.mark.parametrize("called", ["", "RTX", "GTX 1080", "MI300X"])
+def test_a_card_that_nobody_knows_is_none(called: str) -> None:
     """Rather than the next best."""
-    assert named_card(said) is None
+    assert named_card(called) is None
 
 
 def test_a_laptop_card_is_not_the_one_that_it_is_named_after() -> None:

@@ -38,7 +38,7 @@ def test_a_run_without_checkpoints_has_one_when_it_is_stopped() -> None:
     assert many == 11 * none
 
 
-def test_pictures_are_counted_by_prompt_and_round() -> None:
+def test_sample_images_are_counted_by_prompt_and_round() -> None:
     """Before, after, and every so many steps."""
     work = workload(size=512, steps=100, validation_prompts=2)
 

@@ -1,4 +1,4 @@
-"""The model of time: what takes longer, what does not matter, and FLOP that can be computed by hand."""
+"""The model of time: what is slower, what does not matter, and FLOP that can be computed by hand."""
 
 import pytest
 from hypothesis import given, settings
@@ -35,7 +35,7 @@ def test_a_pass_is_never_shorter_than_the_start_of_its_kernels() -> None:
 
 
 def test_a_step_is_all_of_its_micro_batches() -> None:
-    """Eight of one take about as long as one of eight, and the optimizer comes once."""
+    """Eight of one need about as long as one of eight, and the optimizer comes once."""
     many, one = workload(accumulation=8), workload(batch_size=8)
 
     assert seconds_per_step(many, card("RTX 4090")) == pytest.approx(seconds_per_step(one, card("RTX 4090")), rel=0.1)

@@ -21,7 +21,7 @@ ALL = (
     ("validationInferenceSteps", {"validationInferenceSteps": 7, "validationPrompts": PROMPT}),
 )
 LACKING: list[tuple[TrainingType, str, dict[str, Any]]] = [
-    *((kind, setting, asked) for kind in TrainingType for setting, asked in ALL),
+    *((kind, setting, requested) for kind in TrainingType for setting, requested in ALL),
     (FLUX, "weightDtype", {"weightDtype": "float16"}),
     (FLUX, "weightDtype", {"weightDtype": "float32"}),
     (FLUX, "trainTextEncoder", {"trainTextEncoder": True}),
@@ -40,7 +40,7 @@ LACKING: list[tuple[TrainingType, str, dict[str, Any]]] = [
     (FINETUNE, "weightDtype", {"weightDtype": "bfloat16"}),
     (FINETUNE, "trainTextEncoder", {"trainTextEncoder": True}),
 ]
-# Such changes leave a result as it was, and are made against a job's own word, too.
+# Such changes leave a result as it was, and are made against a job's own setting, too.
 HARMLESS: list[tuple[TrainingType, dict[str, Any], dict[str, Any]]] = [
     (FLUX, {"batchSize": 4, "gradientAccumulationSteps": 3}, {"batchSize": 1, "gradientAccumulationSteps": 12}),
     (FLUX, {"cacheTextEncoderOutputs": True}, {"cacheTextEncoderOutputs": False}),
@@ -49,31 +49,31 @@ HARMLESS: list[tuple[TrainingType, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def asked_of_invoke(kind: TrainingType, overrides: dict[str, Any]) -> dict[str, Any]:
-    """A job for it, which says what an inversion needs."""
+def requested_of_invoke(kind: TrainingType, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A job for it, with what an inversion needs."""
     token = {"initialToken": "toy"} if kind is INVERSION else {}
     return {"engine": "invoke", "configOverrides": token | overrides}
 
 
-@pytest.mark.parametrize(("kind", "setting", "asked"), LACKING)
-def test_what_a_job_itself_asks_for_and_invoke_has_not_is_refused_by_its_path(
-    kind: TrainingType, setting: str, asked: dict[str, Any]
+@pytest.mark.parametrize(("kind", "setting", "requested"), LACKING)
+def test_what_a_job_itself_sets_and_invoke_has_not_is_refused_by_its_path(
+    kind: TrainingType, setting: str, requested: dict[str, Any]
 ) -> None:
-    """With a reason that speaks of the engine; the built-in trainer takes the same job, if it is not to quantise."""
-    found = faults(kind, **asked_of_invoke(kind, asked))
+    """With a reason that names the engine; the built-in trainer trains the same job, if it is not to quantise."""
+    found = faults(kind, **requested_of_invoke(kind, requested))
 
     assert list(found) == [f"configOverrides.{setting}"]
     if (kind, setting) != (FINETUNE, "quantization"):
         assert "invoke-training" in found[f"configOverrides.{setting}"]
-        assert plan(kind, configOverrides=asked).engine != "invoke"
+        assert plan(kind, configOverrides=requested).engine != "invoke"
 
 
-@pytest.mark.parametrize(("kind", "asked", "given"), HARMLESS)
-def test_what_can_be_changed_without_harm_is_changed_and_said(
-    kind: TrainingType, asked: dict[str, Any], given: dict[str, Any]
+@pytest.mark.parametrize(("kind", "requested", "given"), HARMLESS)
+def test_what_can_be_changed_without_harm_is_changed_and_reported(
+    kind: TrainingType, requested: dict[str, Any], given: dict[str, Any]
 ) -> None:
-    """Against a job's own word; a step sees the same images."""
-    planned = plan(kind, **asked_of_invoke(kind, asked))
+    """Against a job's own setting; a step sees the same images."""
+    planned = plan(kind, **requested_of_invoke(kind, requested))
     settings = msgspec.to_builtins(planned.parameters)
 
     assert {name: settings[name] for name in given} == given
@@ -81,9 +81,9 @@ def test_what_can_be_changed_without_harm_is_changed_and_said(
 
 
 @pytest.mark.parametrize("kind", TrainingType)
-def test_what_a_preset_says_is_changed_until_invoke_can_train_it(kind: TrainingType) -> None:
+def test_what_a_preset_sets_is_changed_until_invoke_can_train_it(kind: TrainingType) -> None:
     """And every rung below it, too."""
-    planned = plan(kind, **asked_of_invoke(kind, {}))
+    planned = plan(kind, **requested_of_invoke(kind, {}))
 
     assert planned.engine == EngineName.INVOKE
     assert [shortcomings(planned.engine, kind, rung) for rung in (planned.parameters, *planned.ladder)] == [
@@ -105,7 +105,7 @@ def test_flux_is_trained_as_invoke_can() -> None:
 
 
 def test_flux_is_not_trained_by_invoke_on_24_gb() -> None:
-    """A wish for that is refused."""
+    """A request for that is refused."""
     found = faults(FLUX, engine="invoke", gpuMemoryTier="24gb", preset="flux_24gb_balanced")
 
     assert found == {
@@ -114,14 +114,14 @@ def test_flux_is_not_trained_by_invoke_on_24_gb() -> None:
 
 
 def test_a_batch_that_accumulation_cannot_stand_for_is_refused() -> None:
-    """By the field that says it."""
+    """By the field that sets it."""
     assert list(faults(FLUX, engine="invoke", preset="flux_24gb_balanced", batchSize=64)) == ["batchSize"]
 
 
-def test_all_faults_are_said_at_once() -> None:
-    """Tier, cards, settings, and words of invoke-training's."""
-    asked = {"quantization": "nf4", "maskedLoss": True, "base_output_dir": "/", "optimizer": {"beta1": "x"}}
-    found = faults(FLUX, engine="invoke", gpuMemoryTier="24gb", gpuCount=2, configOverrides=asked)
+def test_all_faults_are_reported_at_once() -> None:
+    """Tier, cards, settings, and settings of invoke-training's."""
+    requested = {"quantization": "nf4", "maskedLoss": True, "base_output_dir": "/", "optimizer": {"beta1": "x"}}
+    found = faults(FLUX, engine="invoke", gpuMemoryTier="24gb", gpuCount=2, configOverrides=requested)
 
     assert found.keys() == {
         "gpuMemoryTier",
@@ -136,26 +136,26 @@ def test_all_faults_are_said_at_once() -> None:
 def test_what_stays_wrong_is_a_warning() -> None:
     """No setting changes it; other engines have nothing to warn of."""
     for kind in TrainingType:
-        asked = asked_of_invoke(kind, {})
-        planned = plan(kind, **asked)
-        told = [one.message for one in planned.warnings]
+        requested = requested_of_invoke(kind, {})
+        planned = plan(kind, **requested)
+        reported = [one.message for one in planned.warnings]
         assert defects(EngineName.INVOKE, kind, planned.parameters)
-        assert set(defects(EngineName.INVOKE, kind, planned.parameters)) <= set(told)
+        assert set(defects(EngineName.INVOKE, kind, planned.parameters)) <= set(reported)
         assert not any("invoke-training" in one.message for one in plan(kind).warnings)
 
 
-def test_words_of_invoke_trainings_are_kept_apart() -> None:
-    """`optimizer` is a word of both: a name is ours, an object theirs."""
-    words = {"optimizer": {"beta1": 0.8}, "enable_cpu_offload_during_validation": True}
-    planned = plan(LORA, engine="invoke", configOverrides=words | {"seed": 3})
+def test_settings_of_invoke_training_are_kept_apart() -> None:
+    """`optimizer` is a setting of both: a name is ours, an object theirs."""
+    settings = {"optimizer": {"beta1": 0.8}, "enable_cpu_offload_during_validation": True}
+    planned = plan(LORA, engine="invoke", configOverrides=settings | {"seed": 3})
 
-    assert (planned.upstream, planned.parameters.seed) == (words, 3)
+    assert (planned.upstream, planned.parameters.seed) == (settings, 3)
     assert plan(LORA, configOverrides={"seed": 3}).upstream == {}
 
 
 @pytest.mark.parametrize("engine", ["auto", "diffusers"])
-def test_words_of_invoke_trainings_are_unknown_to_other_engines(engine: str) -> None:
-    """The reason says whose they are."""
+def test_settings_of_invoke_training_are_unknown_to_other_engines(engine: str) -> None:
+    """The reason names whose they are."""
     assert faults(LORA, engine=engine, configOverrides={"xformers": True, "nonsense": 1}) == {
         "configOverrides.xformers": "unknown field; engine invoke has one of that name",
         "configOverrides.nonsense": "unknown field",
@@ -163,7 +163,7 @@ def test_words_of_invoke_trainings_are_unknown_to_other_engines(engine: str) -> 
 
 
 def test_a_plan_for_any_engine_is_never_changed_for_invokes_sake() -> None:
-    """The worker asks whether invoke can train it, and why not."""
+    """The worker checks whether invoke can train it, and why not."""
     plain, flipped = plan(LORA), plan(LORA, configOverrides={"randomFlip": True})
 
     assert (plain.engine, shortcomings(EngineName.INVOKE, LORA, plain.parameters)) == ("auto", {})

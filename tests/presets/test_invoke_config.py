@@ -1,4 +1,4 @@
-"""A plan in invoke-training's words: complete, of the right kinds, and what the built-in trainer would do."""
+"""A plan as invoke-training's settings: complete, of the right kinds, and what the built-in trainer would do."""
 
 import json
 import math
@@ -88,7 +88,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"loraTargets": "allLinear", "checkpointEvery": 0, "sampleEvery": 5, "validationPrompts": ["a robot"]},
     {"randomCrop": True, "randomFlip": True},
 ]
-# Steps of pictures are invoke-training's.
+# Steps of sample images are invoke-training's.
 STEPS = {ModelFamily.FLUX: 20, ModelFamily.SDXL: 30}
 all_variants = pytest.mark.parametrize("variant", VARIANTS, ids=range(len(VARIANTS)))
 all_types = pytest.mark.parametrize("training_type", TrainingType)
@@ -104,7 +104,7 @@ def variant_of(training_type: TrainingType, variant: dict[str, Any]) -> dict[str
 def test_nothing_is_left_to_a_default_and_all_is_of_its_kind(
     training_type: TrainingType, variant: dict[str, Any]
 ) -> None:
-    """By the project's copy of invoke-training's words."""
+    """By the project's copy of invoke-training's settings."""
     found = variant_of(training_type, variant)
 
     assert misfits(found, [{"object": schema().types[training_type]}]) == []
@@ -112,7 +112,7 @@ def test_nothing_is_left_to_a_default_and_all_is_of_its_kind(
 
 @pytest.mark.invoke
 def test_invoke_trainings_own_models_agree() -> None:
-    """They read each config, and what they make of it is what was said."""
+    """They read each config, and what they make of it is what was set."""
     configs = [variant_of(kind, variant) for kind in TrainingType for variant in VARIANTS]
     found = _run(VALIDATE, configs)
 
@@ -122,7 +122,7 @@ def test_invoke_trainings_own_models_agree() -> None:
 
 
 @all_types
-def test_exactly_one_of_each_pair_is_said(training_type: TrainingType) -> None:
+def test_exactly_one_of_each_pair_is_set(training_type: TrainingType) -> None:
     """invoke-training would die of an assertion, with the models loaded."""
     found = config(training_type)
 
@@ -131,11 +131,11 @@ def test_exactly_one_of_each_pair_is_said(training_type: TrainingType) -> None:
 
 
 @all_types
-def test_a_jobs_own_words_come_last(training_type: TrainingType) -> None:
+def test_a_jobs_own_settings_come_last(training_type: TrainingType) -> None:
     """Deeply: what they do not name stays."""
     plain = config(training_type)
-    words = {"optimizer": {"beta1": 0.5}, "data_loader": {"dataloader_num_workers": 3}, "mixed_precision": "fp16"}
-    found = config(training_type, words)
+    settings = {"optimizer": {"beta1": 0.5}, "data_loader": {"dataloader_num_workers": 3}, "mixed_precision": "fp16"}
+    found = config(training_type, settings)
 
     assert found["optimizer"] == plain["optimizer"] | {"beta1": 0.5}
     assert found["data_loader"] == plain["data_loader"] | {"dataloader_num_workers": 3}
@@ -175,12 +175,14 @@ def test_levels_called_shift_are_nearly_those_of_the_built_in_trainer() -> None:
     assert (found["timestep_sampler"], found["discrete_flow_shift"]) == ("shift", 3.0)
 
 
-@pytest.mark.parametrize(("sampler", "said"), [("sigmoid", ("shift", 1.0, 1.0)), ("uniform", ("uniform", 3.0, 1.702))])
-def test_other_levels(sampler: str, said: tuple[str, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "expected"), [("sigmoid", ("shift", 1.0, 1.0)), ("uniform", ("uniform", 3.0, 1.702))]
+)
+def test_other_levels(sampler: str, expected: tuple[str, float, float]) -> None:
     """The sigmoid is theirs without a shift."""
     found = config(TrainingType.FLUX_LORA, timestepSampler=sampler)
 
-    assert (found["timestep_sampler"], found["discrete_flow_shift"], found["sigmoid_scale"]) == said
+    assert (found["timestep_sampler"], found["discrete_flow_shift"], found["sigmoid_scale"]) == expected
 
 
 def test_prodigy_has_one_rate_for_all() -> None:
@@ -192,7 +194,7 @@ def test_prodigy_has_one_rate_for_all() -> None:
     assert not found["cache_text_encoder_outputs"]
 
 
-def test_an_inversions_word_is_put_before_each_caption_by_invoke_training() -> None:
+def test_the_trigger_word_of_an_inversion_is_put_before_each_caption_by_invoke_training() -> None:
     """So the list of captions is written without it."""
     loader = config(TrainingType.SDXL_TEXTUAL_INVERSION)["data_loader"]
 
@@ -222,12 +224,12 @@ def test_every_layer_that_is_named_is_found_and_no_other(targets: str) -> None:
     assert "proj_out" not in found
 
 
-def _run(program: str, asked: Any) -> Any:
-    said = subprocess.run(
+def _run(program: str, request: Any) -> Any:
+    done = subprocess.run(
         [os.environ[INTERPRETER], "-c", program],
-        input=json.dumps(asked).encode(),
+        input=json.dumps(request).encode(),
         check=True,
         capture_output=True,
         timeout=200,
     )
-    return json.loads(said.stdout)
+    return json.loads(done.stdout)

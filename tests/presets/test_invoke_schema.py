@@ -1,4 +1,4 @@
-"""What a job may say in invoke-training's words, and that the project's copy of them is what they are."""
+"""What a job may set of invoke-training's settings, and that the project's copy of them is what they are."""
 
 import os
 import subprocess
@@ -27,13 +27,13 @@ def parameters(training_type: TrainingType, **overrides: Any) -> FluxLoraParamet
 
 
 def faults(training_type: TrainingType, **overrides: Any) -> dict[str, str]:
-    """What is wrong with such words, by path."""
+    """What is wrong with such settings, by path."""
     return {fault.path: fault.reason for fault in upstream_faults(training_type, overrides)}
 
 
 @pytest.mark.invoke
 def test_the_copy_is_what_invoke_training_has() -> None:
-    """It says which command to run where it is not."""
+    """Where it is not, the command to run is printed."""
     invoke_python = os.environ[INTERPRETER]
     command = f"{invoke_python} {SCRIPT} > {COPY}"
     written = subprocess.run([invoke_python, SCRIPT], cwd=ROOT, check=True, capture_output=True, timeout=200).stdout
@@ -42,9 +42,9 @@ def test_the_copy_is_what_invoke_training_has() -> None:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_words_of_the_type_are_accepted(training_type: TrainingType) -> None:
+def test_settings_of_the_type_are_accepted(training_type: TrainingType) -> None:
     """At the top, and in the objects below."""
-    words = {
+    settings = {
         "optimizer": {"beta1": 0.8, "epsilon": 1},
         "data_loader": {"dataloader_num_workers": 2},
         "mixed_precision": "bf16",
@@ -52,12 +52,12 @@ def test_words_of_the_type_are_accepted(training_type: TrainingType) -> None:
         "enable_cpu_offload_during_validation": True,
     }
 
-    assert faults(training_type, **words) == {}
+    assert faults(training_type, **settings) == {}
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_all_that_is_wrong_is_said_with_its_path(training_type: TrainingType) -> None:
-    """Unknown names, wrong kinds, and what is not the job's to say."""
+def test_all_that_is_wrong_is_reported_with_its_path(training_type: TrainingType) -> None:
+    """Unknown names, wrong kinds, and what is not the job's to set."""
     found = faults(
         training_type,
         optimizer={"beta1": "high", "nonsense": 1, "learning_rate": 1e-4},
@@ -79,7 +79,7 @@ def test_all_that_is_wrong_is_said_with_its_path(training_type: TrainingType) ->
     }
 
 
-def test_words_of_another_type_are_unknown() -> None:
+def test_settings_of_another_type_are_unknown() -> None:
     """Each type has its own."""
     assert faults(TrainingType.FLUX_LORA, xformers=True) == {"configOverrides.xformers": "unknown field"}
     assert faults(TrainingType.SDXL_LORA, sigmoid_scale=1.0) == {"configOverrides.sigmoid_scale": "unknown field"}
@@ -96,20 +96,20 @@ def test_an_objects_kind_is_an_object() -> None:
     }
 
 
-def test_an_optimizers_words_are_its_own() -> None:
+def test_the_settings_of_an_optimizer_are_its_own() -> None:
     """Known where the job's optimizer is."""
-    words = {"optimizer": {"safeguard_warmup": False}}
+    settings = {"optimizer": {"safeguard_warmup": False}}
     adam, prodigy = (parameters(TrainingType.SDXL_LORA, optimizer=name) for name in ("adamw", "prodigy"))
 
-    assert upstream_faults(TrainingType.SDXL_LORA, words) == []
-    assert upstream_faults(TrainingType.SDXL_LORA, words, prodigy) == []
-    assert [fault.path for fault in upstream_faults(TrainingType.SDXL_LORA, words, adam)] == [
+    assert upstream_faults(TrainingType.SDXL_LORA, settings) == []
+    assert upstream_faults(TrainingType.SDXL_LORA, settings, prodigy) == []
+    assert [fault.path for fault in upstream_faults(TrainingType.SDXL_LORA, settings, adam)] == [
         "configOverrides.optimizer.safeguard_warmup"
     ]
 
 
 def test_there_is_a_negative_prompt_for_each_prompt() -> None:
-    """invoke-training would fail at the first picture."""
+    """invoke-training would fail at the first sample image."""
     drawn = parameters(TrainingType.SDXL_LORA, validationPrompts=["a robot", "a house"])
     wrong, right = (
         upstream_faults(TrainingType.SDXL_LORA, {"negative_validation_prompts": ["blurred"] * count}, drawn)
@@ -121,17 +121,17 @@ def test_there_is_a_negative_prompt_for_each_prompt() -> None:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_what_a_setting_says_is_refused_and_all_else_is_free(training_type: TrainingType) -> None:
-    """Each of the words is the worker's, a setting's, or the job's to say; none is in two lists."""
+def test_what_the_daemon_sets_is_refused_and_all_else_is_free(training_type: TrainingType) -> None:
+    """Each of the names is the worker's, a setting's, or the job's to set; none is in two lists."""
     config = invoke_config(training_type, parameters(training_type), {})
     free = {name for name in schema().objects[schema().types[training_type]] if not faults(training_type, **{name: ""})}
 
     assert not SETTINGS.keys() & REFUSED.keys()
-    assert free == set()  # No setting that may be said is a text.
+    assert free == set()  # No setting that may be set is a text.
     assert {name for name in config if not is_upstream(training_type, name)} == set()
 
 
-def test_every_word_that_is_refused_exists() -> None:
+def test_every_setting_that_is_refused_exists() -> None:
     """A name that invoke-training has not would be refused as unknown anyway."""
     tops = {name for model in schema().types.values() for name in schema().objects[model]}
     nested = {

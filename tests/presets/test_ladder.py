@@ -142,7 +142,7 @@ def test_a_step_is_shared_out_over_cards(
     assert (found.batch_size, found.gradient_accumulation_steps) == shared
 
 
-def test_what_is_fixed_is_not_shared_out_anew() -> None:
+def test_what_is_fixed_is_not_shared_out_again() -> None:
     """A batch size stays, and an accumulation that does not come out even cannot be."""
     settings = parameters(4, 1, checkpointing=True)
 

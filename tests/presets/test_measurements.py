@@ -29,7 +29,7 @@ def test_most_published_times_lie_in_the_range_of_an_estimate() -> None:
 
 
 def test_every_figure_has_a_source() -> None:
-    """Each row says who measured it, and no two are the same."""
+    """Each row names who measured it, and no two are the same."""
     rows = measurements()
 
     assert all(row.source for row in rows)

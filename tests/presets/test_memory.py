@@ -62,7 +62,7 @@ def test_what_is_cached_is_not_there_while_it_trains() -> None:
 
 
 def test_checkpointed_flux_keeps_one_hidden_state_a_block() -> None:
-    """57 blocks of 3,072 numbers in 16 bits for each token, and what one block takes while it is made anew."""
+    """57 blocks of 3,072 numbers in 16 bits for each token, and what one block needs while it is recomputed."""
     tokens = 32 * 32 + 512
     activations = phase(workload(), Phase.TRAINING).parts["activations"]
 
@@ -70,7 +70,7 @@ def test_checkpointed_flux_keeps_one_hidden_state_a_block() -> None:
     assert phase(workload(gradient_checkpointing=False), Phase.TRAINING).parts["activations"] > 8 * activations
 
 
-def test_a_run_without_pictures_has_no_phase_for_them() -> None:
+def test_a_run_without_sample_images_has_no_phase_for_them() -> None:
     """Nor one for captions, if they are encoded again each time."""
     names = [one.phase for one in estimate_memory(workload(cache_text=False)).phases]
 
@@ -92,7 +92,7 @@ def peak(work: Workload) -> float:
 @settings(max_examples=2_000, deadline=None)
 @given(workloads())
 def test_more_of_anything_never_needs_less(work: Workload) -> None:
-    """Of images at once, pixels, rank, bits of a weight, and of what is kept instead of made anew."""
+    """Of images at once, pixels, rank, bits of a weight, and of what is kept instead of recomputed."""
     least = peak(work) * (1 - ALMOST)
 
     assert 0 < least < float("inf")

@@ -43,7 +43,7 @@ def faults(training_type: str = "FLUX_LORA", **fields: Any) -> dict[str, str]:
         ("SDXL_FINETUNE", "sdxl_balanced", "24gb", SdxlParameters),
     ],
 )
-def test_a_job_that_says_nothing_gets_the_balanced_preset_of_its_least_tier(
+def test_a_job_that_sets_nothing_gets_the_balanced_preset_of_its_least_tier(
     training_type: str, preset: str, tier: str, kind: type
 ) -> None:
     """Four fields are enough for a whole plan."""
@@ -54,7 +54,7 @@ def test_a_job_that_says_nothing_gets_the_balanced_preset_of_its_least_tier(
 
 
 def test_a_jobs_own_fields_win_over_its_preset() -> None:
-    """The preset fills in only what the job does not say."""
+    """The preset fills in only what the job does not set."""
     parameters = plan(preset="flux_24gb_aggressive", loraRank=64, learningRate=5e-5, resolution=768).parameters
 
     assert (parameters.lora_rank, parameters.learning_rate, parameters.resolution) == (64, 5e-5, 768)
@@ -62,7 +62,7 @@ def test_a_jobs_own_fields_win_over_its_preset() -> None:
 
 
 def test_overrides_win_over_the_jobs_own_fields() -> None:
-    """Preset, then fields, then overrides: the last word has whoever was most explicit."""
+    """Preset, then fields, then overrides: whoever was most explicit wins."""
     parameters = plan(maxTrainSteps=100, batchSize=2, configOverrides={"maxTrainSteps": 7, "seed": 3}).parameters
 
     assert (parameters.max_train_steps, parameters.batch_size, parameters.seed) == (7, 2, 3)
@@ -97,8 +97,10 @@ def test_an_override_of_one_job_does_not_leak_into_the_next() -> None:
         ("SDXL_FINETUNE", {"gpuMemoryTier": "80gb"}, "80gb"),
     ],
 )
-def test_the_tier_is_the_highest_of_type_preset_and_wish(training_type: str, fields: dict[str, Any], tier: str) -> None:
-    """A job never waits for a card that is smaller than any of the three asks for."""
+def test_the_tier_is_the_highest_of_type_preset_and_request(
+    training_type: str, fields: dict[str, Any], tier: str
+) -> None:
+    """A job never waits for a card that is smaller than any of the three requires."""
     assert plan(training_type, **fields).tier == tier
 
 
@@ -114,7 +116,7 @@ def test_the_tier_is_the_highest_of_type_preset_and_wish(training_type: str, fie
     ],
 )
 def test_the_preset_follows_from_tier_and_optimization_unless_it_is_named(fields: dict[str, Any], preset: str) -> None:
-    """Balanced takes the place of a kind that a tier does not have; a named preset is taken at its word."""
+    """Balanced replaces a kind that a tier does not have; a named preset is used as it is."""
     assert plan(**fields).preset == preset
 
 
@@ -127,8 +129,8 @@ def test_the_preset_follows_from_tier_and_optimization_unless_it_is_named(fields
         ("SDXL_FINETUNE", {"gpuMemoryTier": "16gb"}),
     ],
 )
-def test_a_wish_for_too_small_a_card_is_refused_not_corrected(training_type: str, fields: dict[str, Any]) -> None:
-    """Whoever asks for a tier is told what is needed instead."""
+def test_a_request_for_too_small_a_card_is_refused_not_corrected(training_type: str, fields: dict[str, Any]) -> None:
+    """Whoever requests a tier gets a fault with what is needed instead."""
     found = faults(training_type, **fields)
 
     assert found.keys() == {"gpuMemoryTier"}
@@ -174,7 +176,7 @@ def test_flux_parameters_are_unknown_to_sdxl() -> None:
     assert faults("SDXL_LORA", configOverrides={"guidanceScale": 1.0}).keys() == {"configOverrides.guidanceScale"}
 
 
-def test_all_that_is_wrong_with_a_plan_is_said_at_once() -> None:
+def test_all_that_is_wrong_with_a_plan_is_reported_at_once() -> None:
     """Preset, tier and two overrides: four faults in one refusal."""
     found = faults(preset="nonsense", gpuMemoryTier="8gb", configOverrides={"loraRank": 0, "unheardOf": 1})
 
@@ -205,7 +207,7 @@ jobs = st.builds(
 @settings(max_examples=10_000, deadline=None)
 @given(jobs)
 def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(wanted: TrainingJob) -> None:
-    """There is no third way; its tier is no lower than type, preset and wish, and its least card holds the plan."""
+    """There is no third way; its tier is no lower than type, preset and request, and its least card holds the plan."""
     try:
         planned = plan_job(wanted)
     except InvalidMessageError as error:
@@ -213,8 +215,8 @@ def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(
         assert names
         assert names <= {"preset", "gpuMemoryTier", "configOverrides"}
         return
-    asked = [MINIMUM_TIERS[wanted.training_type], presets()[planned.preset].tier, wanted.gpu_memory_tier]
-    assert planned.tier.gigabytes >= max(tier.gigabytes for tier in asked if tier)
+    tiers = [MINIMUM_TIERS[wanted.training_type], presets()[planned.preset].tier, wanted.gpu_memory_tier]
+    assert planned.tier.gigabytes >= max(tier.gigabytes for tier in tiers if tier)
     assert wanted.gpu_memory_tier in (None, planned.tier)
     assert planned.memory.peak_mib == planned.peak_mib <= least_memory_mib(planned.tier)
     assert planned.preset == (wanted.preset or planned.preset)
@@ -222,8 +224,8 @@ def test_a_valid_job_is_planned_or_refused_and_never_waits_for_too_small_a_card(
 
 @settings(deadline=None)
 @given(jobs)
-def test_a_valid_job_without_preset_wish_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
-    """A job's own fields are never a reason to refuse: some tier takes it, with what the planner had to change."""
+def test_a_valid_job_without_preset_tier_or_overrides_always_has_a_plan(wanted: TrainingJob) -> None:
+    """A job's own fields are never a reason to refuse: some tier can train it, with what the planner had to change."""
     simple = msgspec.structs.replace(wanted, preset=None, gpu_memory_tier=None, config_overrides={}, batch_size=None)
 
     planned = plan_job(simple)
@@ -247,7 +249,7 @@ def test_every_preset_fits_its_tier_as_it_is(training_type: str, preset: Preset)
     )
 
 
-def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_says_so() -> None:
+def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_reports_that() -> None:
     """Micro-batches first, with the same images in a step; and each change has its reason."""
     planned = plan(preset="flux_40gb_balanced", resolution=1536, batchSize=8)
 
@@ -258,8 +260,8 @@ def test_a_job_that_does_not_fit_its_tier_goes_down_the_ladder_and_says_so() -> 
     assert all("to fit 36.0 GiB" in change.why for change in planned.changes)
 
 
-def test_a_jobs_own_word_on_its_base_stands_and_it_waits_for_a_larger_card() -> None:
-    """16 bits were asked for: they need 40 GB."""
+def test_a_jobs_own_setting_of_its_base_holds_and_it_waits_for_a_larger_card() -> None:
+    """16 bits were requested: they need 40 GB."""
     planned = plan(configOverrides={"quantization": "none"})
 
     assert (planned.tier, planned.parameters.quantization, planned.changes) == ("40gb", "none", [])
@@ -293,11 +295,11 @@ def test_what_an_engine_cannot_do_is_refused_before_the_queue(overrides: dict[st
     ("setting", "cache"), [("randomCrop", "cacheVaeOutputs"), ("shuffleCaptions", "cacheTextEncoderOutputs")]
 )
 def test_what_changes_with_each_step_is_not_cached(setting: str, cache: str) -> None:
-    """The plan says so, going down the ladder keeps it, and a job that insists on both is refused."""
+    """The plan reports that, going down the ladder keeps it, and a job that insists on both is refused."""
     planned = plan(preset="flux_80gb_balanced", configOverrides={setting: True})
-    told = [(one.setting, one.before, one.after) for one in planned.changes]
+    reported = [(one.setting, one.before, one.after) for one in planned.changes]
 
-    assert told == [(cache, True, False)]
+    assert reported == [(cache, True, False)]
     assert all(not msgspec.to_builtins(rung)[cache] for rung in [planned.parameters, *planned.ladder])
     assert list(faults(preset="flux_80gb_balanced", configOverrides={setting: True, cache: True})) == [
         f"configOverrides.{cache}"
@@ -305,12 +307,12 @@ def test_what_changes_with_each_step_is_not_cached(setting: str, cache: str) -> 
 
 
 def test_prodigy_finds_the_rate_by_itself() -> None:
-    """The rate is then a factor: 1, if the job says nothing else."""
+    """The rate is then a factor: 1, if the job sets nothing else."""
     assert plan(configOverrides={"optimizer": "prodigy"}).parameters.learning_rate == 1.0
     assert plan(configOverrides={"optimizer": "prodigy"}, learningRate=0.5).parameters.learning_rate == 0.5
 
 
-def test_an_inversion_needs_a_word() -> None:
+def test_an_inversion_needs_a_trigger_word() -> None:
     """Its presets have one."""
     assert list(faults("SDXL_TEXTUAL_INVERSION", configOverrides={"triggerWord": ""})) == [
         "configOverrides.triggerWord"
@@ -319,7 +321,7 @@ def test_an_inversion_needs_a_word() -> None:
 
 
 def test_a_running_mean_is_kept_beside_the_weights() -> None:
-    """It takes as much as they do."""
+    """It needs as much as they do."""
     preset = "flux_80gb_balanced"
     plain, averaged = plan(preset=preset), plan(preset=preset, configOverrides={"emaDecay": 0.99})
 
@@ -345,7 +347,7 @@ def test_less_free_memory_is_one_more_step_down() -> None:
 
 
 def test_a_job_for_several_cards_is_planned_for_each_of_them() -> None:
-    """The tier is that of each card; a step is shared out, and what had to change for it is said."""
+    """The tier is that of each card; a step is shared out, and what had to change for it is reported."""
     planned = plan("SDXL_LORA", gpuCount=2, batchSize=1, configOverrides={"gradientCheckpointing": False})
 
     assert (planned.gpu_count, planned.tier, planned.engine) == (2, "8gb", "diffusers")
@@ -365,7 +367,7 @@ def test_every_rung_of_a_job_for_several_cards_can_be_shared_out() -> None:
 
 
 def test_what_cannot_be_shared_out_is_refused() -> None:
-    """By the setting that the job itself names; and an engine that knows one card says so."""
+    """By the setting that the job itself names; and an engine that knows one card reports that."""
     odd = faults(gpuCount=2, configOverrides={"gradientAccumulationSteps": 3})
     other = faults("SDXL_LORA", gpuCount=2, engine="invoke")
 

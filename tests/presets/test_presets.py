@@ -39,7 +39,7 @@ def test_a_preset_starts_from_its_published_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", STARTING_POINTS)
 def test_a_preset_alone_is_a_complete_set_of_parameters(name: str) -> None:
-    """Nothing is left out, out of range or unknown: a job needs to say nothing more."""
+    """Nothing is left out, out of range or unknown: a job needs to set nothing more."""
     preset = presets()[name]
 
     parameters = convert_strictly(preset.parameters, PARAMETERS[preset.family])
@@ -55,7 +55,7 @@ def test_a_flux_step_sees_the_same_number_of_images_on_every_card() -> None:
 
 
 @pytest.mark.parametrize("name", STARTING_POINTS)
-def test_a_presets_name_says_its_family_and_its_tier(name: str) -> None:
+def test_a_presets_name_has_its_family_and_its_tier(name: str) -> None:
     """The name is built as family, tier where it has one, and kind."""
     family, *tier, kind = name.split("_")
     preset = presets()[name]
@@ -78,7 +78,7 @@ def test_a_presets_name_says_its_family_and_its_tier(name: str) -> None:
 def test_a_tier_without_the_wanted_kind_falls_back_to_balanced(
     family: str, tier: str, optimization: str, name: str
 ) -> None:
-    """24 GB has no quality, 80 GB no aggressive one: the usual one takes its place."""
+    """24 GB has no quality, 80 GB no aggressive one: the usual one replaces it."""
     found = default_preset(ModelFamily(family), MemoryTier(tier), CostOptimization(optimization))
 
     assert found.name == name

@@ -1,4 +1,4 @@
-"""What to say to somebody who asks what to train on, and for how much."""
+"""What to recommend to somebody who wants to know what to train on, and for how much."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def card(name: str) -> CardSpec:
     return found
 
 
-def test_presets_come_in_the_order_of_what_was_asked_for_and_within_the_budget() -> None:
+def test_presets_come_in_the_order_of_the_request_and_within_the_budget() -> None:
     """First those of the wanted kind, the cheapest first."""
     found = recommend_presets(TrainingType.FLUX_LORA, 15.0, CostOptimization.BALANCED)["recommendations"]
 
@@ -44,7 +44,7 @@ def test_presets_come_in_the_order_of_what_was_asked_for_and_within_the_budget()
 def test_a_budget_that_is_too_small_leaves_nothing_but_the_cheapest(
     kind: TrainingType, preference: CostOptimization
 ) -> None:
-    """Which says what it would take."""
+    """Which reports what it would need."""
     found = recommend_presets(kind, 0.0001, preference)
 
     assert found["recommendations"] == []
@@ -84,7 +84,7 @@ def test_a_price_of_ones_own_goes_before_the_catalogue() -> None:
 
 
 def test_flux_below_24_gb_is_an_error_with_three_ways_out() -> None:
-    """Whatever the models of memory say: below that it is no pleasure."""
+    """Whatever the models of memory predict: below that it is no pleasure."""
     (advice,) = card_advice(TrainingType.FLUX_LORA, MemoryTier.GB16)
     found = check_feasibility(job(), card("RTX 4080"))
 
@@ -126,8 +126,8 @@ def test_the_tables_of_requirements_and_tiers() -> None:
 def test_what_is_called_feasible_fits_the_card(kind: str, name: str, size: int, batch: int, rank: int) -> None:
     """And what is not has a reason."""
     try:
-        asked = job(kind, resolution=size * 16, batchSize=batch, loraRank=rank)
-        found = check_feasibility(asked, card(name))
+        wanted = job(kind, resolution=size * 16, batchSize=batch, loraRank=rank)
+        found = check_feasibility(wanted, card(name))
     except ValueError:
         return
     if found.feasible:

@@ -17,7 +17,7 @@ def workload(training_type: str = "FLUX_LORA", size: int = 512, **fields: Any) -
 
 
 def workloads() -> st.SearchStrategy[Workload]:
-    """Any run that a job can ask for."""
+    """Any run that a job can request."""
     return st.builds(
         Workload,
         training_type=st.sampled_from(TrainingType),

@@ -50,7 +50,7 @@ def test_a_ledger_entry_is_read_and_written_as_ever(path: Path) -> None:
 
 @pytest.mark.parametrize("path", golden("progress"), ids=lambda path: path.stem)
 def test_a_progress_record_is_read_and_written_as_ever(path: Path) -> None:
-    """A trainer may be of another version than the daemon that finds it again."""
+    """A trainer may be of another version than the daemon that re-attaches to it."""
     body = path.read_bytes().rstrip(b"\n")
 
     assert msgspec.json.encode(progress.decode_record(body)) == body
@@ -86,7 +86,7 @@ def test_every_kind_of_message_has_a_golden_file() -> None:
 
 
 def test_a_reader_passes_over_fields_of_a_later_minor_version() -> None:
-    """Adding optional fields is compatible: old dashboards go on reading."""
+    """Adding optional fields is compatible: old dashboards keep reading."""
     body = json.loads((GOLDEN / "events" / "training.job.checkpoint.v1.json").read_bytes())
     body["data"]["addedLater"] = 1
     body["extension"] = "x"
@@ -107,7 +107,7 @@ def test_an_event_of_an_unknown_version_is_named_not_guessed() -> None:
 
 
 def test_an_event_has_every_attribute_that_cloudevents_requires() -> None:
-    """id, source, specversion and type are there, and every attribute's name is lower-case letters and digits."""
+    """id, source, specversion and type are there, and every attribute's name is lower-case characters and digits."""
     for path in golden("events"):
         attributes = json.loads(path.read_bytes())
         assert attributes["specversion"] == "1.0"

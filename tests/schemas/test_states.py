@@ -1,4 +1,4 @@
-"""A job's way through its states, told by its events."""
+"""A job's way through its states, reported by its events."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def golden(kind: type[Event]) -> Event:
     return decode_event((GOLDEN / f"{kind.TYPE}.json").read_bytes()).read()
 
 
-def said(kind: type[JobEvent], attempt: int = 1, **changes: Any) -> JobEvent:
+def event_of(kind: type[JobEvent], attempt: int = 1, **changes: Any) -> JobEvent:
     """An event of a kind, in an attempt."""
     event = golden(kind)
     assert isinstance(event, kind)
@@ -66,33 +66,33 @@ def said(kind: type[JobEvent], attempt: int = 1, **changes: Any) -> JobEvent:
 
 
 def submitted(kind: type[JobEvent] = JobQueued, **changes: Any) -> JobEvent:
-    """What is said of a submission, in attempt 0."""
-    return said(kind, 0, **changes)
+    """What is published of a submission, in attempt 0."""
+    return event_of(kind, 0, **changes)
 
 
 def phase(phase: Phase, attempt: int = 1) -> JobEvent:
     """A phase begins."""
-    return said(JobPhase, attempt, phase=phase)
+    return event_of(JobPhase, attempt, phase=phase)
 
 
-JOB_EVENTS = [said(kind) for kind in EVENTS.values() if issubclass(kind, JobEvent)]
+JOB_EVENTS = [event_of(kind) for kind in EVENTS.values() if issubclass(kind, JobEvent)]
 
 
 def test_a_job_goes_from_its_submission_to_its_completion() -> None:
-    """Each event says where the job is."""
+    """Each event reports where the job is."""
     events = [
         submitted(),
-        said(JobClaimed),
+        event_of(JobClaimed),
         phase(Phase.LOADING_MODEL),
         phase(Phase.SAMPLING),
-        said(JobSample),
+        event_of(JobSample),
         phase(Phase.TRAINING),
-        said(JobProgress),
+        event_of(JobProgress),
         phase(Phase.CHECKPOINTING),
-        said(JobCheckpoint),
-        said(JobProgress),
+        event_of(JobCheckpoint),
+        event_of(JobProgress),
         phase(Phase.EXPORTING),
-        said(JobCompleted),
+        event_of(JobCompleted),
     ]
 
     assert [state_after(events[:count]) for count in range(len(events) + 1)] == [
@@ -120,18 +120,18 @@ def test_the_first_five_phases_are_preparation(number: int) -> None:
 
 @pytest.mark.parametrize("number", range(5, len(Phase)))
 def test_each_later_phase_is_a_state_of_the_same_name(number: int) -> None:
-    """Nothing that a trainer says is passed over."""
+    """Nothing that a trainer reports is passed over."""
     begun = list(Phase)[number]
 
     assert next_state(JobState.TRAINING, phase(begun)) == begun.value
 
 
 def test_a_step_is_training_whatever_phase_was_announced() -> None:
-    """A trainer need not say that it goes on after a checkpoint."""
-    assert reported_state(said(JobProgress, phase=Phase.STARTING)) == JobState.TRAINING
+    """A trainer need not report that it continues after a checkpoint."""
+    assert reported_state(event_of(JobProgress, phase=Phase.STARTING)) == JobState.TRAINING
 
 
-@pytest.mark.parametrize("event", [submitted(JobWarning), submitted(JobRefused), said(JobWarning)], ids=repr)
+@pytest.mark.parametrize("event", [submitted(JobWarning), submitted(JobRefused), event_of(JobWarning)], ids=repr)
 @pytest.mark.parametrize("state", JobState)
 def test_a_warning_or_a_refusal_changes_no_state(state: JobState, event: JobEvent) -> None:
     """They are about something else."""
@@ -159,15 +159,15 @@ def test_a_reader_who_comes_late_learns_the_end_from_the_answer_to_a_duplicate(s
     assert next_state(state, submitted(JobDuplicate, outcome=outcome)) == outcome
 
 
-def test_a_failed_job_is_queued_again_and_goes_on_in_a_later_attempt() -> None:
+def test_a_failed_job_is_queued_again_and_resumes_in_a_later_attempt() -> None:
     """An operator put it back; its attempts are counted on."""
-    events = [submitted(), said(JobClaimed), said(JobFailed), submitted(), said(JobClaimed, 2)]
+    events = [submitted(), event_of(JobClaimed), event_of(JobFailed), submitted(), event_of(JobClaimed, 2)]
 
     assert [state_after(events[:count]) for count in (3, 4, 5)] == [JobState.FAILED, JobState.QUEUED, JobState.CLAIMED]
 
 
 @pytest.mark.parametrize("kind", [JobRejected, JobDuplicate])
-def test_a_failed_job_stays_failed_whatever_else_is_said_of_a_submission(kind: type[JobEvent]) -> None:
+def test_a_failed_job_stays_failed_whatever_else_is_published_about_a_submission(kind: type[JobEvent]) -> None:
     """Only queueing puts it back."""
     assert next_state(JobState.FAILED, submitted(kind)) == JobState.FAILED
 
@@ -177,23 +177,23 @@ def test_a_rejected_message_is_corrected_and_submitted_again() -> None:
     assert state_after([submitted(JobRejected), submitted()]) == JobState.QUEUED
 
 
-def test_a_job_goes_on_although_a_later_message_with_its_id_was_rejected() -> None:
-    """What was rejected is a message; the job of the first one still waits for a card."""
+def test_a_job_continues_although_a_later_message_with_its_id_was_rejected() -> None:
+    """What was rejected is a message; the job of the first one still waits for a GPU."""
     assert state_after([submitted(), submitted(JobRejected)]) == JobState.REJECTED
-    assert state_after([submitted(), submitted(JobRejected), said(JobClaimed)]) == JobState.CLAIMED
+    assert state_after([submitted(), submitted(JobRejected), event_of(JobClaimed)]) == JobState.CLAIMED
 
 
 @pytest.mark.parametrize("state", [*WAITING, *RUNNING])
 def test_a_job_can_be_claimed_while_it_waits_and_after_its_owner_was_lost(state: JobState) -> None:
-    """Whoever was lost said nothing more."""
-    assert next_state(state, said(JobClaimed)) == JobState.CLAIMED
+    """Whoever was lost published nothing more."""
+    assert next_state(state, event_of(JobClaimed)) == JobState.CLAIMED
 
 
 @pytest.mark.parametrize("kind", [JobRetrying, JobReleased, JobCompleted, JobFailed, JobCancelled])
 @pytest.mark.parametrize("state", [*WAITING, *RUNNING])
 def test_a_worker_may_part_with_a_job_before_and_while_it_trains(state: JobState, kind: type[JobEvent]) -> None:
-    """It was cancelled, given back, failed, or found finished."""
-    assert next_state(state, said(kind)) == reported_state(said(kind))
+    """It was cancelled, released, failed, or found finished."""
+    assert next_state(state, event_of(kind)) == reported_state(event_of(kind))
 
 
 @pytest.mark.parametrize("state", [JobState.SUBMITTED, *WAITING, *sorted(TERMINAL_STATES)])
@@ -201,7 +201,7 @@ def test_a_worker_may_part_with_a_job_before_and_while_it_trains(state: JobState
 def test_nothing_is_trained_without_a_claim(state: JobState, kind: type[JobEvent]) -> None:
     """A phase, a step, a checkpoint or a sample follows on a claim."""
     with pytest.raises(IllegalTransitionError):
-        next_state(state, said(kind))
+        next_state(state, event_of(kind))
 
 
 @pytest.mark.parametrize("state", [JobState.TRAINING, JobState.CHECKPOINTING, JobState.SAMPLING, JobState.EXPORTING])
@@ -218,10 +218,10 @@ def test_exporting_is_the_last_of_the_training(begun: Phase) -> None:
         next_state(JobState.EXPORTING, phase(begun))
 
 
-@pytest.mark.parametrize("event", [said(kind) for kind in TERMINAL_EVENTS if kind is not JobRejected], ids=repr)
+@pytest.mark.parametrize("event", [event_of(kind) for kind in TERMINAL_EVENTS if kind is not JobRejected], ids=repr)
 @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED])
 def test_a_job_ends_once(state: JobState, event: JobEvent) -> None:
-    """The same event heard twice is for the reader to tell, by its id."""
+    """The same event read twice is for the reader to recognize, by its id."""
     with pytest.raises(IllegalTransitionError):
         next_state(state, event)
 
@@ -229,22 +229,22 @@ def test_a_job_ends_once(state: JobState, event: JobEvent) -> None:
 def test_an_illegal_event_is_named_with_the_state() -> None:
     """Who reads the message knows where to look."""
     with pytest.raises(ValueError, match=r"^cannot follow job user_portrait: JobProgress in state queued$"):
-        next_state(JobState.QUEUED, said(JobProgress))
+        next_state(JobState.QUEUED, event_of(JobProgress))
 
 
 @pytest.mark.parametrize(
-    "late", [phase(Phase.CACHING_TEXT), said(JobReleased), said(JobFailed), said(JobClaimed)], ids=repr
+    "late", [phase(Phase.CACHING_TEXT), event_of(JobReleased), event_of(JobFailed), event_of(JobClaimed)], ids=repr
 )
-def test_the_late_words_of_a_superseded_owner_are_passed_over(late: JobEvent) -> None:
-    """Whatever it says of its own attempt, the job is with somebody else."""
-    events = [submitted(), said(JobClaimed), said(JobClaimed, 2), phase(Phase.TRAINING, 2)]
+def test_late_events_of_a_superseded_owner_are_passed_over(late: JobEvent) -> None:
+    """Whatever it publishes of its own attempt, the job is with somebody else."""
+    events = [submitted(), event_of(JobClaimed), event_of(JobClaimed, 2), phase(Phase.TRAINING, 2)]
 
     assert state_after([*events, late]) == JobState.TRAINING
 
 
 def test_a_submission_between_two_attempts_hides_none_of_them() -> None:
-    """Attempt 0 takes nothing back: the superseded owner stays superseded."""
-    events = [submitted(), said(JobClaimed, 2), submitted(), said(JobFailed, 1)]
+    """Attempt 0 changes nothing: the superseded owner stays superseded."""
+    events = [submitted(), event_of(JobClaimed, 2), submitted(), event_of(JobFailed, 1)]
 
     assert state_after(events) == JobState.CLAIMED
 
@@ -269,7 +269,7 @@ def test_every_state_has_its_row_and_can_be_reached() -> None:
 
 
 @given(st.sampled_from(JobState), st.sampled_from(JOB_EVENTS))
-def test_a_state_changes_only_as_the_table_says(state: JobState, event: JobEvent) -> None:
+def test_a_state_changes_only_as_in_the_table(state: JobState, event: JobEvent) -> None:
     """Every event in every state: a state that may follow, the same state, or an error."""
     try:
         after = next_state(state, event)

@@ -54,7 +54,7 @@ def test_all_faults_are_found_at_once() -> None:
 
 @pytest.mark.parametrize("job_id", ["", "a.b", "a/b", "../x", "_a", "-a", "a\n", "ü", "a" * 129])
 def test_an_id_that_could_not_name_a_queue_and_a_folder_is_refused(job_id: str) -> None:
-    """Ids become routing keys and paths: nothing but letters, digits, _ and -, and no line end at the end."""
+    """Ids become routing keys and paths: nothing but characters, digits, _ and -, and no line end at the end."""
     assert faults(jobId=job_id).keys() == {"jobId"}
 
 
@@ -86,7 +86,7 @@ def test_a_value_of_the_wrong_type_or_range_is_refused(field: str, value: object
 
 
 def test_a_fault_of_a_closed_list_names_the_list() -> None:
-    """Whoever mistyped a tier is told the tiers."""
+    """Whoever mistyped a tier gets a list of the tiers."""
     assert faults(gpuMemoryTier="12gb")["gpuMemoryTier"].endswith("; one of 8gb, 16gb, 24gb, 40gb, 80gb")
 
 

@@ -12,7 +12,7 @@ RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 def rabbitmqctl_environment(node: PrivateBroker) -> dict[str, str]:
     """By which the command finds this node alone."""
     environ = node._environment()
-    # Those are the node's own: a second one would take its ports.
+    # Those are the node's own: a second one would need its ports.
     for name in ("RABBITMQ_DIST_PORT", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"):
         environ.pop(name)
     return environ

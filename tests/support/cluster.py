@@ -23,15 +23,15 @@ MAPPER = 'exec 3<&0 </dev/null; epmd -address 127.0.0.1 -port "$1" 3<&- & read -
 # join one by one. It does not matter to a node that has data.
 JOIN = "[{{rabbit, [{{cluster_nodes, {{[{names}], disc}}}}]}}]."
 
-# Evaluated by a short-lived Erlang beside the nodes: it is there in half a second, rabbitmqctl takes seconds.
-ASK = "try Ask = fun(M, F, A) -> rpc:call('{node}', M, F, A, 5000) end, {question} catch _:_ -> halt(1) end, halt()."
+# Evaluated by a short-lived Erlang beside the nodes: it is there in half a second, rabbitmqctl needs seconds.
+QUERY = "try Ask = fun(M, F, A) -> rpc:call('{node}', M, F, A, 5000) end, {question} catch _:_ -> halt(1) end, halt()."
 
 TOGETHER = f"""
     {SIZE} = length(Ask(rabbit_mnesia, cluster_nodes, [running])),
     io:format("yes~n")
 """
 
-# A member passes the question on to the leader: what it says is neither stale nor a guess.
+# A member passes the query on to the leader: the answer is neither stale nor a guess.
 MEMBERS = """
     {{ok, Queue}} = Ask(rabbit_amqqueue, lookup, [{{resource, <<"/">>, queue, <<"{queue}">>}}]),
     {{Name, _}} = Ask(amqqueue, get_pid, [Queue]),
@@ -74,13 +74,13 @@ class Cluster:
         return set(self._members(queue)[1:])
 
     def _members(self, queue: str) -> list[int]:
-        answer = _until(lambda: self._ask(MEMBERS, queue), f"{queue} has no leader")
+        answer = _until(lambda: self._query(MEMBERS, queue), f"{queue} has no leader")
         return [self._names.index(name) for name in answer.split()]
 
-    def _ask(self, question: str, queue: str = "") -> str:
-        """What a node that is up says, on its own or on behalf of the others; nothing if it does not know."""
+    def _query(self, question: str, queue: str = "") -> str:
+        """What a node that is up answers, on its own or on behalf of the others; nothing if it does not know."""
         node = self.nodes[min(self._up)]
-        code = ASK.format(node=node.name, question=question.format(node=node.name, queue=queue))
+        code = QUERY.format(node=node.name, question=question.format(node=node.name, queue=queue))
         name = f"ask-{secrets.token_hex(4)}@localhost"
         flags = ["-noinput", "-hidden", "-start_epmd", "false", "-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
         environ = {"PATH": os.environ["PATH"], "HOME": str(node.folder), "ERL_EPMD_PORT": str(self._epmd_port)}
@@ -97,7 +97,7 @@ class Cluster:
             # Not all at once: a founder that is joined while it still starts may stay without quorum queues for good.
             self.start(0)
             self.start(*range(1, SIZE))
-            _until(lambda: self._ask(TOGETHER), "the nodes do not form a cluster")
+            _until(lambda: self._query(TOGETHER), "the nodes do not form a cluster")
             self._stack = stack.pop_all()
         return self
 
@@ -115,7 +115,7 @@ def _lay_out(folder: Path, cookie: str, join: list[str]) -> None:
 
 
 def _until(answer: Callable[[], str], otherwise: str) -> str:
-    """Ask until there is an answer."""
+    """Query until there is an answer."""
     deadline = time.monotonic() + TIMEOUT
     while not (found := answer()):
         if time.monotonic() > deadline:

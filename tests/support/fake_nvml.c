@@ -1,15 +1,15 @@
-/* A libnvidia-ml.so.1 without a driver, for tests: it says what the file named by FAKE_NVML says.
+/* A libnvidia-ml.so.1 without a driver, for tests: it reports what the file named by FAKE_NVML lists.
  *
- * The file has one statement a line; what it leaves out succeeds, and cards count as they are listed:
+ * The file has one entry a line; what it leaves out succeeds, and GPUs count as they are listed:
  *
  *     init CODE                       nvmlInit returns this code
- *     count CODE                      so does the counting of cards
- *     card CODE MIB UUID NAME ...     a card; a code other than 0 is what asking for its handle returns
+ *     count CODE                      so does the counting of GPUs
+ *     gpu CODE MIB UUID NAME ...      a GPU; a code other than 0 is what asking for its handle returns
  *     driver TEXT                     the driver's version
  *     cuda NUMBER                     the newest CUDA that it runs, as 12040
  *     hang                            every call but the first, nvmlInit, waits for ever
  *
- * and of the card above, what it does not support without them:
+ * and of the GPU above, what it does not support without them:
  *
  *     held MIB                        so much of its memory is in somebody's use
  *     process PID MIB                 by this process
@@ -22,10 +22,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define CARDS 16
+#define GPUS 16
 #define PARTS 8
 #define TEXT 96
-#define WHOLE_CARD 0xffffffffu
+#define WHOLE_GPU 0xffffffffu
 
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
@@ -34,7 +34,7 @@ enum {
 
 typedef unsigned long long u64;
 
-typedef struct card {
+typedef struct gpu {
     int code;
     u64 mib, held, energy, ecc, throttle;
     char uuid[TEXT], name[TEXT];
@@ -42,42 +42,42 @@ typedef struct card {
     int has_temperature, has_power, has_energy, has_utilisation, has_clocks, has_throttle, has_ecc;
     unsigned processes, pids[PARTS], parts;
     u64 process_mib[PARTS];
-    struct card *whole;
-} card_t;
+    struct gpu *whole;
+} gpu_t;
 
 static struct {
     int init, count_code, hang, cuda;
     char driver[TEXT];
     unsigned count;
-    card_t cards[CARDS];
-    card_t parts[CARDS][PARTS];
+    gpu_t gpus[GPUS];
+    gpu_t parts[GPUS][PARTS];
 } state;
 
 static int initialized;
 
-static void read_card_line(const char *line, card_t *card, card_t *parts)
+static void read_gpu_line(const char *line, gpu_t *gpu, gpu_t *parts)
 {
-    card_t *part = &parts[card->parts];
-    unsigned *n = &card->processes;
+    gpu_t *part = &parts[gpu->parts];
+    unsigned *n = &gpu->processes;
 
-    if (sscanf(line, "held %llu", &card->held) == 1)
+    if (sscanf(line, "held %llu", &gpu->held) == 1)
         return;
-    if (sscanf(line, "xid %u %u", &card->xid, &card->xid_instance) == 1)
-        card->xid_instance = WHOLE_CARD;
-    if (*n < PARTS && sscanf(line, "process %u %llu", &card->pids[*n], &card->process_mib[*n]) == 2)
+    if (sscanf(line, "xid %u %u", &gpu->xid, &gpu->xid_instance) == 1)
+        gpu->xid_instance = WHOLE_GPU;
+    if (*n < PARTS && sscanf(line, "process %u %llu", &gpu->pids[*n], &gpu->process_mib[*n]) == 2)
         ++*n;
-    if (card->parts < PARTS && sscanf(line, "mig %llu %95s", &part->mib, part->uuid) == 2) {
-        snprintf(part->name, sizeof part->name, "%.80s MIG", card->name);
-        part->whole = card;
-        part->instance = ++card->parts;
+    if (gpu->parts < PARTS && sscanf(line, "mig %llu %95s", &part->mib, part->uuid) == 2) {
+        snprintf(part->name, sizeof part->name, "%.80s MIG", gpu->name);
+        part->whole = gpu;
+        part->instance = ++gpu->parts;
     }
-    card->has_temperature |= sscanf(line, "temperature %u", &card->temperature) == 1;
-    card->has_power |= sscanf(line, "power %u", &card->power) == 1;
-    card->has_energy |= sscanf(line, "energy %llu", &card->energy) == 1;
-    card->has_utilisation |= sscanf(line, "utilisation %u", &card->utilisation) == 1;
-    card->has_clocks |= sscanf(line, "clocks %u %u", &card->sm, &card->memory) == 2;
-    card->has_throttle |= sscanf(line, "throttle %llu", &card->throttle) == 1;
-    card->has_ecc |= sscanf(line, "ecc %llu", &card->ecc) == 1;
+    gpu->has_temperature |= sscanf(line, "temperature %u", &gpu->temperature) == 1;
+    gpu->has_power |= sscanf(line, "power %u", &gpu->power) == 1;
+    gpu->has_energy |= sscanf(line, "energy %llu", &gpu->energy) == 1;
+    gpu->has_utilisation |= sscanf(line, "utilisation %u", &gpu->utilisation) == 1;
+    gpu->has_clocks |= sscanf(line, "clocks %u %u", &gpu->sm, &gpu->memory) == 2;
+    gpu->has_throttle |= sscanf(line, "throttle %llu", &gpu->throttle) == 1;
+    gpu->has_ecc |= sscanf(line, "ecc %llu", &gpu->ecc) == 1;
 }
 
 static void read_state(void)
@@ -88,17 +88,17 @@ static void read_state(void)
 
     memset(&state, 0, sizeof state);
     while (file && fgets(line, sizeof line, file)) {
-        card_t *card = &state.cards[state.count];
+        gpu_t *gpu = &state.gpus[state.count];
         if (sscanf(line, "init %d", &state.init) == 1 || sscanf(line, "count %d", &state.count_code) == 1
             || sscanf(line, "driver %95s", state.driver) == 1 || sscanf(line, "cuda %d", &state.cuda) == 1)
             continue;
         if (!strncmp(line, "hang", 4))
             state.hang = 1;
-        else if (state.count < CARDS
-                 && sscanf(line, "card %d %llu %95s %95[^\n]", &card->code, &card->mib, card->uuid, card->name) == 4)
+        else if (state.count < GPUS
+                 && sscanf(line, "gpu %d %llu %95s %95[^\n]", &gpu->code, &gpu->mib, gpu->uuid, gpu->name) == 4)
             state.count++;
         else if (state.count)
-            read_card_line(line, card - 1, state.parts[state.count - 1]);
+            read_gpu_line(line, gpu - 1, state.parts[state.count - 1]);
     }
     if (file)
         fclose(file);
@@ -150,54 +150,54 @@ int nvmlDeviceGetCount_v2(unsigned *count)
     return state.count_code;
 }
 
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, card_t **card)
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, gpu_t **gpu)
 {
     if (!initialized)
         return UNINITIALIZED;
     if (index >= state.count)
         return INVALID_ARGUMENT;
-    *card = &state.cards[index];
-    return (*card)->code;
+    *gpu = &state.gpus[index];
+    return (*gpu)->code;
 }
 
-int nvmlDeviceGetHandleByUUID(const char *uuid, card_t **card)
+int nvmlDeviceGetHandleByUUID(const char *uuid, gpu_t **gpu)
 {
     if (!ready())
         return UNINITIALIZED;
     for (unsigned index = 0; index < state.count; index++) {
-        if (!strcmp(uuid, state.cards[index].uuid))
-            return nvmlDeviceGetHandleByIndex_v2(index, card);
-        for (unsigned part = 0; part < state.cards[index].parts; part++)
+        if (!strcmp(uuid, state.gpus[index].uuid))
+            return nvmlDeviceGetHandleByIndex_v2(index, gpu);
+        for (unsigned part = 0; part < state.gpus[index].parts; part++)
             if (!strcmp(uuid, state.parts[index][part].uuid)) {
-                *card = &state.parts[index][part];
+                *gpu = &state.parts[index][part];
                 return SUCCESS;
             }
     }
     return INVALID_ARGUMENT;
 }
 
-int nvmlDeviceGetName(card_t *card, char *name, unsigned size)
+int nvmlDeviceGetName(gpu_t *gpu, char *name, unsigned size)
 {
-    return ready() ? copy(name, size, card->name) : UNINITIALIZED;
+    return ready() ? copy(name, size, gpu->name) : UNINITIALIZED;
 }
 
-int nvmlDeviceGetUUID(card_t *card, char *uuid, unsigned size)
+int nvmlDeviceGetUUID(gpu_t *gpu, char *uuid, unsigned size)
 {
-    return ready() ? copy(uuid, size, card->uuid) : UNINITIALIZED;
+    return ready() ? copy(uuid, size, gpu->uuid) : UNINITIALIZED;
 }
 
-int nvmlDeviceGetMemoryInfo(card_t *card, u64 *total_free_used)
+int nvmlDeviceGetMemoryInfo(gpu_t *gpu, u64 *total_free_used)
 {
     if (!ready())
         return UNINITIALIZED;
-    total_free_used[0] = card->mib * 1024 * 1024;
-    total_free_used[1] = (card->mib - card->held) * 1024 * 1024;
-    total_free_used[2] = card->held * 1024 * 1024;
+    total_free_used[0] = gpu->mib * 1024 * 1024;
+    total_free_used[1] = (gpu->mib - gpu->held) * 1024 * 1024;
+    total_free_used[2] = gpu->held * 1024 * 1024;
     return SUCCESS;
 }
 
-#define TELLS(NAME, TYPE, HAS, VALUE) \
-    int NAME(card_t *card, TYPE *value) \
+#define REPORTS(NAME, TYPE, HAS, VALUE) \
+    int NAME(gpu_t *gpu, TYPE *value) \
     { \
         if (!ready()) \
             return UNINITIALIZED; \
@@ -207,50 +207,50 @@ int nvmlDeviceGetMemoryInfo(card_t *card, u64 *total_free_used)
         return SUCCESS; \
     }
 
-TELLS(nvmlDeviceGetPowerUsage, unsigned, card->has_power, card->power)
-TELLS(nvmlDeviceGetTotalEnergyConsumption, u64, card->has_energy, card->energy)
-TELLS(nvmlDeviceGetCurrentClocksThrottleReasons, u64, card->has_throttle, card->throttle)
-TELLS(nvmlDeviceGetMaxMigDeviceCount, unsigned, 1, PARTS)
-TELLS(nvmlDeviceGetGpuInstanceId, unsigned, card->whole, card->instance)
-TELLS(nvmlDeviceGetDeviceHandleFromMigDeviceHandle, card_t *, card->whole, card->whole)
+REPORTS(nvmlDeviceGetPowerUsage, unsigned, gpu->has_power, gpu->power)
+REPORTS(nvmlDeviceGetTotalEnergyConsumption, u64, gpu->has_energy, gpu->energy)
+REPORTS(nvmlDeviceGetCurrentClocksThrottleReasons, u64, gpu->has_throttle, gpu->throttle)
+REPORTS(nvmlDeviceGetMaxMigDeviceCount, unsigned, 1, PARTS)
+REPORTS(nvmlDeviceGetGpuInstanceId, unsigned, gpu->whole, gpu->instance)
+REPORTS(nvmlDeviceGetDeviceHandleFromMigDeviceHandle, gpu_t *, gpu->whole, gpu->whole)
 
-int nvmlDeviceGetTemperature(card_t *card, int sensor, unsigned *value)
+int nvmlDeviceGetTemperature(gpu_t *gpu, int sensor, unsigned *value)
 {
     (void)sensor;
-    *value = card->temperature;
-    return card->has_temperature ? SUCCESS : NOT_SUPPORTED;
+    *value = gpu->temperature;
+    return gpu->has_temperature ? SUCCESS : NOT_SUPPORTED;
 }
 
-int nvmlDeviceGetUtilizationRates(card_t *card, unsigned *gpu_memory)
+int nvmlDeviceGetUtilizationRates(gpu_t *gpu, unsigned *gpu_memory)
 {
-    gpu_memory[0] = card->utilisation;
-    return card->has_utilisation ? SUCCESS : NOT_SUPPORTED;
+    gpu_memory[0] = gpu->utilisation;
+    return gpu->has_utilisation ? SUCCESS : NOT_SUPPORTED;
 }
 
-int nvmlDeviceGetClockInfo(card_t *card, int type, unsigned *value)
+int nvmlDeviceGetClockInfo(gpu_t *gpu, int type, unsigned *value)
 {
-    *value = type == 1 ? card->sm : card->memory;
-    return card->has_clocks ? SUCCESS : NOT_SUPPORTED;
+    *value = type == 1 ? gpu->sm : gpu->memory;
+    return gpu->has_clocks ? SUCCESS : NOT_SUPPORTED;
 }
 
-int nvmlDeviceGetTotalEccErrors(card_t *card, int type, int counter, u64 *value)
+int nvmlDeviceGetTotalEccErrors(gpu_t *gpu, int type, int counter, u64 *value)
 {
-    *value = card->ecc;
+    *value = gpu->ecc;
     /* Uncorrected, since the last reset. */
-    return card->has_ecc && type == 1 && counter == 0 ? SUCCESS : NOT_SUPPORTED;
+    return gpu->has_ecc && type == 1 && counter == 0 ? SUCCESS : NOT_SUPPORTED;
 }
 
-int nvmlDeviceGetMigMode(card_t *card, unsigned *current, unsigned *pending)
+int nvmlDeviceGetMigMode(gpu_t *gpu, unsigned *current, unsigned *pending)
 {
-    *current = *pending = card->parts > 0;
-    return card->whole ? INVALID_ARGUMENT : SUCCESS;
+    *current = *pending = gpu->parts > 0;
+    return gpu->whole ? INVALID_ARGUMENT : SUCCESS;
 }
 
-int nvmlDeviceGetMigDeviceHandleByIndex(card_t *card, unsigned index, card_t **part)
+int nvmlDeviceGetMigDeviceHandleByIndex(gpu_t *gpu, unsigned index, gpu_t **part)
 {
-    if (index >= card->parts)
+    if (index >= gpu->parts)
         return NOT_FOUND;
-    *part = &state.parts[card - state.cards][index];
+    *part = &state.parts[gpu - state.gpus][index];
     return SUCCESS;
 }
 
@@ -260,15 +260,15 @@ typedef struct {
     unsigned gpu_instance, compute_instance;
 } process_t;
 
-int nvmlDeviceGetComputeRunningProcesses_v3(card_t *card, unsigned *count, process_t *processes)
+int nvmlDeviceGetComputeRunningProcesses_v3(gpu_t *gpu, unsigned *count, process_t *processes)
 {
     unsigned room = *count;
 
-    *count = card->processes;
-    if (room < card->processes)
+    *count = gpu->processes;
+    if (room < gpu->processes)
         return INSUFFICIENT_SIZE;
-    for (unsigned number = 0; number < card->processes; number++)
-        processes[number] = (process_t){card->pids[number], card->process_mib[number] * 1024 * 1024, 0, 0};
+    for (unsigned number = 0; number < gpu->processes; number++)
+        processes[number] = (process_t){gpu->pids[number], gpu->process_mib[number] * 1024 * 1024, 0, 0};
     return SUCCESS;
 }
 
@@ -283,8 +283,8 @@ int nvmlSystemGetCudaDriverVersion(int *version)
     return state.cuda ? SUCCESS : NOT_SUPPORTED;
 }
 
-/* The set of events: the cards that were registered. Each tells of its xid once. */
-static unsigned registered, told;
+/* The set of events: the GPUs that were registered. Each reports its xid once. */
+static unsigned registered, reported;
 
 int nvmlEventSetCreate(unsigned **set)
 {
@@ -299,17 +299,17 @@ int nvmlEventSetFree(unsigned *set)
     return SUCCESS;
 }
 
-int nvmlDeviceRegisterEvents(card_t *card, u64 types, unsigned *set)
+int nvmlDeviceRegisterEvents(gpu_t *gpu, u64 types, unsigned *set)
 {
     (void)types;
-    if (card->whole)
+    if (gpu->whole)
         return NOT_SUPPORTED;
-    *set |= 1u << (card - state.cards);
+    *set |= 1u << (gpu - state.gpus);
     return SUCCESS;
 }
 
 typedef struct {
-    card_t *card;
+    gpu_t *gpu;
     u64 type, data;
     unsigned gpu_instance, compute_instance;
 } event_t;
@@ -318,10 +318,10 @@ int nvmlEventSetWait_v2(unsigned *set, event_t *event, unsigned milliseconds)
 {
     for (unsigned waited = 0; waited < milliseconds; waited += 10) {
         for (unsigned index = 0; index < state.count; index++)
-            if (state.cards[index].xid && *set & ~told & 1u << index) {
-                told |= 1u << index;
-                *event = (event_t){&state.cards[index], 8, state.cards[index].xid,
-                                   state.cards[index].xid_instance, WHOLE_CARD};
+            if (state.gpus[index].xid && *set & ~reported & 1u << index) {
+                reported |= 1u << index;
+                *event = (event_t){&state.gpus[index], 8, state.gpus[index].xid,
+                                   state.gpus[index].xid_instance, WHOLE_GPU};
                 return SUCCESS;
             }
         usleep(10000);

@@ -1,19 +1,19 @@
-"""A trainer that trains nothing: it keeps the contract of the run folder, in the way that its mode says.
+"""A trainer that trains nothing: it keeps the contract of the run folder, in the way of its mode.
 
     python -S fake_trainer.py MODE RUN_FOLDER|--standby
 
 ok        two steps, then done, at once
 slow      a step every 0.1 s; on SIGTERM a checkpoint, then stopped
-crash     one step, then a last word on standard error and exit status 9, without a record
+crash     one step, then a last line on standard error and exit status 9, without a record
 refuse    a failed record that names two faults
 deaf      a step, then ignores SIGTERM for ever
 squat     done, but something appeared in the output's place meanwhile
 grandchild  done, leaving behind a process that holds its output open
 steady    all phases, a step every 0.05 s, a checkpoint every five; honours SIGTERM, requests and its lease
 brisk     steady, ten times as fast
-dwell:PHASE  steady, but it stays in this phase until it is told to stop
+dwell:PHASE  steady, but it stays in this phase until it is requested to stop
 filler    writes checkpoints that grow until the disk is full
-obliging  steady, with a checkpoint only when asked for one
+obliging  steady, with a checkpoint only on request
 killer    kills itself at its third step, every time
 hog       out of memory with a micro-batch of more than one image
 diverge   a second step whose loss is not a number
@@ -43,7 +43,7 @@ class Trainer:
         signal.signal(signal.SIGTERM, self.on_term)
 
     def trace(self, what: str, step: int = 0) -> None:
-        """Note something where no daemon and no other trainer can take it back."""
+        """Note something where no daemon and no other trainer can undo it."""
         folder = os.path.join(os.path.dirname(self.spec["datasetPath"]), "traces")
         if not os.path.isdir(folder):
             return
@@ -93,7 +93,7 @@ class Trainer:
             self.step(number)
             if self.stopping:
                 self.checkpoint(number)
-                self.record("stopped", step=number, why="told to")
+                self.record("stopped", step=number, why="requested")
                 sys.exit(3)
             time.sleep(0.1)
         self.done(total)
@@ -115,7 +115,7 @@ class Trainer:
                 saved = number
             if "sample" in requests:
                 self.record("sample", step=number, path=f"{number}.png", prompt="a cat")
-            self.stop_if_told(number, saved)
+            self.stop_if_requested(number, saved)
         for phase in ("sampling", "exporting"):
             self.pause(phase, saved)
         self.trace("end")
@@ -130,7 +130,7 @@ class Trainer:
         self.trace(phase)
         for _ in range(10_000 if sys.argv[1] == f"dwell:{phase}" else 6):
             time.sleep(self.pace)
-            self.stop_if_told(saved, saved)
+            self.stop_if_requested(saved, saved)
 
     def requests(self) -> str:
         path = os.path.join(os.path.dirname(self.progress), "requests.jsonl")
@@ -139,7 +139,7 @@ class Trainer:
         new, self.requested = lines[self.requested :], len(lines)
         return "".join(new)
 
-    def stop_if_told(self, number: int, saved: int) -> None:
+    def stop_if_requested(self, number: int, saved: int) -> None:
         with open(os.path.join(os.path.dirname(self.progress), "lease")) as file:
             lease = json.load(file)
         orphan = time.time() > lease["deadline"] + lease["maxIsolation"]
@@ -213,7 +213,7 @@ class Trainer:
     def crash(self) -> None:
         self.record("phase", phase="training")
         self.step(1)
-        sys.stderr.write("the last word\n")
+        sys.stderr.write("the last line\n")
         sys.exit(9)
 
     def refuse(self) -> None:
@@ -240,7 +240,7 @@ class Trainer:
 
 
 def wait_for_run() -> str:
-    """On standby: the run folder, once it is told; the output goes there from then on."""
+    """On standby: the run folder, once it is given one; the output goes there from then on."""
     os.write(0, b"ready\n")
     folder = sys.stdin.readline().rstrip("\n")
     if not folder:

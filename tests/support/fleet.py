@@ -33,9 +33,9 @@ ROOT = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 TYPES = ["FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"]
 
-CARD_8 = "NVIDIA GeForce RTX 4060:8188MiB"
-CARD_24 = "NVIDIA GeForce RTX 4090:24564MiB"
-CARD_80 = "NVIDIA H100 80GB HBM3:81559MiB"
+GPU_8 = "NVIDIA GeForce RTX 4060:8188MiB"
+GPU_24 = "NVIDIA GeForce RTX 4090:24564MiB"
+GPU_80 = "NVIDIA H100 80GB HBM3:81559MiB"
 
 # Waiting in tests is bounded, and generous: the machine may be slow.
 TIMEOUT = 60.0
@@ -105,7 +105,7 @@ class Fleet:
         self._job_ids: set[str] = set()
         for name in ("datasets/set", "models", "base", "no-nvml"):
             (folder / name).mkdir(parents=True)
-        # Hides the cards of a machine that has some: a library that cannot be loaded is no library.
+        # Hides the GPUs of a machine that has some: a library that cannot be loaded is no library.
         (folder / "no-nvml" / "libnvidia-ml.so.1").touch()
 
     def move(self, url: str) -> None:
@@ -147,7 +147,7 @@ class Fleet:
         **changes: Any,
     ) -> Daemon:
         """Start a daemon; by default wait until it is connected."""
-        settings = self.settings(worker_id, gpus or [CARD_24], mode, **changes)
+        settings = self.settings(worker_id, gpus or [GPU_24], mode, **changes)
         number = len(self._daemons)
         config = self.folder / f"{worker_id}-{number}.toml"
         config.write_text("\n".join(f"{key} = {to_toml(value)}" for key, value in settings.items()))
@@ -241,7 +241,7 @@ class Fleet:
         """What the log of events holds now, with the events' ids."""
         end, found = f"end-{secrets.token_hex(8)}", []
         async with asyncio.timeout(TIMEOUT), self.session() as session:
-            # A worker that does not exist has the last word: all before it has been read.
+            # The event of a worker that does not exist comes last: all before it has been read.
             marker = encode_event(wrap(WorkerOffline(worker="end", simulated=True, why=end), event_id=end, time=0))
             await session.publish(self.names.events, "worker.end.offline", persistent(marker))
             async for body in read_log(session, self.names.events_log, 0):

@@ -34,5 +34,5 @@ class Frames:
 
 
 def is_counted(frame: bytes) -> bool:
-    """Whether it says something: neither the greeting that comes before all frames nor a heartbeat."""
+    """Whether it has content: neither the greeting that comes before all frames nor a heartbeat."""
     return frame[0] != HEARTBEAT and not frame.startswith(PROTOCOL)

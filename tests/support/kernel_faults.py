@@ -45,7 +45,7 @@ def crash_and_hang(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def refuse(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Raise as a kernel does that has lost the card's context."""
+    """Raise as a kernel does that has lost the GPU's context."""
     raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore of it")
 
 

@@ -43,5 +43,5 @@ class ManagedBroker(PrivateBroker):
         (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
 
     def management_url(self, user: str, password: str = "secret", scheme: str = "http") -> str:
-        """Where this user asks."""
+        """Where this user sends requests."""
         return f"{scheme}://{user}:{password}@127.0.0.1:{self.management_port}/"

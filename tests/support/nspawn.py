@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-# Made once: it takes a minute or two.
+# Made once: that is a minute or two.
 BASE = ROOT / ".cache" / "debian"
 TRANSCRIPT = ROOT / ".cache" / "systemd-transcript.txt"
 SUITE = "bookworm"
@@ -61,7 +61,7 @@ NOT_HERE = 77
 
 
 class NoMachineError(Exception):
-    """What it takes is missing here; the message names it."""
+    """What it needs is missing here; the message names it."""
 
 
 class Machine:
@@ -84,18 +84,18 @@ class Machine:
         return self._leader
 
     def run(self, *command: str, status: int | None = 0) -> str:
-        """Run a command in it and return what it says; with ``status`` None whatever its exit status is."""
+        """Run a command in it and return its output; with ``status`` None whatever its exit status is."""
         enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--pid"]
         clean = ["env", "-i", "PATH=/usr/bin:/usr/sbin:/bin:/sbin", "LANG=C.UTF-8", "SYSTEMD_PAGER=", *command]
         done = subprocess.run(
             [*enter, *clean], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=COMMAND_TIMEOUT, check=False
         )
-        said = done.stdout.decode()
+        output = done.stdout.decode()
         # A line for the shell is shown as one types it.
         line = " ".join(command[2:] if command[:2] == ("sh", "-c") else command)
-        note(f"# {line}\n{said}" + (f"[exit status {done.returncode}]\n" if done.returncode else ""))
-        assert status is None or done.returncode == status, f"{command}: {done.returncode}: {said}"
-        return said
+        note(f"# {line}\n{output}" + (f"[exit status {done.returncode}]\n" if done.returncode else ""))
+        assert status is None or done.returncode == status, f"{command}: {done.returncode}: {output}"
+        return output
 
     def until_up(self) -> None:
         """Wait until its systemd answers and has started what it starts."""
@@ -160,8 +160,8 @@ def try_here() -> None:
                 machine.until_up()
             except (AssertionError, OSError, subprocess.SubprocessError) as error:
                 console = (folder.parent / "console.log").read_text(errors="replace").split("\n")
-                words = next((line.strip() for line in reversed(console) if line.strip()), "")
-                raise NoMachineError(f"systemd-nspawn cannot boot here: {error}: {words}") from None
+                last = next((line.strip() for line in reversed(console) if line.strip()), "")
+                raise NoMachineError(f"systemd-nspawn cannot boot here: {error}: {last}") from None
 
 
 @contextmanager
@@ -206,8 +206,8 @@ def _make_base() -> None:
     command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(new)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        words = (done.stdout + done.stderr).strip().rpartition("\n")[2]
-        raise NoMachineError(f"debootstrap could not make a Debian: {words}")
+        last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+        raise NoMachineError(f"debootstrap could not make a Debian: {last}")
     new.rename(BASE)
 
 
@@ -268,10 +268,10 @@ def _is_systemd(pid: int) -> bool:
 
 def _is_trainer(pid: int) -> bool:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return TRAINER.encode() in words and b"python" in words[0]
+    return TRAINER.encode() in arguments and b"python" in arguments[0]
 
 
 def _space(pid: int) -> Path | None:

@@ -1,4 +1,4 @@
-"""A host's cards as NVML tells them, without a card: the real binding on a small library of our own."""
+"""A host's GPUs as NVML reports them, without a GPU: the real binding on a small library of our own."""
 
 import os
 import shutil
@@ -29,16 +29,16 @@ def build_nvml(folder: Path) -> Path:
 
 
 class Host:
-    """A host whose NVML is the library in ``library_folder``, and says what it was told last."""
+    """A host whose NVML is the library in ``library_folder``, and reports what was described last."""
 
     def __init__(self, library_folder: Path, state: Path) -> None:
         self._library_folder = library_folder
         self._state = state
 
-    def says(self, *statements: str) -> None:
-        """Describe the host; the statements are listed in ``fake_nvml.c``."""
+    def describe(self, *lines: str) -> None:
+        """Describe the host; the lines are listed in ``fake_nvml.c``."""
         new = self._state.with_suffix(".new")
-        new.write_text("".join(f"{statement}\n" for statement in statements))
+        new.write_text("".join(f"{line}\n" for line in lines))
         # At once: a process may be reading it.
         new.replace(self._state)
 

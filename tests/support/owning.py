@@ -1,4 +1,4 @@
-"""What it takes to speak of a job and to own it, without a broker: what is published ends in a list."""
+"""What is needed to publish events of a job and to own it, without a broker: what is published ends in a list."""
 
 import asyncio
 from typing import Any
@@ -34,7 +34,7 @@ class RecordingLink(Connection):
         self.back = asyncio.Event()
         self.back.set()
         self.left: int | None = None
-        """How many messages it takes until it is away for good."""
+        """How many messages it accepts until it is away for good."""
 
     async def publish(self, exchange: str, key: str, message: Message) -> None:
         """Keep what is published, once the broker is there."""
@@ -45,19 +45,19 @@ class RecordingLink(Connection):
             self.left -= 1
         self.published.append((exchange, key, message))
 
-    def said(self) -> list[JobEvent | AnyEntry]:
-        """What was said about jobs, to everybody and to the ledger, in its order."""
-        said: list[JobEvent | AnyEntry] = []
+    def events_and_entries(self) -> list[JobEvent | AnyEntry]:
+        """What was published about jobs, as events and to the ledger, in its order."""
+        found: list[JobEvent | AnyEntry] = []
         for exchange, _, message in self.published:
             if exchange == "":
-                said.append(decode_entry(message.body))
+                found.append(decode_entry(message.body))
             elif isinstance(event := decode_event(message.body).read(), JobEvent):
-                said.append(event)
-        return said
+                found.append(event)
+        return found
 
     def events(self) -> list[JobEvent]:
-        """What was said to everybody."""
-        return [one for one in self.said() if isinstance(one, JobEvent)]
+        """The events that were published."""
+        return [one for one in self.events_and_entries() if isinstance(one, JobEvent)]
 
 
 def a_queued_job(**fields: Any) -> QueuedJob:
@@ -92,11 +92,11 @@ def own(connection: Connection, queued: QueuedJob | None = None, before: JobHist
 
 
 def a_reporter(connection: Connection, folder: RunDirectory | None = None, attempt: int = 1) -> EventOutbox:
-    """Who tells of an attempt at that job."""
+    """Who publishes the events of an attempt at that job."""
     return EventOutbox(publisher(connection), connection.publish, "portrait", attempt, Bookmark(folder))
 
 
-async def told(outbox: EventOutbox) -> None:
+async def publish_all(outbox: EventOutbox) -> None:
     """Publish all that was emitted."""
     running = asyncio.create_task(outbox.run())
     await asyncio.wait_for(outbox.flush(), TIMEOUT)
@@ -104,7 +104,7 @@ async def told(outbox: EventOutbox) -> None:
     await asyncio.wait({running})
 
 
-async def told_in_part(outbox: EventOutbox, connection: RecordingLink, count: int) -> None:
+async def publish_some(outbox: EventOutbox, connection: RecordingLink, count: int) -> None:
     """Publish so many messages of what was emitted, and die."""
     connection.left = count
     running = asyncio.create_task(outbox.run())

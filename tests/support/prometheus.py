@@ -1,4 +1,4 @@
-"""A real Prometheus, and what our alerts and our dashboard ask it."""
+"""A real Prometheus, and what our alerts and our dashboard query of it."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def as_grafana_has_it(board: dict[str, Any]) -> dict[str, Any]:
 
 
 def panel_expressions() -> list[str]:
-    """What the panels ask, for all jobs and all workers."""
+    """What the panels query, for all jobs and all workers."""
     expressions = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
     return [expression.replace("$job", ".*").replace("$instance", ".*") for expression in expressions]
 
@@ -64,7 +64,7 @@ def installed() -> bool:
 
 
 def promtool(*arguments: str, stdin: str | None = None) -> str:
-    """What promtool says; a test fails if it finds fault."""
+    """What promtool reports; a test fails if it finds fault."""
     done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -22,7 +22,7 @@ class Connection:
         self.add(writer)
 
     def add(self, writer: asyncio.StreamWriter) -> None:
-        """Take the way to one of its ends in."""
+        """Add the way to one of its ends."""
         # Waiting for such a writer is waiting until everything is out.
         writer.transport.set_write_buffer_limits(0)
         self._writers.append(writer)
@@ -90,7 +90,7 @@ class Proxy:
         self._passing.set()
 
     def drop(self) -> None:
-        """Lose what is sent from now on and tell nobody, as a loss of power or a cut cable for good does.
+        """Lose what is sent from now on without notice, as a loss of power or a cut cable for good does.
 
         The connections of this time never recover; those that are opened meanwhile get no answer.
         """
@@ -148,7 +148,7 @@ class Proxy:
             await writer.drain()
 
     def _is_last(self, frame: bytes) -> bool:
-        """Count a frame that passes, and say whether all connections end with it."""
+        """Count a frame that passes, and return whether all connections end with it."""
         if not self._frames_left or not is_counted(frame):
             return False
         self._frames += 1

@@ -34,7 +34,7 @@ from training_worker.queue.job_message import QueuedJob
 from training_worker.runs.run import Run, RunRecord
 from training_worker.runs.run_directory import RunDirectory
 
-CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
+GPU = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=3.6)
 LEASE = RunLease(deadline=1000.0, max_isolation=1800.0)
 SPEC = RunSpec(
     job_id="portrait",
@@ -57,7 +57,7 @@ RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),
     submitted_at=1000.5,
     claim_record=ClaimRecord(claim="c2", before=JobHistory(digest="d", claim="c1", counted=1)),
-    device=CARD,
+    device=GPU,
     engine=EngineName.DIFFUSERS,
     changes={"batchSize": 2},
     resumed_step=5,
@@ -77,8 +77,8 @@ def make_run(state_dir: Path, job_id: str = "portrait", started_at: float = 2000
 
 
 def unmeasured() -> Timings:
-    """Measures that nobody asks for."""
-    return Timings(unobserved, TrainingType.FLUX_LORA, CARD.uuid)
+    """Timings that nobody reads."""
+    return Timings(unobserved, TrainingType.FLUX_LORA, GPU.uuid)
 
 
 def make_folder(state_dir: Path) -> RunDirectory:
@@ -107,7 +107,7 @@ def dataset() -> DatasetRecord:
 
 
 def step(number: int, loss: float | None = 0.5, at: float | None = None) -> StepRecord:
-    """A step was taken."""
+    """A step was completed."""
     return StepRecord(sequence=1, time=_time(at), step=number, total_steps=100, loss=loss, learning_rate=1e-4)
 
 
@@ -117,7 +117,7 @@ def checkpoint(number: int, at: float | None = None) -> CheckpointRecord:
 
 
 def sample(number: int) -> SampleRecord:
-    """A picture was drawn."""
+    """A sample image was drawn."""
     return SampleRecord(sequence=1, time=_time(None), step=number, path="/a.png", prompt="a cat")
 
 
@@ -135,11 +135,11 @@ def done() -> DoneRecord:
 
 def stopped(number: int) -> StoppedRecord:
     """The run stopped early."""
-    return StoppedRecord(sequence=1, time=_time(None), step=number, why="told to")
+    return StoppedRecord(sequence=1, time=_time(None), step=number, why="requested")
 
 
 def failed(reason: FailureReason = FailureReason.DATASET_INVALID) -> FailedRecord:
-    """The run failed and says why."""
+    """The run failed, with a reason."""
     faults = [Fault(path="a.png", reason="corrupt")]
     return FailedRecord(sequence=1, time=_time(None), reason=reason, message="cannot train", faults=faults)
 

@@ -11,7 +11,7 @@ def mounted(path: Path, size_bytes: int) -> Iterator[Path]:
     """Mount an empty file system of that size, rounded up to whole pages; what was written is gone afterwards.
 
     Raises:
-        PermissionError: mounting takes root, and a container that allows it.
+        PermissionError: mounting needs root, and a container that allows it.
     """
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "small-disk", str(path)]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.fleet import CARD_24, TYPES, Fleet, to_toml
+from tests.support.fleet import GPU_24, TYPES, Fleet, to_toml
 from tests.support.nspawn import TRAINER, Machine
 
 from training_schemas.events import JobCompleted, JobProgress
@@ -31,7 +31,7 @@ class Host:
             "prefix": self.fleet.names.prefix,
             "dataset_roots": ["/datasets"],
             "output_roots": ["/models"],
-            "gpus": [CARD_24, CARD_24],
+            "gpus": [GPU_24, GPU_24],
             "only_gpus": ["0"],
             "models": {"black-forest-labs/FLUX.1-dev": "/weights/base"},
             "engines": {
@@ -46,7 +46,7 @@ class Host:
         self.machine.write("/etc/training-worker/amqp-url", f"{self.fleet.url}\n", 0o600)
 
     def start(self, unit: str = UNIT) -> None:
-        """Start it: systemctl returns once the daemon has said READY=1."""
+        """Start it: systemctl returns once the daemon has sent READY=1."""
         self.machine.run("systemctl", "start", unit)
 
     def shown(self, name: str, unit: str = UNIT) -> str:

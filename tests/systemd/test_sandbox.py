@@ -12,7 +12,7 @@ from tests.support.unit_host import PROGRAM, UNIT, Host
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-CARD_UNIT = "training-worker@0.service"
+GPU_UNIT = "training-worker@0.service"
 EXPOSURE = 2.5
 
 OPENER = "/opt/trainer/open_nodes.py"
@@ -23,10 +23,10 @@ import errno, os, sys
 for name in sys.argv[1:]:
     try:
         os.close(os.open(f"/dev/{name}", os.O_RDWR))
-        said = "opened"
+        output = "opened"
     except OSError as error:
-        said = errno.errorcode[error.errno]
-    print(name, said)
+        output = errno.errorcode[error.errno]
+    print(name, output)
 """
 # Major and minor numbers, mode and group. Two ways in which a driver is set up to give them away.
 NODES = {
@@ -52,13 +52,13 @@ def units(machine: Machine) -> None:
     machine.run(PROGRAM, "install", "--per-gpu")
 
 
-@pytest.mark.parametrize("unit", [UNIT, CARD_UNIT])
+@pytest.mark.parametrize("unit", [UNIT, GPU_UNIT])
 def test_verify_is_silent(machine: Machine, units: None, unit: str) -> None:
-    """Not a word, and status 0, of the units as they are installed."""
+    """No output, and status 0, of the units as they are installed."""
     assert machine.run("systemd-analyze", "verify", unit) == ""
 
 
-@pytest.mark.parametrize("unit", [UNIT, CARD_UNIT])
+@pytest.mark.parametrize("unit", [UNIT, GPU_UNIT])
 def test_the_exposure_is_small_and_documented(machine: Machine, units: None, unit: str) -> None:
     """At most 2.5; and docs/systemd.md has the table that systemd gives, line by line."""
     command = ["systemd-analyze", "security", "--no-pager", f"--threshold={int(EXPOSURE * 10)}", unit]
@@ -69,16 +69,16 @@ def test_the_exposure_is_small_and_documented(machine: Machine, units: None, uni
     assert float(exposure[1]) <= EXPOSURE
     page = (ROOT / "docs" / "systemd.md").read_text()
     shown = page.partition("  NAME ")[2].partition("```")[0]
-    assert _words(f"NAME {shown}") == _words(table)
+    assert _fields(f"NAME {shown}") == _fields(table)
 
 
-def _words(table: str) -> list[list[str]]:
+def _fields(table: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines() if line.strip()]
 
 
 @pytest.fixture
 def driver(machine: Machine, units: None, missing: Callable[[str], NoReturn]) -> Iterator[None]:
-    """The device nodes of a card and of other things, and a list of drivers that has NVIDIA's."""
+    """The device nodes of a GPU and of other things, and a list of drivers that has NVIDIA's."""
     machine.write(OPENER, OPENER_TEXT)
     machine.run("mkdir", "-p", "/dev/nvidia-caps")
     for name, (major, minor, mode, group) in NODES.items():
@@ -98,9 +98,9 @@ def driver(machine: Machine, units: None, missing: Callable[[str], NoReturn]) ->
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize(("unit", "state"), [(UNIT, ""), (CARD_UNIT, "/0")])
-async def test_a_cards_nodes_can_be_opened_and_no_others(host: Host, driver: None, unit: str, state: str) -> None:
-    """No driver answers: a node that may be opened gives ENXIO, which is the kernel's word and not the sandbox's."""
+@pytest.mark.parametrize(("unit", "state"), [(UNIT, ""), (GPU_UNIT, "/0")])
+async def test_the_nodes_of_a_gpu_can_be_opened_and_no_others(host: Host, driver: None, unit: str, state: str) -> None:
+    """No driver answers: a node that may be opened gives ENXIO, which is the kernel's error and not the sandbox's."""
     machine = host.machine
     machine.write(
         f"/etc/systemd/system/{unit}.d/nodes.conf",
@@ -109,12 +109,12 @@ async def test_a_cards_nodes_can_be_opened_and_no_others(host: Host, driver: Non
     machine.run("systemctl", "daemon-reload")
     try:
         host.start(unit)
-        said = machine.run("cat", f"/var/lib/training-worker{state}/nodes.txt")
+        output = machine.run("cat", f"/var/lib/training-worker{state}/nodes.txt")
     finally:
         machine.run("systemctl", "stop", unit)
         machine.run("rm", "-r", f"/etc/systemd/system/{unit}.d")
         machine.run("systemctl", "daemon-reload")
 
-    opened = dict(line.split() for line in said.splitlines())
+    opened = dict(line.split() for line in output.splitlines())
     allowed = dict.fromkeys(set(NODES) - set(FORBIDDEN), "ENXIO")
     assert opened == {"null": "opened"} | allowed | dict.fromkeys(FORBIDDEN, "EPERM")

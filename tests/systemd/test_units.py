@@ -18,13 +18,13 @@ WATCHDOG = "/etc/systemd/system/training-worker.service.d/watchdog.conf"
 
 
 async def test_installed_and_started_it_trains_a_job(host: Host) -> None:
-    """It starts as its own user, says what it does, and the result belongs to it."""
+    """It starts as its own user, shows what it does, and the result belongs to it."""
     host.machine.run("systemctl", "enable", UNIT)
     host.start()
 
     assert host.shown("ActiveState") == "active"
     assert host.shown("User") == "training-worker"
-    await host.until("StatusText", lambda text: text == "connected; no job on 1 card(s)")
+    await host.until("StatusText", lambda text: text == "connected; no job on 1 GPU(s)")
     await host.train("portrait", 60)
     await host.until("StatusText", lambda text: text == "connected; training portrait on SIMULATED-0")
     assert (await host.completed("portrait")).steps == 60
@@ -33,24 +33,24 @@ async def test_installed_and_started_it_trains_a_job(host: Host) -> None:
 
 
 async def test_it_is_ready_without_a_broker(host: Host) -> None:
-    """A broker that is away keeps no unit from starting; the status says so."""
+    """A broker that is away keeps no unit from starting; the status shows it."""
     host.machine.write("/etc/training-worker/amqp-url", "amqp://guest:guest@127.0.0.1:9/\n", 0o600)
 
     host.start()
 
     assert host.shown("ActiveState") == "active"
-    assert host.shown("StatusText") == "not connected to the broker; no job on 1 card(s)"
+    assert host.shown("StatusText") == "not connected to the broker; no job on 1 GPU(s)"
 
 
-async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
-    """The same process executes itself anew, the same trainer ends the job. The command returns when that is done."""
+async def test_training_continues_while_it_is_reloaded(host: Host) -> None:
+    """The same process re-executes itself, the same trainer ends the job. The command returns when that is done."""
     host.start()
     trainer, daemon = await host.train("portrait", LONG // 2), host.shown("MainPID")
 
     # Whether systemctl waits is decided within milliseconds: more than once.
     for _ in range(3):
         host.machine.run("systemctl", "reload", UNIT)
-        assert host.shown("StatusText") != "starting anew"
+        assert host.shown("StatusText") != "restarting"
         assert host.shown("ActiveState") == "active"
         await host.until("StatusText", lambda text: text.startswith("connected; training portrait"))
 
@@ -63,7 +63,7 @@ async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
     "command",
     [
         ["systemctl", "reload", "--no-block", UNIT],
-        # Nothing but RELOADING=1 tells systemd of this one.
+        # Nothing but RELOADING=1 notifies systemd of this one.
         ["systemctl", "kill", "--kill-who=main", "--signal=HUP", UNIT],
     ],
     ids=["reload", "signal"],
@@ -76,7 +76,7 @@ async def test_it_is_reloading_until_the_next_program_is_ready(host: Host, comma
     seen = [dict(line.split("=", 1) for line in state.split("\t")) for state in host.watch(*command)]
 
     assert {state["MainPID"] for state in seen} == {daemon}
-    assert [state["ActiveState"] for state in seen if state["StatusText"] == "starting anew"] == ["reloading"]
+    assert [state["ActiveState"] for state in seen if state["StatusText"] == "restarting"] == ["reloading"]
     # Once, and never anything else.
     changes = [state for state, _ in itertools.groupby(state["ActiveState"] for state in seen)]
     assert changes in (["active", "reloading", "active"], ["reloading", "active"])
@@ -86,7 +86,7 @@ async def test_it_is_reloading_until_the_next_program_is_ready(host: Host, comma
 
 
 async def test_a_reload_with_wrong_settings_changes_nothing(host: Host) -> None:
-    """It fails, the journal has the reason, and the daemon goes on with what it had."""
+    """It fails, the journal has the reason, and the daemon continues with what it had."""
     host.start()
     trainer, daemon = await host.train("portrait", LONG // 3), host.shown("MainPID")
     host.configure(lease="soon")
@@ -100,7 +100,7 @@ async def test_a_reload_with_wrong_settings_changes_nothing(host: Host) -> None:
 
 
 async def test_a_daemon_that_is_killed_comes_back_to_its_trainer(host: Host) -> None:
-    """It is started anew, and the first attempt goes on."""
+    """It is restarted, and the first attempt continues."""
     host.start()
     trainer = await host.train("portrait", LONG // 3)
 
@@ -126,13 +126,13 @@ async def test_a_stop_gives_the_job_back(host: Host) -> None:
     released = await host.fleet.until("portrait", JobReleased)
     assert isinstance(released, JobReleased)
     assert released.step is not None
-    # The next daemon goes on from there.
+    # The next daemon resumes from there.
     host.start()
     await host.fleet.until("portrait", JobProgress, count=5)
     await host.fleet.api.cancel("portrait")
 
 
-async def test_a_hung_daemon_is_started_anew(host: Host) -> None:
+async def test_a_hung_daemon_is_restarted(host: Host) -> None:
     """The watchdog bites, not the trainer."""
     host.machine.write(WATCHDOG, "[Service]\nWatchdogSec=5\n")
     host.machine.run("systemctl", "daemon-reload")
@@ -154,13 +154,13 @@ async def test_a_hung_daemon_is_started_anew(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"lease": "soon"}, "cannot read settings: Expected `float`, got `str` - at `$.lease`"),
         ({"gpus": [], "only_gpus": []}, "cannot start: NVML shows no GPU, and the settings list none under `gpus`"),
     ],
 )
-async def test_wrong_settings_are_said_once(host: Host, changes: dict[str, Any], words: str) -> None:
+async def test_wrong_settings_are_reported_once(host: Host, changes: dict[str, Any], expected: str) -> None:
     """The status has the reason; nothing is started again and again."""
     host.configure(**changes)
 
@@ -169,11 +169,11 @@ async def test_wrong_settings_are_said_once(host: Host, changes: dict[str, Any],
 
     assert (host.shown("ActiveState"), host.shown("NRestarts")) == ("failed", "0")
     assert (host.shown("Result"), host.shown("ExecMainStatus")) == ("exit-code", "78")
-    assert host.shown("StatusText") == words
+    assert host.shown("StatusText") == expected
 
 
 async def test_without_the_credential_nothing_is_tried_again(host: Host) -> None:
-    """Its absence does not mend itself either."""
+    """Its absence does not fix itself either."""
     host.machine.run("rm", "/etc/training-worker/amqp-url")
 
     host.machine.run("systemctl", "start", UNIT, status=1)
@@ -182,21 +182,21 @@ async def test_without_the_credential_nothing_is_tried_again(host: Host) -> None
     assert (host.shown("ActiveState"), host.shown("NRestarts")) == ("failed", "0")
 
 
-async def test_one_daemon_for_each_card(host: Host) -> None:
-    """Each has its card, its name, its state; and all of it can be taken back, but not while it runs."""
+async def test_one_daemon_for_each_gpu(host: Host) -> None:
+    """Each has its GPU, its name, its state; and all of it can be removed, but not while it runs."""
     machine = host.machine
     machine.run(PROGRAM, "install", "--per-gpu")
     units = ["training-worker@0", "training-worker@SIMULATED-1"]
     try:
         machine.run("systemctl", "enable", "--now", *units)
         for unit in units:
-            await host.until("StatusText", lambda text: text == "connected; no job on 1 card(s)", unit)
+            await host.until("StatusText", lambda text: text == "connected; no job on 1 GPU(s)", unit)
         for job in ("portrait", "second"):
             await host.fleet.submit(
                 job, dataset_path="/datasets/set", output_path=f"/models/{job}", max_train_steps=200
             )
-        for unit, card in zip(units, ("SIMULATED-0", "SIMULATED-1"), strict=True):
-            await host.until("StatusText", re.compile(f"connected; training .* on {card}$").match, unit)
+        for unit, gpu in zip(units, ("SIMULATED-0", "SIMULATED-1"), strict=True):
+            await host.until("StatusText", re.compile(f"connected; training .* on {gpu}$").match, unit)
         for job in ("portrait", "second"):
             await host.completed(job)
 
@@ -208,5 +208,5 @@ async def test_one_daemon_for_each_card(host: Host) -> None:
     for name in ("training-worker.service", "training-worker@.service"):
         assert not (machine.folder / "etc/systemd/system" / name).exists()
     assert (machine.folder / "var/lib/training-worker/0/lock").exists()
-    # What follows a test asks about the unit.
+    # What follows a test queries the unit.
     machine.run(PROGRAM, "install")

@@ -1,4 +1,4 @@
-"""selftest: which kernels are right on this host's cards, and how fast the cards are, in a table or as JSON."""
+"""selftest: which kernels are right on this host's GPUs, and how fast they are, in a table or as JSON."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ STYLES = {Verdict.RIGHT: "green", Verdict.UNAVAILABLE: "dim"}
 
 
 class Tested(msgspec.Struct, frozen=True, kw_only=True):
-    """A card's self-test in an engine's interpreter, or why there is none."""
+    """A GPU's self-test in an engine's interpreter, or why there is none."""
 
     gpu: str
     engine: EngineName
@@ -34,20 +34,20 @@ class Tested(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fit(self) -> bool:
-        """Whether the card can train by it."""
+        """Whether the GPU can train by it."""
         return self.test is not None and bool(self.test.attention)
 
 
 def run_self_tests(config: Path | None, arguments: Sequence[str], *, as_json: bool) -> int:
-    """Test each card with each engine, one after the other; 1 if any has no right kernel, or there is nothing to test.
+    """Test each GPU with each engine, one after the other; 1 if any has no right kernel, or there is nothing to test.
 
     Nothing is remembered of it. Raises `SettingsError`, `NoGpuError`.
     """
     settings = load_settings(config, os.environ)
     tests = programs(settings, arguments)
-    cards = [card for device in worker_gpus(settings) for card in _cards(device)]
-    with Console(stderr=True).status("trying kernels, which takes a minute for each card"):
-        found = [asyncio.run(_test(card, name, tests)) for card in cards for name in tests]
+    gpus = [gpu for device in worker_gpus(settings) for gpu in _single(device)]
+    with Console(stderr=True).status("trying kernels, which takes a minute for each GPU"):
+        found = [asyncio.run(_test(gpu, name, tests)) for gpu in gpus for name in tests]
     if as_json:
         print(msgspec.json.encode(found).decode())
     else:
@@ -58,16 +58,16 @@ def run_self_tests(config: Path | None, arguments: Sequence[str], *, as_json: bo
     return 0 if found and all(one.fit for one in found) else 1
 
 
-def _cards(device: GpuDevice) -> Iterator[GpuDevice]:
+def _single(device: GpuDevice) -> Iterator[GpuDevice]:
     return (msgspec.structs.replace(device, uuid=uuid, count=1) for uuid in device.uuid.split(SEPARATOR))
 
 
-async def _test(card: GpuDevice, engine: EngineName, tests: dict[EngineName, SelfTestProgram]) -> Tested:
+async def _test(gpu: GpuDevice, engine: EngineName, tests: dict[EngineName, SelfTestProgram]) -> Tested:
     try:
-        test = await tests[engine].test(card.uuid, trainer_environment(card))
+        test = await tests[engine].test(gpu.uuid, trainer_environment(gpu))
     except SelfTestError as error:
-        return Tested(gpu=card.uuid, engine=engine, error=str(error))
-    return Tested(gpu=card.uuid, engine=engine, test=test)
+        return Tested(gpu=gpu.uuid, engine=engine, error=str(error))
+    return Tested(gpu=gpu.uuid, engine=engine, test=test)
 
 
 def _print(tested: Tested) -> None:

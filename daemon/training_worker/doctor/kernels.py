@@ -1,4 +1,4 @@
-"""The kernels of each card, as its last self-test found them; doctor itself puts nothing on a card."""
+"""The kernels of each GPU, as its last self-test found them; doctor itself puts nothing on a GPU."""
 
 from collections.abc import Iterator
 
@@ -15,11 +15,11 @@ from training_worker.settings import SelfTestMode, Settings
 
 GROUP = "kernels"
 TEST = "training-worker selftest  # tries them again; other versions of torch or of the driver may be right"
-SWITCH = 'self_test = "cards" in the settings'
+SWITCH = 'self_test = "GPUs" in the settings'
 
 
 def check(settings: Settings, host: HostGpus) -> Iterator[Finding]:
-    """Say what is remembered of each card in each engine's interpreter."""
+    """Say what is remembered of each GPU in each engine's interpreter."""
     if settings.self_test is SelfTestMode.OFF:
         found = "the self-test is switched off: a kernel that is broken here is used"
         yield Finding(group=GROUP, name="selftest", state=State.WARNING, found=found, fix=SWITCH)
@@ -29,10 +29,10 @@ def check(settings: Settings, host: HostGpus) -> Iterator[Finding]:
     devices = [device for device in host.devices if tested_here or not device.simulated]
     for gpu in [uuid for device in devices for uuid in device.uuid.split(SEPARATOR)]:
         for engine in programs(settings):
-            yield _of_card(gpu, engine, remembered.find(gpu, engine))
+            yield _of_gpu(gpu, engine, remembered.find(gpu, engine))
 
 
-def _of_card(gpu: str, engine: EngineName, test: SelfTest | None) -> Finding:
+def _of_gpu(gpu: str, engine: EngineName, test: SelfTest | None) -> Finding:
     if test is None:
         return _finding(engine, State.OK, f"{gpu}: not tested yet; the daemon does it at its start")
     told = described(gpu, engine, test)

@@ -18,7 +18,7 @@ from training_worker.settings import EngineSettings, Settings, program_of
 
 PROGRAM = "training_worker.engines.diffusers.selftest"
 
-# Seconds. A test takes less than one minute on a fast card; each kernel that hangs adds three quarters of one.
+# Seconds. A test takes less than one minute on a fast GPU; each kernel that hangs adds three quarters of one.
 LIMIT = 900.0
 # It loads nothing, but from a cold disk.
 VERSIONS_LIMIT = 60.0

@@ -1,4 +1,4 @@
-"""What is decided once an attempt has ended: put into words, and written down before anything is done about it."""
+"""What is decided once an attempt has ended: encoded as events, and written down before anything is done about it."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def history(*failures: str) -> JobHistory:
 
 
 class Desk:
-    """Where an attempt is settled; nobody holds the job."""
+    """Where an attempt is finalized; nobody holds the job."""
 
     def __init__(self, *failures: str, run: Run | None = None, **fields: Any) -> None:
         connection = RecordingLink()
@@ -80,10 +80,10 @@ class Desk:
 
 
 def event(closing: Closing) -> JobEvent:
-    """The words that an attempt ends with."""
-    said = decode_event(bytes(closing.last_event.event)).read()
-    assert isinstance(said, JobEvent)
-    return said
+    """The event that an attempt ends with."""
+    published = decode_event(bytes(closing.last_event.event)).read()
+    assert isinstance(published, JobEvent)
+    return published
 
 
 def broken(reason: FailureReason) -> Broken:
@@ -92,14 +92,19 @@ def broken(reason: FailureReason) -> Broken:
 
 
 def test_a_result_completes_the_job() -> None:
-    """With what the trainer says of it, the attempt in the account, and all of it in the ledger as well."""
+    """With what the trainer reports, the attempt in the account, and all of it in the ledger as well."""
     closing = Desk().decide(Done(record=runs.done(), usage=USED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Completed)
-    assert isinstance(said, JobCompleted)
-    assert (said.output_path, said.steps, said.usage, said.sequence) == ("/models/portrait", 10, USED, 1)
-    assert [(one.attempt, one.outcome, one.usage) for one in said.attempts] == [(1, "completed", USED)]
+    assert isinstance(published, JobCompleted)
+    assert (published.output_path, published.steps, published.usage, published.sequence) == (
+        "/models/portrait",
+        10,
+        USED,
+        1,
+    )
+    assert [(one.attempt, one.outcome, one.usage) for one in published.attempts] == [(1, "completed", USED)]
     assert (closing.outcome, closing.entry.usage) == (AttemptOutcome.COMPLETED, USED)
     assert bytes(closing.entry.event) == bytes(closing.last_event.event)
 
@@ -121,23 +126,23 @@ def test_a_job_that_was_cancelled_is_cancelled_however_its_trainer_ended(outcome
 
     closing = desk.decide(outcome)
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Cancelled)
-    assert isinstance(said, JobCancelled)
-    assert (said.step, said.usage, said.attempts[-1].outcome) == (5, USED, "cancelled")
+    assert isinstance(published, JobCancelled)
+    assert (published.step, published.usage, published.attempts[-1].outcome) == (5, USED, "cancelled")
 
 
-def test_a_job_that_was_stopped_is_given_back_at_once() -> None:
-    """To whoever takes it; the reason is told."""
+def test_a_job_that_was_stopped_is_requeued_at_once() -> None:
+    """To whoever consumes it; the reason is reported."""
     desk = Desk()
     desk.control.end("SIGTERM")
 
     closing = desk.decide(Stopped(step=5, usage=USED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Released)
-    assert isinstance(said, JobReleased)
-    assert (said.why, said.step, said.usage) == ("SIGTERM", 5, USED)
+    assert isinstance(published, JobReleased)
+    assert (published.why, published.step, published.usage) == ("SIGTERM", 5, USED)
     assert (closing.delay, closing.avoid, closing.here) == (0, None, False)
 
 
@@ -145,12 +150,17 @@ def test_a_crash_goes_elsewhere_after_a_while() -> None:
     """This worker leaves the job to others; the failure counts."""
     closing = Desk().decide(broken(FailureReason.TRAINER_CRASHED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, AttemptFailed)
-    assert isinstance(said, JobRetrying)
+    assert isinstance(published, JobRetrying)
     assert (closing.entry.counted, closing.entry.reason) == (True, "trainerCrashed")
     assert (closing.delay, closing.avoid, closing.here) == (30, "w1", False)
-    assert (said.delay_seconds, said.here, said.counted, said.output_tail) == (30, False, True, ["last"])
+    assert (published.delay_seconds, published.here, published.counted, published.output_tail) == (
+        30,
+        False,
+        True,
+        ["last"],
+    )
 
 
 def test_the_second_failure_waits_longer() -> None:
@@ -162,15 +172,15 @@ def test_out_of_memory_is_tried_again_here_and_at_once() -> None:
     """With less; it does not count."""
     closing = Desk(batch_size=4).decide(broken(FailureReason.OUT_OF_MEMORY))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, AttemptFailed)
-    assert isinstance(said, JobRetrying)
+    assert isinstance(published, JobRetrying)
     assert (closing.delay, closing.avoid, closing.here, closing.entry.counted) == (0, None, True, False)
-    assert (said.here, said.counted) == (True, False)
+    assert (published.here, published.counted) == (True, False)
 
 
 def test_out_of_memory_with_nothing_left_to_give_up_fails_the_job() -> None:
-    """No card of this tier can train it."""
+    """No GPU of this tier can train it."""
     assert Desk(batch_size=2).decide(broken(FailureReason.OUT_OF_MEMORY)).here
     assert isinstance(Desk("outOfMemory", batch_size=2).decide(broken(FailureReason.OUT_OF_MEMORY)).entry, Failed)
 
@@ -179,19 +189,23 @@ def test_the_last_attempt_fails_the_job_with_all_attempts() -> None:
     """Whoever looks at the failure sees how it came to it."""
     closing = Desk("trainerCrashed", "outOfMemory", max_attempts=2).decide(broken(FailureReason.TRAINER_CRASHED))
 
-    said = event(closing)
+    published = event(closing)
     assert isinstance(closing.entry, Failed)
-    assert isinstance(said, JobFailed)
+    assert isinstance(published, JobFailed)
     assert (closing.entry.reason, closing.entry.message) == ("trainerCrashed", "oops")
-    assert (said.reason, said.message, said.output_tail) == (FailureReason.TRAINER_CRASHED, "oops", ["last"])
-    assert [(one.attempt, one.worker, one.outcome, one.reason) for one in said.attempts] == [
+    assert (published.reason, published.message, published.output_tail) == (
+        FailureReason.TRAINER_CRASHED,
+        "oops",
+        ["last"],
+    )
+    assert [(one.attempt, one.worker, one.outcome, one.reason) for one in published.attempts] == [
         (1, "w0", "failed", "trainerCrashed"),
         (2, "w0", "failed", "outOfMemory"),
         (3, "w1", "failed", "trainerCrashed"),
     ]
 
 
-def test_what_can_not_be_mended_fails_the_job_at_once() -> None:
+def test_what_can_not_be_fixed_fails_the_job_at_once() -> None:
     """Another host has the same data set."""
     closing = Desk().decide(broken(FailureReason.DATASET_INVALID))
 
@@ -225,7 +239,7 @@ def test_what_was_decided_is_carried_out_by_the_next_daemon_as_it_was(tmp_path: 
     assert msgspec.json.encode(over_the_wire(entry)) == msgspec.json.encode(closing.entry)
 
 
-def test_the_last_words_follow_what_was_said_before() -> None:
+def test_the_last_event_follows_what_was_published_before() -> None:
     """Their number is the next one, though nothing is confirmed yet."""
     desk = Desk()
     desk.outbox.emit(JobWarning, message="one")

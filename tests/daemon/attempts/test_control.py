@@ -1,4 +1,4 @@
-"""What is asked of a job, and what of that outlives the daemon that was asked."""
+"""The control requests for a job, and which of them outlive the daemon that received them."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ def order(folder: RunDirectory) -> StopOrder | None:
 
 
 def requests(folder: RunDirectory) -> list[str]:
-    """What the trainer was asked for."""
+    """The control requests that the trainer received."""
     path = folder.path / "requests.jsonl"
     return [msgspec.json.decode(line)["request"] for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
-def test_nothing_is_asked_at_first(folder: RunDirectory) -> None:
+def test_nothing_is_requested_at_first(folder: RunDirectory) -> None:
     """Nor written down."""
     control = ControlRequests()
     control.attach(folder)
@@ -48,7 +48,7 @@ def test_requests_wait_for_a_trainer_and_then_do_not(folder: RunDirectory) -> No
     assert requests(folder) == ["checkpoint", "sample"]
 
 
-def test_what_is_asked_between_two_attempts_is_for_the_next_one(folder: RunDirectory, tmp_path: Path) -> None:
+def test_a_request_between_two_attempts_is_for_the_next_one(folder: RunDirectory, tmp_path: Path) -> None:
     """The first trainer is gone."""
     control = ControlRequests()
     control.attach(folder)
@@ -61,7 +61,7 @@ def test_what_is_asked_between_two_attempts_is_for_the_next_one(folder: RunDirec
 
 
 def test_a_cancellation_stops_the_trainer_and_is_written_down(folder: RunDirectory) -> None:
-    """Should this daemon die now, the next one takes the trainer's end for what it is."""
+    """Should this daemon die now, the next one still knows why the trainer ended."""
     control = ControlRequests()
     control.attach(folder)
     control.receive(msgspec.json.encode(CancelJob()))
@@ -70,7 +70,7 @@ def test_a_cancellation_stops_the_trainer_and_is_written_down(folder: RunDirecto
     assert order(folder) == StopOrder(why="cancelled", cancelled=True)
 
 
-def test_what_was_asked_before_there_was_a_trainer_is_written_down_with_it(folder: RunDirectory) -> None:
+def test_a_request_before_there_was_a_trainer_is_written_down_with_it(folder: RunDirectory) -> None:
     """Both kinds of it."""
     control = ControlRequests()
     control.end("SIGTERM")
@@ -104,7 +104,7 @@ def test_a_cancellation_that_came_while_nobody_listened_is_added_to_an_earlier_o
     assert (control.stop.is_set(), control.cancelled) == (True, True)
 
 
-def test_the_first_reason_to_stop_is_the_one_that_is_told() -> None:
+def test_the_first_reason_to_stop_is_the_one_that_is_reported() -> None:
     """But for a cancellation, which is more than a stop."""
     control = ControlRequests()
     control.end("SIGTERM")
@@ -125,7 +125,7 @@ def test_a_command_that_nobody_understands_does_nothing(folder: RunDirectory, bo
     assert (control.stop.is_set(), requests(folder)) == (False, [])
 
 
-def test_what_was_asked_of_a_job_is_not_asked_of_the_next() -> None:
+def test_a_request_for_one_job_does_not_reach_the_next() -> None:
     """A cancellation is one job's."""
     control = ControlRequests()
     control.cancel()
@@ -135,8 +135,8 @@ def test_what_was_asked_of_a_job_is_not_asked_of_the_next() -> None:
     assert (following.stop.is_set(), following.cancelled) == (False, False)
 
 
-def test_what_was_asked_of_the_slot_holds_for_every_job_to_come() -> None:
-    """A job that was taken in that instant is given back as well."""
+def test_a_request_to_the_slot_holds_for_every_later_job() -> None:
+    """A job that was consumed in that instant is requeued as well."""
     control = ControlRequests()
     control.release("SIGTERM")
     following = control.for_next_job().for_next_job()
@@ -145,7 +145,7 @@ def test_what_was_asked_of_the_slot_holds_for_every_job_to_come() -> None:
 
 
 def test_an_abort_and_a_detachment_reach_the_job_that_comes_next() -> None:
-    """Also when they are asked for later, of what is by then an earlier job."""
+    """Also when they are requested later, of what is by then an earlier job."""
     control = ControlRequests()
     following = control.for_next_job()
     control.abort.set()

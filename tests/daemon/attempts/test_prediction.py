@@ -1,8 +1,8 @@
-"""What a run took, beside what its plan said."""
+"""What a run needed, beside what its plan estimated."""
 
 import pytest
 from msgspec.structs import replace
-from tests.daemon.attempts.test_run_spec import CARD, RESULT, STAND_IN
+from tests.daemon.attempts.test_run_spec import GPU, RESULT, STAND_IN
 
 from training_schemas.plans import Prediction
 from training_schemas.usage import Usage
@@ -20,29 +20,31 @@ def done(peak: int | None, step: float | None, gpu_seconds: float = 100.0) -> Do
 
 
 @pytest.mark.parametrize(
-    ("peak", "step", "words"),
+    ("peak", "step", "warnings"),
     [
         (9_000, 4.9, []),
         (None, None, []),
         # The plan's 10,000 MiB hold 614 of the driver's own, which the trainer does not see.
-        (9_387, 1.0, ["the trainer held 9387 MiB of its card, and the plan said 9386"]),
-        (9_000, 5.1, ["a step took 5.1 s, and the plan said 2"]),
+        (9_387, 1.0, ["the trainer held 9387 MiB of its GPU, and the plan predicted 9386"]),
+        (9_000, 5.1, ["a step took 5.1 s, and the plan predicted 2"]),
     ],
 )
-def test_what_was_clearly_more_than_planned_is_told(peak: int | None, step: float | None, words: list[str]) -> None:
+def test_what_was_clearly_more_than_planned_is_reported(
+    peak: int | None, step: float | None, warnings: list[str]
+) -> None:
     """Memory by any amount, for that it was there may have been luck; time by more than the model is known to err."""
-    assert overruns(PREDICTED, done(peak, step), CARD) == words
+    assert overruns(PREDICTED, done(peak, step), GPU) == warnings
 
 
-def test_an_attempt_that_took_longer_than_is_likely_is_told() -> None:
-    """Whatever it was that took so long: the estimate's own range is up to 1.5 times what it says."""
-    assert overruns(PREDICTED, done(9_000, 2.0, 149.0), CARD) == []
-    assert overruns(PREDICTED, done(9_000, 2.0, 151.0), CARD) == [
-        "the attempt took 151 GPU-seconds, and the plan said 100"
+def test_an_attempt_that_took_longer_than_is_likely_is_reported() -> None:
+    """Whatever took so long: the estimate's own range is up to 1.5 times its value."""
+    assert overruns(PREDICTED, done(9_000, 2.0, 149.0), GPU) == []
+    assert overruns(PREDICTED, done(9_000, 2.0, 151.0), GPU) == [
+        "the attempt took 151 GPU-seconds, and the plan predicted 100"
     ]
 
 
-@pytest.mark.parametrize(("predicted", "device"), [(None, CARD), (PREDICTED, STAND_IN)])
-def test_nothing_is_told_where_nothing_can_be_compared(predicted: Prediction | None, device: GpuDevice) -> None:
-    """No plan, or no card."""
+@pytest.mark.parametrize(("predicted", "device"), [(None, GPU), (PREDICTED, STAND_IN)])
+def test_nothing_is_reported_where_nothing_can_be_compared(predicted: Prediction | None, device: GpuDevice) -> None:
+    """No plan, or no GPU."""
     assert overruns(predicted, done(20_000, 50.0), device) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import runs
-from tests.support.owning import NOW, TIMEOUT, RecordingLink, a_reporter, own, told, told_in_part
+from tests.support.owning import NOW, TIMEOUT, RecordingLink, a_reporter, own, publish_all, publish_some
 
 from training_schemas.events import JobCheckpoint, JobDataset, JobEvent, JobPhase, JobProgress, JobSample, JobWarning
 from training_schemas.ledger import AnyEntry, CheckpointSaved
@@ -22,7 +22,7 @@ from training_worker.runs.run_directory import RunDirectory
 
 
 class Desk:
-    """One daemon's telling of a run: it can be the first one, or one that comes later."""
+    """One daemon's reports of a run: it can be the first one, or one that comes later."""
 
     def __init__(self, folder: RunDirectory, *, resumes: bool = True) -> None:
         self.folder = folder
@@ -40,17 +40,17 @@ class Desk:
         ended.set()
         await asyncio.wait_for(self.progress.follow(ended), TIMEOUT)
 
-    async def tell(self) -> list[JobEvent | AnyEntry]:
-        """Read all that is there, and say it."""
+    async def publish(self) -> list[JobEvent | AnyEntry]:
+        """Read all that is there, and publish it."""
         await self.follow()
-        await told(self.outbox)
-        return self.connection.said()
+        await publish_all(self.outbox)
+        return self.connection.events_and_entries()
 
-    async def tell_in_part(self, count: int) -> list[JobEvent | AnyEntry]:
-        """Read all that is there, say a part of it, and die."""
+    async def publish_some(self, count: int) -> list[JobEvent | AnyEntry]:
+        """Read all that is there, publish a part of it, and die."""
         await self.follow()
-        await told_in_part(self.outbox, self.connection, count)
-        return self.connection.said()
+        await publish_some(self.outbox, self.connection, count)
+        return self.connection.events_and_entries()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> RunDirectory:
     return runs.make_folder(tmp_path)
 
 
-async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunDirectory) -> None:
+async def test_each_kind_of_record_is_published_as_its_own_event(folder: RunDirectory) -> None:
     """In the order of the file; a checkpoint is written into the ledger first."""
     records: list[AnyRecord] = [
         runs.phase(),
@@ -72,9 +72,9 @@ async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunDirectory
     ]
     runs.append(folder, *records)
 
-    said = await Desk(folder).tell()
+    published = await Desk(folder).publish()
 
-    assert [type(one) for one in said] == [
+    assert [type(one) for one in published] == [
         JobPhase,
         JobDataset,
         JobProgress,
@@ -85,11 +85,11 @@ async def test_each_kind_of_record_is_told_in_its_own_event(folder: RunDirectory
     ]
 
 
-async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunDirectory) -> None:
+async def test_a_step_is_published_with_pace_cost_and_what_is_left(folder: RunDirectory) -> None:
     """All that a dashboard shows."""
     runs.append(folder, runs.phase(), runs.step(1, at=1000.0), runs.step(2, loss=0.25, at=1002.0))
 
-    event = (await Desk(folder).tell())[-1]
+    event = (await Desk(folder).publish())[-1]
 
     assert isinstance(event, JobProgress)
     assert (event.phase, event.step, event.total_steps, event.loss) == (Phase.TRAINING, 2, 100, 0.25)
@@ -98,27 +98,27 @@ async def test_a_step_is_told_with_pace_cost_and_what_is_left(folder: RunDirecto
 
 
 async def test_a_checkpoint_is_remembered_by_whoever_owns_the_job(folder: RunDirectory) -> None:
-    """Also by the daemon that comes later, which does not tell of it."""
+    """Also by the daemon that comes later, which does not publish it."""
     runs.append(folder, runs.checkpoint(5))
-    await Desk(folder).tell()
+    await Desk(folder).publish()
     later = Desk(folder)
 
-    assert await later.tell() == []
+    assert await later.publish() == []
     assert later.progress.saved_step == 5
     assert later.ownership.history.saved_step == 5
 
 
-async def test_a_checkpoint_that_nothing_goes_on_from_is_told_and_not_remembered(folder: RunDirectory) -> None:
+async def test_a_checkpoint_that_nothing_resumes_from_is_published_and_not_remembered(folder: RunDirectory) -> None:
     """It is there to be tried; what was done up to it is lost all the same if the attempt ends."""
     runs.append(folder, runs.checkpoint(5))
     desk = Desk(folder, resumes=False)
 
-    assert [type(one) for one in await desk.tell()] == [JobCheckpoint]
+    assert [type(one) for one in await desk.publish()] == [JobCheckpoint]
     assert desk.progress.saved_step == 0
     assert desk.ownership.history.saved_step == 0
 
 
-async def test_a_file_is_told_while_it_is_written(folder: RunDirectory) -> None:
+async def test_a_file_is_published_while_it_is_written(folder: RunDirectory) -> None:
     """The phase and the last sign are those of the last record."""
     desk, ended = Desk(folder), asyncio.Event()
     following = asyncio.create_task(desk.progress.follow(ended))
@@ -134,27 +134,27 @@ async def test_a_file_is_told_while_it_is_written(folder: RunDirectory) -> None:
 
 
 async def test_a_line_that_cannot_be_read_is_passed_over(folder: RunDirectory) -> None:
-    """A trainer of another version may say more than we understand."""
+    """A trainer of another version may record more than we understand."""
     runs.append(folder, runs.step(1))
     with folder.progress.open("ab") as file:
         file.write(b'{"record": "weather", "sequence": 2, "time": 1.0}\n\xff\n\n')
     runs.append(folder, runs.step(2))
 
-    said = await Desk(folder).tell()
+    published = await Desk(folder).publish()
 
-    assert [one.step for one in said if isinstance(one, JobProgress)] == [1, 2]
-    assert await Desk(folder).tell() == []
+    assert [one.step for one in published if isinstance(one, JobProgress)] == [1, 2]
+    assert await Desk(folder).publish() == []
 
 
-async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_told(folder: RunDirectory) -> None:
-    """The first reason stays; JSON has no word for such a number."""
+async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_published(folder: RunDirectory) -> None:
+    """The first reason stays; JSON cannot express such a number."""
     runs.append(folder, runs.step(1), runs.step(2, loss=None), runs.step(3, loss=None))
     desk = Desk(folder)
 
-    said = await desk.tell()
+    published = await desk.publish()
     desk.progress.raise_alarm(FailureReason.STALLED, "later")
 
-    assert [one.step for one in said if isinstance(one, JobProgress)] == [1]
+    assert [one.step for one in published if isinstance(one, JobProgress)] == [1]
     assert desk.progress.alarm.is_set()
     assert desk.progress.trouble is not None
     assert desk.progress.trouble.reason == FailureReason.LOSS_NOT_FINITE
@@ -164,10 +164,10 @@ async def test_a_loss_that_is_not_finite_raises_the_alarm_and_is_not_told(folder
 async def test_the_alarm_is_raised_by_what_an_earlier_daemon_read_as_well(folder: RunDirectory) -> None:
     """It may have died before it could stop the trainer."""
     runs.append(folder, runs.step(1, loss=None), runs.step(2))
-    await Desk(folder).tell()
+    await Desk(folder).publish()
     later = Desk(folder)
 
-    assert await later.tell() == []
+    assert await later.publish() == []
     assert later.progress.alarm.is_set()
 
 
@@ -197,33 +197,33 @@ kinds = st.sampled_from(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(kinds, min_size=1, max_size=8), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 9)), max_size=3))
-def test_several_daemons_together_tell_every_event_exactly_once(
+def test_several_daemons_together_publish_every_event_exactly_once(
     records: list[AnyRecord], lives: list[tuple[int, int]]
 ) -> None:
-    """Each reads so many records more, says so many things, and dies; the last one says all that is left."""
+    """Each reads so many records more, publishes so many messages, dies; the last one publishes all that is left."""
 
-    async def tell() -> None:
+    async def check() -> None:
         with TemporaryDirectory() as state, TemporaryDirectory() as other:
             whole = runs.make_folder(Path(other))
             runs.append(whole, *records)
-            expected = [without_time(one) for one in await Desk(whole).tell()]
+            expected = [without_time(one) for one in await Desk(whole).publish()]
             folder = runs.make_folder(Path(state))
-            unwritten, said = list(records), []
+            unwritten, published = list(records), []
             for more, count in lives:
                 runs.append(folder, *unwritten[:more])
                 del unwritten[:more]
-                said += await Desk(folder).tell_in_part(count)
+                published += await Desk(folder).publish_some(count)
             runs.append(folder, *unwritten)
-            said += await Desk(folder).tell()
+            published += await Desk(folder).publish()
 
-        events = [without_time(one) for one in said if isinstance(one, JobEvent)]
+        events = [without_time(one) for one in published if isinstance(one, JobEvent)]
         assert events == [one for one in expected if isinstance(one, JobEvent)]
-        assert [one.sequence for one in said if isinstance(one, JobEvent)] == list(range(1, len(events) + 1))
-        # An entry may be written again by the next daemon; never left out, nor told after its event.
-        entries = [one for one in said if isinstance(one, CheckpointSaved)]
+        assert [one.sequence for one in published if isinstance(one, JobEvent)] == list(range(1, len(events) + 1))
+        # An entry may be written again by the next daemon; never left out, nor written after its event.
+        entries = [one for one in published if isinstance(one, CheckpointSaved)]
         assert len(entries) >= sum(isinstance(one, CheckpointSaved) for one in expected)
 
-    asyncio.run(tell())
+    asyncio.run(check())
 
 
 def without_time(one: JobEvent | AnyEntry) -> JobEvent | AnyEntry:

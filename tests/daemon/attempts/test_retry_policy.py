@@ -60,7 +60,7 @@ def test_every_reason_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("reason", HOPELESS)
-def test_what_no_other_attempt_can_mend_is_given_up_at_once(reason: str) -> None:
+def test_what_no_other_attempt_can_fix_is_given_up_at_once(reason: str) -> None:
     """However many attempts are left."""
     assert decision(reason, max_attempts=20) == Decision(action=Action.GIVE_UP, counted=True, delay=0)
 
@@ -73,7 +73,7 @@ def test_what_may_be_the_hosts_fault_is_tried_elsewhere_after_a_delay(reason: st
 
 @pytest.mark.parametrize(("counted", "delay"), [(0, 30), (1, 120), (2, 600), (3, 600), (9, 600)])
 def test_the_delay_grows_with_each_counted_failure_up_to_the_last_rung(counted: int, delay: int) -> None:
-    """What does not mend itself soon may do so later."""
+    """What does not fix itself soon may do so later."""
     assert decision("diskFull", JobHistory(counted=counted), max_attempts=20).delay == delay
 
 
@@ -97,7 +97,7 @@ def test_out_of_memory_is_tried_again_here_as_long_as_settings_are_left(counted:
 
 
 @pytest.mark.parametrize("reason", RETRIED_ELSEWHERE)
-def test_only_out_of_memory_asks_for_smaller_settings(reason: str) -> None:
+def test_only_out_of_memory_requires_smaller_settings(reason: str) -> None:
     """A job with nothing left to make smaller is tried elsewhere all the same."""
     assert decision(reason, steps_down_left=False) == decision(reason, steps_down_left=True)
 
@@ -118,7 +118,7 @@ def test_a_job_that_lost_too_many_workers_is_given_up() -> None:
     assert decision("workerLost", most).action == Action.GIVE_UP
 
 
-def test_a_sick_card_costs_the_job_nothing_until_it_has_met_too_many() -> None:
+def test_a_sick_gpu_costs_the_job_nothing_until_it_has_met_too_many() -> None:
     """It may be what makes them sick."""
     before, last = JobHistory(counted=2, unhealthy=MOST_UNHEALTHY - 2), JobHistory(unhealthy=MOST_UNHEALTHY - 1)
 

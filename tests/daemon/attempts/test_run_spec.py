@@ -30,7 +30,7 @@ from training_worker.storage.reservations import Reservations
 from training_worker.version import __version__
 from training_worker.worker.worker import served_families
 
-CARD = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
+GPU = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
 STAND_IN = GpuDevice(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
 ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
@@ -69,7 +69,7 @@ class Host:
         self,
         attempt: int = 1,
         before: JobHistory | None = None,
-        device: GpuDevice = CARD,
+        device: GpuDevice = GPU,
         free_mib: int | None = None,
         **fields: Any,
     ) -> RunSpec:
@@ -105,7 +105,7 @@ def checkpoint(path: Path) -> JobHistory:
     return JobHistory(checkpoints=(saved,))
 
 
-def test_a_spec_settles_everything(host: Host) -> None:
+def test_a_spec_leaves_nothing_open(host: Host) -> None:
     """Model, paths, device and every parameter: nothing is left for the trainer to guess."""
     spec = host.spec(attempt=3, max_train_steps=7)
 
@@ -129,11 +129,11 @@ def test_a_spec_settles_everything(host: Host) -> None:
 
 
 def test_on_a_stand_in_a_job_is_trained_by_the_cpu(host: Host) -> None:
-    """There is no card that torch could find."""
+    """There is no GPU that torch could find."""
     assert host.spec(device=STAND_IN).device == "cpu"
 
 
-def test_an_attempt_goes_on_from_the_last_checkpoint(host: Host) -> None:
+def test_an_attempt_resumes_from_the_last_checkpoint(host: Host) -> None:
     """Its folder is one of an earlier attempt."""
     folder = host.outputs / ".portrait.a.1" / "checkpoint-5"
     folder.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_an_attempt_goes_on_from_the_last_checkpoint(host: Host) -> None:
 
 
 def test_a_checkpoint_that_is_gone_is_no_checkpoint(host: Host) -> None:
-    """Better to begin anew than to fail; a file in its place is none either."""
+    """Better to begin again than to fail; a file in its place is none either."""
     (host.outputs / "file").touch()
 
     assert host.spec(before=checkpoint(host.outputs / "gone")).resume_from is None
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_gone_is_no_checkpoint(host: Host) -> None:
 
 
 def test_what_an_unconfirmed_attempt_of_the_same_number_left_is_dropped(host: Host) -> None:
-    """Its claim was never written: nobody will ask for it."""
+    """Its claim was never written: nobody will look for it."""
     left = host.outputs / ".portrait.a.1" / "checkpoint-5"
     left.mkdir(parents=True)
 
@@ -209,7 +209,7 @@ def test_a_model_that_is_not_allowed_fails_with_those_that_are(host: Host) -> No
     assert message.endswith("model '/etc' is not allowed on this worker; allowed: black-forest-labs/FLUX.1-dev, gone")
 
 
-def test_a_host_that_allows_no_model_says_so(host: Host) -> None:
+def test_a_host_that_allows_no_model_reports_that(host: Host) -> None:
     """Instead of an empty list."""
     host.settings = msgspec.structs.replace(host.settings, models={})
 
@@ -287,7 +287,7 @@ BOTH = engines(
 
 
 def chosen(host: Host, training_type: str, wanted: str, **fields: Any) -> str:
-    """The engine that a worker with both takes for a job."""
+    """The engine that a worker with both chooses for a job."""
     queued = host.queued(training_type, engine=wanted, **fields)
     return choose_engine(queued.job, queued.plan.parameters, BOTH)
 
@@ -326,7 +326,7 @@ def test_what_invoke_training_has_not_is_trained_by_the_built_in_engine(host: Ho
 def test_a_job_that_no_engine_can_train_here_is_left_to_others(
     host: Host, training_type: str, wanted: str, fields: dict[str, str]
 ) -> None:
-    """Another engine is never taken instead of the wanted one, and another worker may have it."""
+    """Another engine is never chosen instead of the requested one, and another worker may have it."""
     with pytest.raises(
         AttemptError, match=f"cannot train {training_type}: this worker has no engine {wanted}"
     ) as error:
@@ -336,13 +336,13 @@ def test_a_job_that_no_engine_can_train_here_is_left_to_others(
 
 
 def test_a_worker_serves_what_its_built_in_engine_can_train() -> None:
-    """What the other one can besides is for jobs that ask for it; it has not all that `auto` may need."""
+    """What the other one can besides is for jobs that request it; it has not all that `auto` may need."""
     assert served_types(BOTH) == {TrainingType.FLUX_LORA, TrainingType.SDXL_LORA}
     assert served_types(Settings()) == set(TrainingType)
     assert served_types(engines(invoke=list(TrainingType))) == set()
 
 
-def test_a_worker_takes_no_job_that_it_would_have_to_leave_to_others(host: Host) -> None:
+def test_a_worker_consumes_no_job_that_it_would_have_to_leave_to_others(host: Host) -> None:
     """Its invoke-training could train FLUX, but a job that leaves the choice never gets there."""
     sdxl = [kind for kind in TrainingType if kind.family is ModelFamily.SDXL]
     settings = engines(diffusers=sdxl, invoke=list(TrainingType))
@@ -355,7 +355,7 @@ def test_a_worker_takes_no_job_that_it_would_have_to_leave_to_others(host: Host)
 
 
 def test_the_last_engine_of_a_family_is_the_one_that_the_planner_plans_for() -> None:
-    """So that it can train whatever comes of a plan; that of several cards, too."""
+    """So that it can train whatever comes of a plan; that of several GPUs, too."""
     for kind in TrainingType:
         assert PREFERENCES[kind.family][-1] is planned_engine(kind, EngineName.AUTO, gpu_count=2)
 
@@ -371,7 +371,7 @@ def test_the_last_engine_of_a_family_is_the_one_that_the_planner_plans_for() -> 
     ],
 )
 def test_a_worker_serves_the_families_of_its_models(tmp_path: Path, indices: list[str], families: list[str]) -> None:
-    """A job would only fail where no model of its family is; a folder that does not say may be of any."""
+    """A job would only fail where no model of its family is; a folder that does not name its family may be of any."""
     for number, index in enumerate(indices):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "model_index.json").write_text(index)
@@ -390,8 +390,8 @@ def test_promotion_moves_the_attempt_to_the_output_whole(host: Host) -> None:
     assert sorted(path.name for path in (host.outputs / "portrait").iterdir()) == ["manifest.json", ARTIFACT.path]
 
 
-def test_the_manifest_says_how_the_result_came_about(host: Host) -> None:
-    """The job as asked for, the spec as trained, the result, the version that did it, and what it took and cost."""
+def test_the_manifest_records_how_the_result_came_about(host: Host) -> None:
+    """The job as requested, the spec as trained, the result, the version that did it, and its time and cost."""
     spec = host.train(attempt=2, lora_rank=4)
     job = host.queued(lora_rank=4).job
 
@@ -516,14 +516,14 @@ def test_a_promotion_that_was_interrupted_is_finished(host: Host) -> None:
 
 
 def test_the_result_of_an_owner_who_was_faster_stands(host: Host) -> None:
-    """Cut off, somebody else put its result in place: it is as good, and what is told is what is there."""
+    """Cut off, somebody else put its result in place: it is as good, and what is reported is what is there."""
     job, spec = host.queued().job, host.train()
     promote(job, spec, RESULT, ACCOUNT)
 
     assert promote(job, spec, msgspec.structs.replace(RESULT, steps=11), ACCOUNT) == RESULT
 
 
-def test_the_last_checkpoint_that_can_be_read_is_gone_on_from(host: Host) -> None:
+def test_an_attempt_resumes_from_the_last_checkpoint_that_can_be_read(host: Host) -> None:
     """The very last one may lie on another host's disk."""
     saved: list[CheckpointSaved] = []
     for step in (5, 9):
@@ -556,7 +556,7 @@ def test_a_job_that_cannot_do_with_less_keeps_its_settings(host: Host) -> None:
     assert stepped_down(plan, JobHistory(out_of_memory=2)) == plan.parameters
 
 
-def test_what_was_changed_is_said_in_the_names_of_the_wire(host: Host) -> None:
+def test_what_was_changed_is_reported_by_its_wire_names(host: Host) -> None:
     """And nothing else."""
     plan = host.queued(batch_size=4).plan
     lower = msgspec.structs.replace(plan.parameters, batch_size=2)
@@ -566,7 +566,7 @@ def test_what_was_changed_is_said_in_the_names_of_the_wire(host: Host) -> None:
 
 
 def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host: Host) -> None:
-    """The trainer is told, not left to find out."""
+    """The trainer is given the path, not left to find out."""
     plan = host.queued(batch_size=4).plan
 
     spec = host.spec(before=JobHistory(out_of_memory=1), batch_size=4)
@@ -574,7 +574,7 @@ def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host:
     assert convert_strictly(spec.parameters, FluxLoraParameters) == plan.ladder[0]
 
 
-def test_a_card_with_little_free_memory_gets_smaller_settings(host: Host) -> None:
+def test_a_gpu_with_little_free_memory_gets_smaller_settings(host: Host) -> None:
     """What somebody else holds of it is not there; an optimizer step sees the same number of images."""
     plan = host.queued(preset="flux_40gb_balanced").plan
 
@@ -583,7 +583,7 @@ def test_a_card_with_little_free_memory_gets_smaller_settings(host: Host) -> Non
     assert changes(plan, spec.parameters) == {"batchSize": 1, "gradientAccumulationSteps": 8}
 
 
-def test_a_card_without_enough_free_memory_is_no_place_for_the_job(host: Host) -> None:
+def test_a_gpu_without_enough_free_memory_is_no_place_for_the_job(host: Host) -> None:
     """Another one may be; the reason has both figures."""
     reason, message = host.refusal(free_mib=4096)
 
@@ -591,7 +591,7 @@ def test_a_card_without_enough_free_memory_is_no_place_for_the_job(host: Host) -
     assert re.search(r"the job needs \d+\.\d GiB of GPU memory at least, and there are 4\.0", message)
 
 
-def test_running_out_of_memory_on_a_full_card_leads_below_what_had_room_there(host: Host) -> None:
+def test_running_out_of_memory_on_a_full_gpu_leads_below_what_had_room_there(host: Host) -> None:
     """The same settings again would run out of memory again."""
     preset, free = "flux_80gb_balanced", 27_500
     first = host.spec(preset=preset, free_mib=free).parameters

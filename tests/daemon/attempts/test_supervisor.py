@@ -55,7 +55,7 @@ class Watch:
         return await asyncio.wait_for(self.supervisor.follow(self.start(script)), TIMEOUT)
 
     async def see_stopped(self, why: str, script: str, *records: AnyRecord) -> Outcome | Detached:
-        """The same, of a trainer that is told to stop as soon as it says that it is ready."""
+        """The same, of a trainer that is requested to stop as soon as it reports that it is ready."""
         runs.append(self.run.folder, *records)
         child = self.start(script)
         following = asyncio.create_task(self.supervisor.follow(child))
@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> Run:
     return runs.make_run(tmp_path)
 
 
-async def test_a_trainer_that_says_done_and_ends_well_is_done(run: Run) -> None:
+async def test_a_trainer_that_reports_done_and_ends_well_is_done(run: Run) -> None:
     """With its result, and what it has used."""
     result = runs.done()
 
@@ -105,15 +105,15 @@ async def test_a_last_record_that_comes_with_the_end_counts(run: Run) -> None:
     assert isinstance(await Watch(run).see(f"echo '{line}' >> \"$0/progress.jsonl\""), Done)
 
 
-async def test_a_trainer_that_ends_without_a_word_has_crashed(run: Run) -> None:
-    """Told are the phase, how it ended, and its last lines of output; what no checkpoint holds is wasted."""
+async def test_a_trainer_that_ends_without_a_record_has_crashed(run: Run) -> None:
+    """Reported are the phase, how it ended, and its last lines of output; what no checkpoint holds is wasted."""
     started = time.time() - 100
     records: list[AnyRecord] = [runs.phase(), runs.checkpoint(1, at=started + 60), runs.step(2)]
 
     broken = await Watch(run, started=started).see_broken("echo oops >&2; exit 9", *records)
 
     assert (broken.reason, broken.output_tail) == (FailureReason.TRAINER_CRASHED, ["oops"])
-    assert broken.message == "trainer ended without a word in phase training: exit status 9"
+    assert broken.message == "trainer ended without reporting a result in phase training: exit status 9"
     assert broken.usage.wasted_gpu_seconds == pytest.approx(broken.usage.gpu_seconds - 60)
 
 
@@ -133,7 +133,7 @@ async def test_a_trainer_that_knows_why_it_failed_is_quoted(run: Run) -> None:
 
 
 async def test_a_trainer_that_prepares_for_too_long_has_stalled(run: Run) -> None:
-    """It is stopped; the phase and the bound are told."""
+    """It is stopped; the phase and the bound are reported."""
     limits = msgspec.structs.replace(LIMITS, stall_preparing=SHORT)
 
     broken = await Watch(run, limits).see_broken(OBEDIENT, runs.phase(Phase.CACHING_TEXT))
@@ -157,7 +157,7 @@ async def test_a_trainer_that_stalls_in_training_does_not_have_the_time_that_pre
 
 
 async def test_a_step_that_takes_about_as_long_as_others_is_no_stall(run: Run) -> None:
-    """A large card at full resolution may need minutes for each."""
+    """A large GPU at full resolution may need minutes for each."""
     limits = msgspec.structs.replace(LIMITS, stall_training=SHORT)
     steps = [runs.step(1, at=0.0), runs.step(2, at=LONG)]
 
@@ -165,7 +165,7 @@ async def test_a_step_that_takes_about_as_long_as_others_is_no_stall(run: Run) -
 
 
 async def test_a_job_is_stopped_when_it_has_cost_its_limit(run: Run) -> None:
-    """Which is told."""
+    """Which is reported."""
     limits = msgspec.structs.replace(LIMITS, budget_usd=0.0002)
 
     broken = await Watch(run, limits).see_broken(OBEDIENT, runs.step(1))
@@ -183,7 +183,7 @@ async def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
     assert broken.reason == FailureReason.LOSS_NOT_FINITE
 
 
-async def test_what_the_trainer_says_of_its_failure_counts_more_than_the_alarm(run: Run) -> None:
+async def test_what_the_trainer_reports_of_its_failure_counts_more_than_the_alarm(run: Run) -> None:
     """It was nearer."""
     watch = Watch(run)
     watch.progress.raise_alarm(FailureReason.STALLED, "stopped")
@@ -193,8 +193,8 @@ async def test_what_the_trainer_says_of_its_failure_counts_more_than_the_alarm(r
     assert broken.reason == FailureReason.DISK_FULL
 
 
-async def test_a_trainer_that_is_told_to_stop_has_stopped(run: Run) -> None:
-    """Whether it says so or not; a later attempt goes on from its last checkpoint."""
+async def test_a_trainer_that_is_requested_to_stop_has_stopped(run: Run) -> None:
+    """Whether it reports that or not; a later attempt resumes from its last checkpoint."""
     records: list[AnyRecord] = [runs.step(8), runs.checkpoint(8), runs.step(9)]
     outcome = await Watch(run).see_stopped("SIGTERM", OBEDIENT, *records)
 
@@ -223,15 +223,15 @@ async def test_a_trainer_that_was_done_before_it_could_stop_is_done(run: Run) ->
 
 
 async def test_an_abort_does_not_wait_for_the_grace(run: Run) -> None:
-    """The trainer is asked, and killed."""
+    """The trainer is requested to stop, and killed."""
     watch = Watch(run)
     watch.control.abort.set()
 
     assert isinstance(await watch.see_stopped("aborted", DEAF), Stopped)
 
 
-async def test_a_trainer_that_is_left_runs_on_and_is_found(run: Run) -> None:
-    """By the daemon that takes this one's place, which sees it to the same end."""
+async def test_a_trainer_that_is_left_runs_on_and_is_re_attached(run: Run) -> None:
+    """By the daemon that re-attaches to it, which sees it to the same end."""
     watch = Watch(run)
     child = watch.start(OBEDIENT)
     following = asyncio.create_task(watch.supervisor.follow(child))
@@ -273,12 +273,12 @@ async def test_a_trainer_that_failed_unseen_is_judged_by_its_last_record(
     assert outcome.reason == reason
 
 
-async def test_a_trainer_that_crashed_unseen_says_so(run: Run) -> None:
-    """No status is made up."""
+async def test_a_trainer_that_crashed_unseen_is_reported_as_crashed(run: Run) -> None:
+    """No status is invented."""
     outcome = await Watch(run).look_back(runs.phase())
 
     assert isinstance(outcome, Broken)
-    assert outcome.message == "trainer ended without a word in phase training: exit status unknown"
+    assert outcome.message == "trainer ended without reporting a result in phase training: exit status unknown"
 
 
 async def test_a_trainer_that_was_done_unseen_is_done(run: Run) -> None:
@@ -290,7 +290,7 @@ async def test_a_trainer_that_was_done_unseen_is_done(run: Run) -> None:
 
 
 @pytest.mark.parametrize("last", [runs.stopped(7), runs.checkpoint(7)])
-async def test_a_trainer_that_was_told_to_stop_by_an_earlier_daemon_has_stopped(run: Run, last: AnyRecord) -> None:
+async def test_a_trainer_that_an_earlier_daemon_requested_to_stop_has_stopped(run: Run, last: AnyRecord) -> None:
     """The order was written down: its end is no crash."""
     run.folder.write(STOP_FILE, StopOrder(why="SIGTERM", cancelled=False))
 
@@ -300,7 +300,7 @@ async def test_a_trainer_that_was_told_to_stop_by_an_earlier_daemon_has_stopped(
     assert outcome.step == 7
 
 
-async def test_a_trainer_that_its_host_took_down_is_no_crash(run: Run) -> None:
+async def test_a_trainer_that_its_host_ended_is_no_crash(run: Run) -> None:
     """Its end was no fault of its own, and does not count against the job."""
     outcome = await Watch(run).look_back(runs.phase(), rebooted=True)
 
@@ -311,7 +311,7 @@ async def test_a_trainer_that_its_host_took_down_is_no_crash(run: Run) -> None:
 async def test_a_trainer_that_writes_without_end_does_not_fill_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its output is cut while it runs, and its last words are told all the same."""
+    """Its output is cut while it runs, and its last lines are reported all the same."""
     monkeypatch.setattr(supervisor, "OUTPUT_CHECKS", 0.02)
     monkeypatch.setattr(run_directory, "LARGEST_OUTPUT", 10_000)
     monkeypatch.setattr(run_directory, "KEPT_OUTPUT", 5_000)

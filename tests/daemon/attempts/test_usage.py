@@ -20,7 +20,7 @@ class Clock:
 
 
 def test_usage_counts_from_the_start_of_the_trainer() -> None:
-    """Loading the model takes the card as much as training does."""
+    """Loading the model occupies the GPU as much as training does."""
     clock = Clock()
     meter = UsageMeter(3.6, started=clock.now, clock=clock)
 
@@ -29,7 +29,7 @@ def test_usage_counts_from_the_start_of_the_trainer() -> None:
     assert meter.usage() == Usage(gpu_seconds=1800.0, cost_usd=1.8)
 
 
-def test_several_cards_count_each() -> None:
+def test_each_of_several_gpus_counts() -> None:
     """Their GPU-seconds add up, wasted ones too; the price is already that of all."""
     clock = Clock()
     meter = UsageMeter(7.2, started=clock.now, clock=clock, gpu_count=2)
@@ -60,7 +60,7 @@ def test_usage_can_end_in_the_past() -> None:
 
 
 def test_a_daemon_that_comes_later_counts_on() -> None:
-    """The card was taken all the while."""
+    """The GPU was occupied all the while."""
     clock = Clock()
 
     assert UsageMeter(3.6, started=clock.now - 500, clock=clock).usage().gpu_seconds == 500.0
@@ -75,7 +75,7 @@ def test_a_clock_that_was_set_back_makes_nothing_negative() -> None:
 
 
 def test_what_came_after_the_last_checkpoint_is_wasted_if_it_is_lost() -> None:
-    """All of it where there is none; an older checkpoint takes nothing back."""
+    """All of it where there is none; an older checkpoint does not reduce it."""
     clock = Clock()
     meter = UsageMeter(None, started=clock.now, clock=clock)
     clock.now += 100
@@ -89,7 +89,7 @@ def test_what_came_after_the_last_checkpoint_is_wasted_if_it_is_lost() -> None:
     assert meter.usage_if_lost().wasted_gpu_seconds == 0.0
 
 
-def test_a_budget_lasts_for_as_long_as_the_price_says() -> None:
+def test_a_budget_lasts_for_as_long_as_the_price_allows() -> None:
     """Less what is spent; below zero once it is."""
     clock = Clock()
     meter = UsageMeter(3.6, started=clock.now, clock=clock)
@@ -105,8 +105,8 @@ def test_a_budget_without_a_price_lasts_for_ever(price: float | None) -> None:
     assert UsageMeter(price, started=1_000.0, clock=Clock()).seconds_until(1.8) is None
 
 
-def test_a_card_without_a_price_has_seconds_and_no_cost() -> None:
-    """Nothing is made up."""
+def test_a_gpu_without_a_price_has_seconds_and_no_cost() -> None:
+    """Nothing is invented."""
     clock = Clock()
     meter = UsageMeter(None, started=clock.now, clock=clock)
     clock.now += 10
@@ -164,7 +164,7 @@ def test_steps_without_time_between_them_have_no_pace(times: tuple[float, float]
 
 @pytest.mark.parametrize("numbers", [(7, 7), (7, 6)])
 def test_steps_that_do_not_go_forwards_have_no_pace(numbers: tuple[int, int]) -> None:
-    """An engine may tell a step twice, or count anew: that is no reason to fail a job."""
+    """An engine may record a step twice, or count from the start again: that is no reason to fail a job."""
     meter = UsageMeter(None, started=1_000.0, clock=Clock())
     for time, number in enumerate(numbers):
         meter.step(number, float(time))

@@ -23,7 +23,7 @@ async def test_a_call_that_the_library_cancels_counts_as_a_lost_connection() -> 
         await call(answer)
 
 
-async def test_a_task_that_is_told_to_end_ends() -> None:
+async def test_a_task_that_is_cancelled_ends() -> None:
     """Its own cancellation passes."""
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(call(answer))
@@ -36,8 +36,8 @@ async def test_a_task_that_is_told_to_end_ends() -> None:
     assert task.cancelled()
 
 
-async def test_a_task_that_is_told_to_end_ends_whatever_the_library_makes_of_it() -> None:
-    """A cancelled connection may raise an error of its own; who takes that for a loss connects again for ever."""
+async def test_a_task_that_is_cancelled_ends_whatever_the_library_makes_of_it() -> None:
+    """A cancelled connection may raise an error of its own; who mistakes that for a loss connects again for ever."""
 
     async def connect() -> None:
         with broker_errors():
@@ -56,12 +56,12 @@ async def test_a_task_that_is_told_to_end_ends_whatever_the_library_makes_of_it(
 
 
 def test_a_wait_that_ends_without_a_reason_counts_as_lost() -> None:
-    """The library says no more than that to who waits on a channel that is closed meanwhile."""
+    """The library raises no more than that for who waits on a channel that is closed meanwhile."""
     with pytest.raises(BrokerLostError, match="channel closed"), broker_errors():
         raise Exception  # noqa: TRY002 - just so
 
 
-def test_an_error_of_ours_is_not_taken_for_the_brokers() -> None:
+def test_an_error_of_ours_is_not_mistaken_for_the_brokers() -> None:
     """A fault in the code must not look like a network that comes and goes."""
     with pytest.raises(ZeroDivisionError), broker_errors():
         _ = 1 / 0

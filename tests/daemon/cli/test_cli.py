@@ -1,4 +1,4 @@
-"""The command line: what it prints, and an exit status that says whose turn it is."""
+"""The command line: what it prints, and an exit status that tells whose turn it is."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_presets_are_listed_for_programs(program: Program) -> None:
 
 
 def test_presets_are_listed_for_people(program: Program) -> None:
-    """All ten, each with its tier, and what it takes."""
+    """All ten, each with its tier, and what it needs."""
     assert program.run("presets") == 0
 
     assert [name for name in presets() if name not in program.out] == []
@@ -93,7 +93,7 @@ def test_a_plan_is_shown_for_people(program: Program, job_file: Path) -> None:
     """Type, preset and tier, and every setting."""
     assert program.run("plan", str(job_file)) == 0
 
-    assert "FLUX_LORA, preset flux_24gb_balanced, cards of 24gb or more" in " ".join(program.out.split())
+    assert "FLUX_LORA, preset flux_24gb_balanced, GPUs of 24gb or more" in " ".join(program.out.split())
     assert re.search(r"loraRank\W+4\W", program.out)
     assert re.search(r"gradientAccumulationSteps\W+8\W", program.out)
 
@@ -121,7 +121,7 @@ def test_a_bad_job_ends_with_65_and_a_line_for_each_fault(program: Program, tmp_
     assert sorted(line.split(": ")[1] for line in lines) == ["jobId", "loraRank", "unheardOf"]
 
 
-def test_faults_of_the_plan_are_told_in_the_same_way(program: Program, tmp_path: Path) -> None:
+def test_faults_of_the_plan_are_reported_in_the_same_way(program: Program, tmp_path: Path) -> None:
     """A valid message can be a job that cannot be planned."""
     bad: dict[str, Any] = msgspec.to_builtins(JOB) | {"preset": "x", "gpuMemoryTier": "8gb"}
     (tmp_path / "bad.json").write_text(json.dumps(bad))
@@ -177,7 +177,7 @@ def test_wrong_settings_end_with_78_and_one_line(program: Program, tmp_path: Pat
     assert len(program.err.splitlines()) == 1
 
 
-def test_a_host_without_any_card_ends_with_78(tmp_path: Path) -> None:
+def test_a_host_without_any_gpu_ends_with_78(tmp_path: Path) -> None:
     """In a process of its own, which is shown no driver: this machine may have one."""
     (tmp_path / "libnvidia-ml.so.1").touch()
     (tmp_path / "worker.toml").touch()
@@ -198,14 +198,14 @@ def test_a_mistyped_command_ends_with_2(program: Program) -> None:
     assert "pln" in program.err
 
 
-def test_the_program_says_what_it_can_do(program: Program) -> None:
+def test_the_program_prints_what_it_can_do(program: Program) -> None:
     """Every command is in the help."""
     assert program.run("--help") == 0
 
     assert [name for name in app.commands if name not in program.out] == []
 
 
-def test_the_program_says_its_version(program: Program) -> None:
+def test_the_program_prints_its_version(program: Program) -> None:
     """For reports of bugs."""
     assert program.run("--version") == 0
 
@@ -220,10 +220,10 @@ LINE += " --gradient-checkpointing --cache-text --cache-latents --steps 700"
 
 def line(*more: str, gpu: str = "RTX 4090") -> list[str]:
     """The arguments of a plan from settings on the line."""
-    return [gpu if word == "RTX_4090" else word for word in LINE.split()] + list(more)
+    return [gpu if argument == "RTX_4090" else argument for argument in LINE.split()] + list(more)
 
 
-def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
+def test_settings_on_the_line_are_used_as_they_are(program: Program) -> None:
     """Memory by phase and part, time and price, as JSON."""
     assert program.run(*line("--json")) == 0
 
@@ -241,38 +241,38 @@ def test_settings_on_the_line_are_taken_as_they_are(program: Program) -> None:
     assert answer["changes"] == []
 
 
-def test_what_does_not_fit_is_said_with_both_figures(program: Program) -> None:
+def test_what_does_not_fit_is_reported_with_both_figures(program: Program) -> None:
     """And is no error of the command."""
-    words = [word for word in line("--json") if word not in ("--quantize", "nf4")]
+    arguments = [argument for argument in line("--json") if argument not in ("--quantize", "nf4")]
 
-    assert program.run(*words) == 0
+    assert program.run(*arguments) == 0
     answer = json.loads(program.out)
     assert not answer["feasible"]
-    assert re.fullmatch(r"needs \d+\.\d GiB, and the card has 24\.0", answer["reason"])
+    assert re.fullmatch(r"needs \d+\.\d GiB, and the GPU has 24\.0", answer["reason"])
 
 
-def test_without_a_card_all_of_them_are_shown(program: Program) -> None:
+def test_without_a_gpu_all_of_them_are_shown(program: Program) -> None:
     """A line each."""
-    words = [word for word in line() if word not in ("--gpu", "RTX 4090")]
+    arguments = [argument for argument in line() if argument not in ("--gpu", "RTX 4090")]
 
-    assert program.run(*words) == 0
-    assert [card.name for card in catalogue().cards if card.name.split()[-1] not in program.out] == []
+    assert program.run(*arguments) == 0
+    assert [gpu.name for gpu in catalogue().cards if gpu.name.split()[-1] not in program.out] == []
 
 
-def test_an_unknown_card_is_refused_with_those_that_are_known(program: Program) -> None:
+def test_an_unknown_gpu_is_refused_with_those_that_are_known(program: Program) -> None:
     """The status is that of wrong input."""
     assert program.run(*line(gpu="GTX 1080")) == 65
-    assert "unknown card 'GTX 1080'; known: RTX 3060" in program.err
+    assert "unknown GPU 'GTX 1080'; known: RTX 3060" in program.err
 
 
-def test_a_jobs_plan_on_a_card_goes_down_the_ladder(program: Program, job_file: Path) -> None:
+def test_a_jobs_plan_on_a_gpu_goes_down_the_ladder(program: Program, job_file: Path) -> None:
     """With what was changed."""
     assert program.run("plan", str(job_file), "--gpu", "A100 80GB", "--json") == 0
 
     assert json.loads(program.out)["gpu"] == "A100 80GB"
 
 
-def test_a_plan_of_nothing_says_what_it_can_plan(program: Program) -> None:
+def test_a_plan_of_nothing_prints_what_it_can_plan(program: Program) -> None:
     """Rather than show help."""
     assert program.run("plan") == 65
     assert "name a job file, or --preset, or --type" in program.err
@@ -290,14 +290,14 @@ def test_the_models_are_held_against_published_figures(program: Program) -> None
 
 
 def test_memory_is_drawn_over_resolution_and_batch(program: Program, tmp_path: Path) -> None:
-    """As a picture."""
+    """As an image."""
     assert program.run(*line("--plot", str(tmp_path / "plot.png"))) == 0
 
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_preset_is_planned_without_a_job(program: Program) -> None:
-    """For its family's LoRA, or for the type that is named; on one card with its own memory."""
+    """For its family's LoRA, or for the type that is named; on one GPU with its own memory."""
     assert program.run("plan", "--preset", "flux_40gb_quality", "--json") == 0
     assert json.loads(program.out)["parameters"]["loraRank"] == 32
 
@@ -310,20 +310,20 @@ def test_a_preset_is_planned_without_a_job(program: Program) -> None:
     assert "unknown preset 'nonsense'; one of flux_24gb_aggressive" in program.err
 
 
-def test_a_picture_need_not_be_square(program: Program) -> None:
+def test_the_images_need_not_be_square(program: Program) -> None:
     """Both sides count; what is no size is refused."""
     peaks = []
     for size in ("768", "768x1024", "1024"):
-        words = [size if word == "512" else word for word in line("--json")]
-        assert program.run(*words, "--batch-size", "4") == 0
+        arguments = [size if argument == "512" else argument for argument in line("--json")]
+        assert program.run(*arguments, "--batch-size", "4") == 0
         peaks.append(json.loads(program.out)["peakVramGiB"])
 
     assert peaks == sorted(set(peaks))
     for size in ("32", "512x", "4096", "large"):
-        assert program.run(*[size if word == "512" else word for word in line()]) == 2
+        assert program.run(*[size if argument == "512" else argument for argument in line()]) == 2
 
 
-def test_an_operators_prices_and_cards_count(program: Program, tmp_path: Path) -> None:
+def test_an_operators_prices_and_gpus_count(program: Program, tmp_path: Path) -> None:
     """From a worker's settings."""
     (tmp_path / "worker.toml").write_text(
         'prices = { "RTX 4090" = 36.0 }\n[[cards]]\nname = "XYZ 1"\nmemory_mib = 8192\n'
@@ -362,8 +362,10 @@ def test_a_host_without_an_error_is_well(program: Program, engine_settings: Path
     assert program.err == ""
 
 
-def test_a_host_with_an_error_is_told_what_mends_it(program: Program, engine_settings: Path, tmp_path: Path) -> None:
-    """On a line of its own, whole, however narrow the screen; and the exit status says so."""
+def test_an_error_of_the_host_is_reported_with_what_fixes_it(
+    program: Program, engine_settings: Path, tmp_path: Path
+) -> None:
+    """On a line of its own, whole, however narrow the screen; and the exit status shows it."""
     with engine_settings.open("a") as file:
         file.write(f'[engines.invoke]\npython = "{tmp_path}/{"far/" * 30}python"\n')
 

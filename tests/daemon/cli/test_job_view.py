@@ -37,10 +37,10 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 COMMON: dict[str, Any] = {"worker": "w1", "simulated": False, "job_id": "portrait", "attempt": 2, "sequence": 3}
 USAGE = Usage(gpu_seconds=61.27, cost_usd=0.01234)
-CARD = Gpu(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, tier=MemoryTier.GB24)
+GPU = Gpu(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, tier=MemoryTier.GB24)
 FAULTS = [Fault(path="loraRank", reason="too large"), Fault(path="", reason="not valid JSON")]
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
-CLAIMED = JobClaimed(**COMMON, training_type=TrainingType.FLUX_LORA, gpu=CARD, engine="diffusers", resume_step=0)
+CLAIMED = JobClaimed(**COMMON, training_type=TrainingType.FLUX_LORA, gpu=GPU, engine="diffusers", resume_step=0)
 PROGRESS = JobProgress(
     **COMMON,
     phase=Phase.TRAINING,
@@ -87,7 +87,7 @@ DATASET = JobDataset(
 LINES: list[tuple[JobEvent, str]] = [
     (
         JobQueued(**COMMON, training_type=TrainingType.FLUX_LORA, tier=MemoryTier.GB24, preset="flux_24gb_balanced"),
-        "queued for a card of 24gb, preset flux_24gb_balanced",
+        "queued for a GPU of 24gb, preset flux_24gb_balanced",
     ),
     (
         JobQueued(
@@ -97,13 +97,13 @@ LINES: list[tuple[JobEvent, str]] = [
             preset="flux_40gb_balanced",
             changes=[SettingChange(setting="batchSize", before=8, after=2, why="to fit 36.0 GiB")],
         ),
-        "queued for a card of 40gb, preset flux_40gb_balanced; batchSize 2 instead of 8, to fit 36.0 GiB",
+        "queued for a GPU of 40gb, preset flux_40gb_balanced; batchSize 2 instead of 8, to fit 36.0 GiB",
     ),
     (JobRejected(**COMMON, faults=FAULTS), "rejected:\n  loraRank: too large\n  message: not valid JSON"),
     (CLAIMED, "attempt 2 on w1: NVIDIA L4, engine diffusers"),
     (
         msgspec.structs.replace(CLAIMED, resume_step=250),
-        "attempt 2 on w1: NVIDIA L4, engine diffusers, going on after step 250",
+        "attempt 2 on w1: NVIDIA L4, engine diffusers, resuming after step 250",
     ),
     (JobPhase(**COMMON, phase=Phase.TRAINING), "phase training"),
     (JobPhase(**COMMON, phase=Phase.CACHING_LATENTS, total=12), "phase cachingLatents (12)"),
@@ -121,10 +121,10 @@ LINES: list[tuple[JobEvent, str]] = [
         JobReleased(**COMMON, why="SIGTERM", step=250, usage=USAGE),
         "released after step 250 (SIGTERM); back in the queue",
     ),
-    (RETRYING, "attempt 2 failed: diskFull: cannot write; tried again in 30 s or later"),
+    (RETRYING, "attempt 2 failed: diskFull: cannot write; retried in 30 s or later"),
     (
         msgspec.structs.replace(RETRYING, here=True, delay_seconds=0.0),
-        "attempt 2 failed: diskFull: cannot write; tried again here, at once",
+        "attempt 2 failed: diskFull: cannot write; retried here, at once",
     ),
     (
         JobDuplicate(**COMMON, outcome="completed", output_path="/models/a"),
@@ -143,26 +143,26 @@ LINES: list[tuple[JobEvent, str]] = [
 
 
 @pytest.mark.parametrize(("event", "line"), LINES, ids=lambda value: type(value).__name__)
-def test_an_event_is_told_in_words(event: JobEvent, line: str) -> None:
+def test_an_event_is_described_in_plain_text(event: JobEvent, line: str) -> None:
     """What a user wants to know of it."""
     assert describe(event) == line
 
 
-def test_every_event_of_a_job_is_told_above() -> None:
-    """A new event comes with its words."""
+def test_every_event_of_a_job_is_described_above() -> None:
+    """A new event comes with its text."""
     assert {type(event) for event, _ in LINES} == {kind for kind in EVENTS.values() if issubclass(kind, JobEvent)}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "shown"),
     [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.4, "59:59"), (3600.0, "1:00:00"), (360_000.0, "100:00:00")],
 )
-def test_what_is_left_is_told_in_minutes_or_hours(seconds: float, told: str) -> None:
+def test_what_is_left_is_shown_in_minutes_or_hours(seconds: float, shown: str) -> None:
     """Rounded to seconds."""
-    assert f"  {told} left  " in describe(msgspec.structs.replace(PROGRESS, seconds_left=seconds))
+    assert f"  {shown} left  " in describe(msgspec.structs.replace(PROGRESS, seconds_left=seconds))
 
 
-def test_a_card_that_costs_nothing_is_told_as_that() -> None:
+def test_a_gpu_that_costs_nothing_is_shown_as_that() -> None:
     """Zero is a price."""
     assert money(Usage(gpu_seconds=60.0, cost_usd=0.0)) == "60.0 GPU-s  0.0000 USD"
 
@@ -222,7 +222,7 @@ def test_the_live_view_draws_the_present_state(
     ],
     ids=["a phase of the preparation", "opened in the middle", "an attempt that failed", "a second submission"],
 )
-def test_the_live_view_says_the_state_of_the_job(
+def test_the_live_view_shows_the_state_of_the_job(
     events: list[JobEvent], state: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever in its life the view was opened; during the preparation, with the phase."""
@@ -241,7 +241,7 @@ def test_the_live_view_says_the_state_of_the_job(
 def test_the_live_view_gives_the_cursor_back_when_the_user_interrupts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The terminal is left as it was found, and the interruption goes on."""
+    """The terminal is left as it was found, and the interruption is passed on."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
 

@@ -1,4 +1,4 @@
-"""The units: put in place, and taken back, on a root of the test's own."""
+"""The units: put in place, and removed again, on a root of the test's own."""
 
 import re
 import shutil
@@ -30,17 +30,17 @@ EXPOSURE = 2.5
 
 
 def install(root: Path, *, per_gpu: bool = False, dry: bool = False) -> list[str]:
-    """What is said."""
-    said: list[str] = []
-    run_steps(steps_of_install(root, BIN, per_gpu=per_gpu), said.append, dry=dry)
-    return said
+    """What is reported."""
+    lines: list[str] = []
+    run_steps(steps_of_install(root, BIN, per_gpu=per_gpu), lines.append, dry=dry)
+    return lines
 
 
 def undo(root: Path, *, dry: bool = False) -> list[str]:
-    """What is said."""
-    said: list[str] = []
-    run_steps(steps_of_undo(root), said.append, dry=dry)
-    return said
+    """What is reported."""
+    lines: list[str] = []
+    run_steps(steps_of_undo(root), lines.append, dry=dry)
+    return lines
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -48,31 +48,31 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_an_install_writes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+def test_an_install_writes_what_it_reports_and_nothing_else(tmp_path: Path) -> None:
     """The unit starts the program that installed it; no command runs for an image."""
-    said = install(tmp_path)
+    lines = install(tmp_path)
 
-    written = {line.removeprefix("write ") for line in said if line.startswith("write ")}
+    written = {line.removeprefix("write ") for line in lines if line.startswith("write ")}
     assert {str(tmp_path / name) for name in files(tmp_path)} == written
     assert f"ExecStart={BIN} run" in (tmp_path / UNITS / UNIT).read_text()
     assert PROGRAM not in (tmp_path / UNITS / UNIT).read_text()
     assert not (tmp_path / UNITS / TEMPLATE).exists()
-    assert all(line.startswith(("write ", "make ")) for line in said)
+    assert all(line.startswith(("write ", "make ")) for line in lines)
 
 
 def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
-    """It says what the run itself says."""
-    said = install(tmp_path, dry=True)
+    """It prints what the run itself prints."""
+    lines = install(tmp_path, dry=True)
     assert files(tmp_path) == {}
-    assert install(tmp_path) == said
+    assert install(tmp_path) == lines
 
     before = files(tmp_path)
-    said = undo(tmp_path, dry=True)
+    lines = undo(tmp_path, dry=True)
     assert files(tmp_path) == before
-    assert undo(tmp_path) == said
+    assert undo(tmp_path) == lines
 
 
-def test_all_is_taken_back_and_nothing_else(tmp_path: Path) -> None:
+def test_an_undo_removes_all_that_was_installed_and_nothing_else(tmp_path: Path) -> None:
     """Both kinds of units, the folders that were made; not settings, not state, not other people's folders."""
     (tmp_path / "etc/systemd").mkdir(parents=True)
     install(tmp_path)
@@ -133,7 +133,7 @@ def test_an_enabled_unit_is_not_pulled_away(tmp_path: Path, unit: str) -> None:
         undo(tmp_path)
 
 
-def test_undo_without_an_install_says_so(tmp_path: Path) -> None:
+def test_undo_without_an_install_reports_that(tmp_path: Path) -> None:
     """It removes nothing by guess."""
     with pytest.raises(SettingsError, match=str(RECORD)):
         undo(tmp_path)
@@ -183,6 +183,6 @@ def test_the_command_shows_its_steps(
 
     install_units(tmp_path, per_gpu=True, dry_run=True, undo=False)
 
-    said = capsys.readouterr().out
-    assert f"write {tmp_path / UNITS / TEMPLATE}" in said
-    assert "systemctl enable --now training-worker@0" in said
+    lines = capsys.readouterr().out
+    assert f"write {tmp_path / UNITS / TEMPLATE}" in lines
+    assert "systemctl enable --now training-worker@0" in lines

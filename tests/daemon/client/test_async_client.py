@@ -1,4 +1,4 @@
-"""The client where there is no broker: what is wrong is said at once, and nobody waits for ever."""
+"""The client where there is no broker: what is wrong is reported at once, and nobody waits for ever."""
 
 import asyncio
 import gc
@@ -23,10 +23,10 @@ JOB = flux_lora_job(job_id="a", dataset_path="/d", output_path="/o")
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    """The address of a port that is taken and that nobody listens on."""
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"amqp://guest:secret@127.0.0.1:{taken.getsockname()[1]}/"
+    """The address of a port that is in use and that nobody listens on."""
+    with closing(socket.socket()) as in_use:
+        in_use.bind(("127.0.0.1", 0))
+        yield f"amqp://guest:secret@127.0.0.1:{in_use.getsockname()[1]}/"
 
 
 @pytest.mark.timeout(TIMEOUT)
@@ -61,7 +61,7 @@ def nobody() -> Iterator[str]:
         "events",
     ],
 )
-def test_every_call_says_that_the_broker_cannot_be_reached(
+def test_every_call_reports_that_the_broker_cannot_be_reached(
     nobody: str, call: Callable[[TrainingWorkerAPI], object]
 ) -> None:
     """It is an error of this package, whatever the libraries raise, and it does not repeat the password."""
@@ -71,7 +71,7 @@ def test_every_call_says_that_the_broker_cannot_be_reached(
     assert "secret" not in str(caught.value)
 
 
-async def test_the_asyncio_client_says_the_same(nobody: str) -> None:
+async def test_the_asyncio_client_reports_the_same(nobody: str) -> None:
     """Within a bounded time."""
     with pytest.raises(BrokerError):
         await asyncio.wait_for(AsyncTrainingWorkerAPI(nobody).submit_job(JOB), TIMEOUT)
@@ -123,7 +123,7 @@ def test_a_failed_call_leaves_no_connection_for_the_garbage_collector_to_close(n
     ],
     ids=["preset", "tier", "override", "id", "unchecked fields"],
 )
-async def test_a_job_that_no_worker_would_take_is_refused_without_a_broker(
+async def test_a_job_that_no_worker_would_accept_is_refused_without_a_broker(
     nobody: str, job: TrainingJob, path: str
 ) -> None:
     """The intake would reject it later; the caller learns it now, also of a job that was made past the builders."""

@@ -119,7 +119,7 @@ def test_what_a_type_checker_would_refuse_is_refused_at_run_time_too(fields: dic
 
 
 @pytest.mark.parametrize("fields", [{"max_cost_usd": math.inf}, {"config_overrides": {"maxGradNorm": math.inf}}])
-def test_a_job_that_json_cannot_say_is_not_published_as_another(fields: dict[str, Any]) -> None:
+def test_a_job_that_json_cannot_express_is_not_published_as_another(fields: dict[str, Any]) -> None:
     """Infinity would be written as null: it is refused when the job is made, or at the latest when it is planned."""
     with pytest.raises(InvalidMessageError):
         plan_job(flux_lora_job(**PATHS, **fields))

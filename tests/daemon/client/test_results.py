@@ -37,14 +37,14 @@ COMPLETED = Completed(job_id="a", time=4.0, attempt=1, worker="w1")
 FAILED = Failed(job_id="a", time=4.0, attempt=1, worker="w1", reason="stalled")
 CANCELLED = Cancelled(job_id="a", time=4.0, attempt=1, worker="w1")
 REQUEUED = Requeued(job_id="a", time=5.0)
-ASKED = CancelRequested(job_id="a", time=1.0)
+REQUESTED = CancelRequested(job_id="a", time=1.0)
 
 
 @pytest.mark.parametrize(
-    ("entries", "told", "state"),
+    ("entries", "reached", "state"),
     [
         ([], False, "unknown"),
-        ([ASKED], False, "unknown"),
+        ([REQUESTED], False, "unknown"),
         ([SUBMITTED], False, "waiting"),
         ([SUBMITTED, CLAIMED], False, "waiting"),
         ([SUBMITTED, CLAIMED], True, "running"),
@@ -58,13 +58,13 @@ ASKED = CancelRequested(job_id="a", time=1.0)
         ([CLAIMED, FAILED, REQUEUED], False, "waiting"),
     ],
 )
-def test_the_answer_follows_from_the_ledger_and_from_whether_an_owner_was_told(
-    entries: list[AnyEntry], told: bool, state: str
+def test_the_answer_follows_from_the_ledger_and_from_whether_an_owner_was_reached(
+    entries: list[AnyEntry], reached: bool, state: str
 ) -> None:
-    """An end counts before all; a claim whose owner cannot be reached is for whoever takes the job next."""
+    """An end counts before all; a claim whose owner cannot be reached is for whoever consumes the job next."""
     history = reduce(JobHistory.after, entries, JobHistory())
 
-    assert cancel_answer("a", history, told=told).state == state
+    assert cancel_answer("a", history, delivered=reached).state == state
 
 
 def test_the_owner_is_named_where_it_is_known() -> None:
@@ -72,4 +72,4 @@ def test_the_owner_is_named_where_it_is_known() -> None:
     history = JobHistory().after(SUBMITTED).after(CLAIMED)
 
     expected = CancelAnswer(job_id="a", state=CancelState.RUNNING, worker="w1", attempt=1)
-    assert cancel_answer("a", history, told=True) == expected
+    assert cancel_answer("a", history, delivered=True) == expected

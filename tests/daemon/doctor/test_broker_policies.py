@@ -1,4 +1,4 @@
-"""What doctor makes of what the management API tells: each policy that does harm, nodes, replicas, bindings."""
+"""What doctor makes of what the management API reports: each policy that does harm, nodes, replicas, bindings."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def judged(broker: BrokerReport) -> list[Finding]:
 
 
 @pytest.mark.parametrize(
-    ("definition", "governed", "state", "words"),
+    ("definition", "governed", "state", "expected"),
     [
         ({"message-ttl": 60_000}, NAMES.intake, State.ERROR, "given up"),
         ({"message-ttl": 119_999}, LEASE, State.ERROR, "come back before"),
@@ -80,13 +80,13 @@ def judged(broker: BrokerReport) -> list[Finding]:
     ],
 )
 def test_a_policy_is_judged_by_what_it_does_to_what_it_governs(
-    definition: dict[str, Any], governed: str, state: State, words: str
+    definition: dict[str, Any], governed: str, state: State, expected: str
 ) -> None:
     """The same value may be harmless for one queue and not for another."""
     for operator, whose in ((False, ""), (True, "operator_")):
         [found] = judged(report(definition, governed, operator=operator))
 
-        assert (found.state, words in found.found) == (state, True)
+        assert (found.state, expected in found.found) == (state, True)
         if state is not State.OK:
             assert found.name == f"{whose}policies.p"
             assert str(found.fix).startswith(f"rabbitmqctl clear_{whose}policy -p / p  #")
@@ -98,7 +98,7 @@ def test_a_policy_that_governs_nothing_of_the_fleet_does_no_harm() -> None:
     assert [one.state for one in judged(report({"message-ttl": 1}))] == [State.OK]
 
 
-def test_a_policy_is_told_once_with_all_that_it_does() -> None:
+def test_a_policy_is_reported_once_with_all_that_it_does() -> None:
     """And of many queues only the first are named."""
     tiers = [thing.name for thing in things_of(NAMES, DELAYS) if ".tier." in thing.name]
 
@@ -108,7 +108,7 @@ def test_a_policy_is_told_once_with_all_that_it_does() -> None:
     assert f"and {len(tiers) - 3} more" in found.found
 
 
-def test_queues_that_nothing_is_known_of_are_told() -> None:
+def test_queues_that_nothing_is_known_of_are_reported() -> None:
     """As where the broker keeps no statistics."""
     broker = report({})
     broker.queues[NAMES.intake] = Governed(name=NAMES.intake)
@@ -144,7 +144,7 @@ BOUND = {("fleet.jobs", "submit", "fleet.intake")}
 
 def condition(*, online: int = 3, members: int = 3, **changes: Any) -> dict[str, Finding]:
     """What is found of a cluster with one queue, which is as it should be but for these changes."""
-    names = [f"rabbit@{dead_letter}" for dead_letter in "abc"]
+    names = [f"rabbit@{letter}" for letter in "abc"]
     queue = Governed(name="fleet.intake", policy=None, members=names[:members], online=names[:online])
     state = {"queues": {"fleet.intake": queue}, "bindings": BOUND, "nodes": [Node(name=name) for name in names]}
     return {one.name: one for one in broker_nodes.check(report({}, **(state | changes)), [SPEC])}
@@ -180,7 +180,7 @@ def test_a_cluster_that_is_well_has_no_finding_but_ok() -> None:
         ({"bindings": set()}, "bindings", State.ERROR, "systemctl reload training-worker"),
     ],
 )
-def test_what_a_cluster_suffers_from_is_told(changes: dict[str, Any], name: str, state: State, fix: str) -> None:
+def test_what_a_cluster_suffers_from_is_reported(changes: dict[str, Any], name: str, state: State, fix: str) -> None:
     """With the command for the node that it is about."""
     found = condition(**changes)
 

@@ -32,7 +32,7 @@ def test_half_the_lease_must_be_shorter(lease: float, known: float | None, state
     assert ("application:get_env(rabbit, consumer_timeout)." in found.found) is (known is None)
 
 
-def test_a_limit_that_is_too_short_is_told_with_one_that_is_not() -> None:
+def test_a_limit_that_is_too_short_is_reported_with_one_that_is_not() -> None:
     """Twice as long as a delivery is held, at once and for good."""
     found = consumer_timeout.judge(Settings(lease=120), 10, "the broker")
 
@@ -42,7 +42,7 @@ def test_a_limit_that_is_too_short_is_told_with_one_that_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "limit"),
+    ("output", "limit"),
     [
         ("{{ok,1800000},[25672,5672]}\n", 1800.0),
         ("{{ok,10000},[5672,\n 15672]}\n", 10.0),
@@ -52,12 +52,12 @@ def test_a_limit_that_is_too_short_is_told_with_one_that_is_not() -> None:
         ("Only root or rabbitmq should run rabbitmqctl\n", None),
     ],
 )
-def test_a_node_is_believed_that_listens_to_the_brokers_port(said: str, limit: float | None) -> None:
+def test_a_node_is_believed_that_listens_to_the_brokers_port(output: str, limit: float | None) -> None:
     """Another on the same host may be any other."""
-    assert consumer_timeout.read_answer(said, PORT) == limit
+    assert consumer_timeout.read_answer(output, PORT) == limit
 
 
-def test_a_broker_elsewhere_is_not_asked_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_elsewhere_is_not_queried_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor one whose address is nobody's."""
     program = tmp_path / "rabbitmqctl"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\necho '{{{{ok,5000}},[{PORT}]}}'\n")
@@ -71,7 +71,7 @@ def test_a_broker_elsewhere_is_not_asked_here(tmp_path: Path, monkeypatch: pytes
     assert consumer_timeout.of_node(socket.gethostbyname("localhost"), PORT) == 5.0
 
 
-def test_a_program_that_hangs_or_fails_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_hangs_or_fails_reports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is not waited for."""
     program = tmp_path / "rabbitmqctl"
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")

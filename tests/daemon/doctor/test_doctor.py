@@ -31,7 +31,7 @@ MADE_UP, REAL = (
     GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
     for simulated in (True, False)
 )
-CARDS = HostGpus(devices=[MADE_UP])
+GPUS = HostGpus(devices=[MADE_UP])
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def script(folder: Path, text: str) -> str:
 
 
 def invoke_answers() -> dict[str, Any]:
-    """What an environment says in which everything is as it should be."""
+    """What an environment reports in which everything is as it should be."""
     versions = {one.name: one.known or one.least or "1.0" for one in INVOKE.requirements}
     seen = [{"name": "NVIDIA L4", "capability": [8, 9]}]
     return {
@@ -62,7 +62,7 @@ def invoke_answers() -> dict[str, Any]:
 
 
 def answering(folder: Path, answers: dict[str, Any], then: str = "") -> str:
-    """An interpreter that says this, and does something else at its end."""
+    """An interpreter that reports this, and does something else at its end."""
     lines = "\n".join(json.dumps({name: value}) for name, value in answers.items())
     return script(folder, f"cat <<'END'\n{lines}\nEND\n{then}")
 
@@ -85,7 +85,7 @@ def not_ok(found: dict[str, Finding]) -> dict[str, State]:
 
 
 def test_an_environment_that_is_as_it_should_be_has_no_finding_but_ok(tmp_path: Path) -> None:
-    """It says versions, the commit, the card and what can be trained."""
+    """It reports versions, the commit, the GPU and what can be trained."""
     found = look(answering(tmp_path, invoke_answers()), REAL)
 
     assert not_ok(found) == {}
@@ -152,7 +152,7 @@ def test_a_trainer_of_the_operators_own_is_only_looked_for(tmp_path: Path) -> No
 
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    """What it said before is told, what it did is named, and its last lines are shown."""
+    """What it printed before is reported, what it did is named, and its last lines are shown."""
     answers = {name: invoke_answers()[name] for name in ("python", "packages", "commit")}
     then = f"echo loading >&2\nsleep 600 &\necho $! >{tmp_path}/pid\nwait"
     began = time.monotonic()
@@ -180,7 +180,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_one_that_crashes_is_an_error_with_its_last_lines(tmp_path: Path) -> None:
-    """And says while importing what."""
+    """And prints while importing what."""
     answers = {name: value for name, value in invoke_answers().items() if name != "modules"}
     lines = "\n".join(f"echo line {number} >&2" for number in range(20))
 
@@ -233,7 +233,7 @@ def test_no_secret_reaches_an_engines_interpreter(tmp_path: Path, monkeypatch: p
 def test_a_package_that_is_missing_or_of_another_version(
     tmp_path: Path, name: str, version: str | None, state: State, fix: str
 ) -> None:
-    """An error where it cannot work, a warning where nobody knows or few need it, with the command that mends it."""
+    """An error where it cannot work, a warning where nobody knows or few need it, with the command that fixes it."""
     answers = invoke_answers()
     answers["packages"][name] = version
 
@@ -253,15 +253,17 @@ def test_another_commit_is_a_warning(tmp_path: Path, commit: str | None) -> None
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "expected"),
     [
         ({"cuda": None}, "built without CUDA"),
-        ({"devices": []}, "finds no card"),
+        ({"devices": []}, "finds no GPU"),
         ({"architectures": ["sm_90", "compute_90"]}, "has no code for NVIDIA L4 (8.9)"),
         ({"error": "ImportError: libcudart.so"}, "cannot be imported: ImportError: libcudart.so"),
     ],
 )
-def test_a_torch_that_cannot_train_on_the_card_is_an_error(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+def test_a_torch_that_cannot_train_on_the_gpu_is_an_error(
+    tmp_path: Path, changed: dict[str, Any], expected: str
+) -> None:
     """Else the first job would find out."""
     answers = invoke_answers()
     answers["torch"] |= changed
@@ -269,18 +271,18 @@ def test_a_torch_that_cannot_train_on_the_card_is_an_error(tmp_path: Path, chang
     found = look(answering(tmp_path, answers), REAL)
 
     assert not_ok(found) == {"cuda": State.ERROR}
-    assert words in found["cuda"].found
+    assert expected in found["cuda"].found
 
 
-def test_a_card_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
+def test_a_gpu_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
     """The driver shows two, and torch one."""
     found = look(answering(tmp_path, invoke_answers()), REAL, REAL)
 
     assert found["cuda"].state is State.ERROR
-    assert "sees 1 of 2 cards" in found["cuda"].found
+    assert "sees 1 of 2 GPUs" in found["cuda"].found
 
 
-def test_torch_without_cuda_is_all_that_a_made_up_card_needs(tmp_path: Path) -> None:
+def test_torch_without_cuda_is_all_that_a_simulated_gpu_needs(tmp_path: Path) -> None:
     """Training runs on the CPU there."""
     answers = invoke_answers()
     answers["torch"] |= {"cuda": None, "devices": []}
@@ -313,13 +315,13 @@ def test_a_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
         ([], True),
     ],
 )
-def test_code_runs_on_later_cards_of_its_major_version(architectures: list[str], fits: bool) -> None:
-    """And what the driver compiles, on all later ones; a build that says nothing is believed."""
+def test_code_runs_on_later_gpus_of_its_major_version(architectures: list[str], fits: bool) -> None:
+    """And what the driver compiles, on all later ones; a build that reports nothing is believed."""
     assert runs_on(SeenGpu(name="NVIDIA L4", capability=(8, 9)), architectures) is fits
 
 
 def test_requirements_know_their_bounds() -> None:
-    """By numbers, not letters; builds and pre-releases count for nothing."""
+    """By numbers, not characters; builds and pre-releases count for nothing."""
     needed = Requirement(name="a", least="2.9", below="3")
 
     versions = {"2.10": True, "2.9+cu126": True, "2.9.0rc1": True, "2.8.9": False, "3.0": False, "x": False}
@@ -327,7 +329,7 @@ def test_requirements_know_their_bounds() -> None:
     assert needed.specifier == "a>=2.9,<3"
 
 
-def test_the_built_in_trainer_needs_what_our_package_says() -> None:
+def test_the_built_in_trainer_needs_what_our_package_requires() -> None:
     """The extra `trainer` and the check are one list."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -344,7 +346,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def asked(*packages: str) -> tuple[dict[str, str | None] | None, str | None]:
+def probed(*packages: str) -> tuple[dict[str, str | None] | None, str | None]:
     """Versions and the commit, from this interpreter."""
     probed = probe(sys.executable, Wanted(packages=packages, source="invoke-training"), LIMIT)
     assert probed.fault is None, probed.output
@@ -356,7 +358,7 @@ def test_the_commit_of_an_install_from_a_repository_is_as_pip_wrote_it(distribut
     origin = {"url": "https://example.org/a", "vcs_info": {"vcs": "git", "commit_id": COMMIT}}
     (distribution / "direct_url.json").write_text(json.dumps(origin))
 
-    assert asked("invoke-training", "no-such-thing") == ({"invoke-training": "0.0.1", "no-such-thing": None}, COMMIT)
+    assert probed("invoke-training", "no-such-thing") == ({"invoke-training": "0.0.1", "no-such-thing": None}, COMMIT)
 
 
 def test_the_commit_of_an_editable_install_is_its_sources_now(distribution: Path, tmp_path: Path) -> None:
@@ -372,18 +374,18 @@ def test_the_commit_of_an_editable_install_is_its_sources_now(distribution: Path
     found = []
     for origin in origins:
         (distribution / "direct_url.json").write_text(json.dumps(origin))
-        found.append(asked()[1])
+        found.append(probed()[1])
 
     assert found == [commit, None]
 
 
-def test_an_install_that_does_not_say_where_it_is_from_has_no_commit(distribution: Path) -> None:
+def test_an_install_that_does_not_record_where_it_is_from_has_no_commit(distribution: Path) -> None:
     """As one from an archive."""
-    assert asked() == ({}, None)
+    assert probed() == ({}, None)
 
 
 def test_a_module_may_do_anything_when_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Print, or exit: the rest is told all the same."""
+    """Print, or exit: the rest is reported all the same."""
     (tmp_path / "torch.py").write_text("print('hello')\nraise ImportError('no torch here')\n")
     (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -401,7 +403,7 @@ def test_a_module_may_do_anything_when_it_is_imported(tmp_path: Path, monkeypatc
 
 
 def both(tmp_path: Path, folder: str) -> Settings:
-    """A worker whose two engines have interpreters that say that their packages are in this folder."""
+    """A worker whose two engines have interpreters that report that their packages are in this folder."""
     (tmp_path / "invoke").mkdir()
     (tmp_path / "diffusers").mkdir()
     engines_ = {
@@ -413,9 +415,9 @@ def both(tmp_path: Path, folder: str) -> Settings:
     )
 
 
-def test_an_engine_in_the_daemons_own_environment_is_told_to_move(tmp_path: Path) -> None:
-    """It is told no package to install: that would take the built-in trainer's away."""
-    found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), CARDS, LIMIT)}
+def test_an_engine_in_the_daemons_own_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
+    """No package to install is suggested: that would remove the built-in trainer's."""
+    found = {one.name: one for one in engines.check(both(tmp_path, sysconfig.get_path("purelib")), GPUS, LIMIT)}
 
     assert [name for name in found if name.startswith("invoke.")] == ["invoke.interpreter"]
     moved = found["invoke.interpreter"]
@@ -426,9 +428,9 @@ def test_an_engine_in_the_daemons_own_environment_is_told_to_move(tmp_path: Path
     assert any(name.startswith("diffusers.") for name in found)
 
 
-def test_the_built_in_trainer_in_invoke_trainings_environment_is_told_to_move(tmp_path: Path) -> None:
+def test_the_built_in_trainer_in_invoke_trainings_environment_is_reported_with_how_to_move_it(tmp_path: Path) -> None:
     """And the other is looked at as ever."""
-    found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), CARDS, LIMIT)}
+    found = {one.name: one for one in engines.check(both(tmp_path, "/opt/invoke/site-packages"), GPUS, LIMIT)}
 
     assert [name for name in found if name.startswith("diffusers.")] == ["diffusers.interpreter"]
     assert "leave it out" in str(found["diffusers.interpreter"].fix)
@@ -436,23 +438,23 @@ def test_the_built_in_trainer_in_invoke_trainings_environment_is_told_to_move(tm
 
 
 def test_engines_in_environments_of_their_own_are_both_looked_at(tmp_path: Path) -> None:
-    """As are a real interpreter and one that says nothing of where it is."""
+    """As are a real interpreter and one that reports nothing of where it is."""
     settings = both(tmp_path, "/opt/invoke/site-packages")
     answering(tmp_path / "diffusers", {"python": "3.11.2", "folder": "/another"})
 
-    found = {one.name: one for one in engines.check(settings, CARDS, LIMIT)}
+    found = {one.name: one for one in engines.check(settings, GPUS, LIMIT)}
 
     assert found["diffusers.interpreter"].state is State.OK
     assert found["invoke.interpreter"].state is State.OK
     assert probe(sys.executable, Wanted(), LIMIT).answers.folder == sysconfig.get_path("purelib")
 
 
-def test_training_types_without_an_engine_are_told(tmp_path: Path) -> None:
+def test_training_types_without_an_engine_are_reported(tmp_path: Path) -> None:
     """A queue holds jobs of all types of a family."""
     engine = EngineSettings(command=[script(tmp_path, ":")], training_types=[TrainingType.FLUX_LORA])
 
-    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), CARDS))
+    found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), GPUS))
 
     assert found[-1].state is State.WARNING
-    assert found[-1].found.endswith("no job of sdxl is taken")
+    assert found[-1].found.endswith("no sdxl job is consumed")
     assert not has_error(found)

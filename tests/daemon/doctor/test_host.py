@@ -60,8 +60,8 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-def test_a_healthy_host_says_what_it_has(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards that are made up are the one thing to be told of; folders that are not there yet are made later."""
+def test_a_healthy_host_reports_what_it_has(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated GPUs are the one thing to report; folders that are not there yet are made later."""
     monkeypatch.setattr(host, "LEAST_MEMORY", 1)
     monkeypatch.setattr(host, "_synchronised", lambda: True)
     found = look(settings)
@@ -71,7 +71,7 @@ def test_a_healthy_host_says_what_it_has(settings: Settings, monkeypatch: pytest
     assert found[FLUX].found.startswith("FluxPipeline, ")
 
 
-def test_a_host_without_cards_is_told_how_to_see_them(settings: Settings) -> None:
+def test_a_host_without_gpus_is_reported_with_how_to_see_them(settings: Settings) -> None:
     """NVML shows none, and the settings make up none."""
     bare = Settings(state_dir=settings.state_dir, output_roots=settings.output_roots)
 
@@ -83,21 +83,21 @@ def test_a_host_without_cards_is_told_how_to_see_them(settings: Settings) -> Non
 
 
 class Driver:
-    """Shows four cards, of which it says what it was told."""
+    """Shows four GPUs, with the readings that the test gave it."""
 
     def __init__(self, **report: int) -> None:
         self.report = report
 
     def ask(self, question: object, _: float = 0) -> object:
         """In place of the real one."""
-        uuids = [f"GPU-{dead_letter}" for dead_letter in "abcd"]
+        uuids = [f"GPU-{letter}" for letter in "abcd"]
         if question is nvml.find:
             return [Found(uuid=uuid, name="NVIDIA L4", memory_mib=23034) for uuid in uuids]
         return {uuid: Reading(uuid=uuid, temperature_c=self.report.get(uuid[-1], 50)) for uuid in uuids}
 
 
-def test_slots_are_told_as_the_settings_make_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cards that are left to somebody else are none of this worker's, hot as they may be."""
+def test_slots_are_reported_as_the_settings_make_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs that are left to somebody else are none of this worker's, hot as they may be."""
     monkeypatch.setattr(nvml, "ask", Driver(d=99).ask)
     chosen = msgspec.structs.replace(settings, only_gpus=["0", "GPU-b"], gpus_per_job=2)
 
@@ -106,10 +106,10 @@ def test_slots_are_told_as_the_settings_make_them(settings: Settings, monkeypatc
     assert (found.state, found.found) == (State.OK, "2 NVIDIA L4 together, each with 23034 MiB")
 
 
-def test_a_card_that_would_get_no_jobs_is_told_with_the_reason(
+def test_a_gpu_that_would_get_no_jobs_is_reported_with_the_reason(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the worker would say it."""
+    """As the worker would report it."""
     monkeypatch.setattr(nvml, "ask", Driver(b=93).ask)
 
     found = look(settings)["cards"]
@@ -118,8 +118,10 @@ def test_a_card_that_would_get_no_jobs_is_told_with_the_reason(
     assert found.found.endswith("; GPU-b gets no jobs: too hot: 93 C, over 92 C")
 
 
-def test_a_driver_that_hangs_when_cards_are_read_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each card that it does not answer for."""
+def test_a_driver_that_hangs_when_gpus_are_read_is_reported(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each GPU that it does not answer for."""
 
     def ask(question: object, limit: float = 0) -> object:
         if question is nvml.find:
@@ -134,7 +136,7 @@ def test_a_driver_that_hangs_when_cards_are_read_is_told(settings: Settings, mon
     assert found.found.count("gets no jobs: the driver has not answered within 20 s") == 4
 
 
-def test_cards_that_the_settings_ask_for_in_vain_are_told(settings: Settings) -> None:
+def test_gpus_that_the_settings_name_in_vain_are_reported(settings: Settings) -> None:
     """The worker would not start; all else is looked at."""
     found = look(msgspec.structs.replace(settings, only_gpus=["7"]))
 
@@ -214,7 +216,7 @@ def _empty(folder: Path) -> None:
         (_empty, "holds no weights"),
     ],
 )
-def test_weights_that_are_broken_are_told_with_what_brings_them(
+def test_weights_that_are_broken_are_reported_with_what_downloads_them(
     settings: Settings, harm: Callable[[Path], None], reason: str
 ) -> None:
     """The command that downloads them."""
@@ -227,8 +229,8 @@ def test_weights_that_are_broken_are_told_with_what_brings_them(
     assert f"hf download {FLUX} --local-dir {settings.models[FLUX]}" in str(found.fix)
 
 
-def test_weights_of_another_user_are_told_with_chmod(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything: what the system answers is made up."""
+def test_weights_of_another_user_are_reported_with_chmod(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything: what the system answers is faked."""
     closed = settings.models[FLUX] / "vae" / "model.safetensors"
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
@@ -249,7 +251,7 @@ def written(path: Path, text: str = f"{SECRET}\n") -> str:
     return str(path)
 
 
-def test_a_gated_model_takes_a_token_first(settings: Settings, home: Path) -> None:
+def test_a_gated_model_needs_a_token_first(settings: Settings, home: Path) -> None:
     """The commands stand in order, with where the terms are."""
     _gone(settings.models[FLUX])
 
@@ -261,8 +263,8 @@ def test_a_gated_model_takes_a_token_first(settings: Settings, home: Path) -> No
     assert remark.endswith(TERMS)
 
 
-def test_a_gated_model_with_a_token_takes_an_account_that_agreed(settings: Settings, home: Path) -> None:
-    """Nobody here can know whether it did; the token is not told."""
+def test_a_gated_model_with_a_token_needs_an_account_that_agreed(settings: Settings, home: Path) -> None:
+    """Nobody here can know whether it did; the token is not printed."""
     _gone(settings.models[FLUX])
     path = written(home / ".cache" / "huggingface" / "token")
 
@@ -275,7 +277,7 @@ def test_a_gated_model_with_a_token_takes_an_account_that_agreed(settings: Setti
     assert SECRET not in f"{found}"
 
 
-def test_a_model_that_is_not_gated_takes_no_token(settings: Settings) -> None:
+def test_a_model_that_is_not_gated_needs_no_token(settings: Settings) -> None:
     """SDXL is one."""
     name = "stabilityai/stable-diffusion-xl-base-1.0"
 
@@ -332,14 +334,16 @@ def test_a_token_is_found_where_the_hubs_library_finds_it(
 def test_the_hubs_library_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads the variables as it is imported: each place is tried in a process of its own."""
     path = written(tmp_path / "x" / "token")
-    ask = "from huggingface_hub import constants, get_token; print(constants.HF_TOKEN_PATH, get_token() is not None)"
+    program = (
+        "from huggingface_hub import constants, get_token; print(constants.HF_TOKEN_PATH, get_token() is not None)"
+    )
     for variables in ({"HF_HOME": "$HOME/../x"}, {"HF_TOKEN_PATH": path}, {"HF_TOKEN": " "}, {"XDG_CACHE_HOME": "/y"}):
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, value)
-            said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+            output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
-            assert said.split() == [str(token_path()), str(find_token() is not None)]
+            assert output.split() == [str(token_path()), str(find_token() is not None)]
 
 
 @pytest.mark.parametrize("text", ["", " \n"])

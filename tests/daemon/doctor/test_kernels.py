@@ -25,7 +25,7 @@ GPUS = HostGpus(
 
 
 def remember(folder: Path, gpu: str, **verdicts: Verdict) -> None:
-    """A self-test of a card; kernels that are right compute attention."""
+    """A self-test of a GPU; kernels that are right compute attention."""
     kernels = [KernelResult(name=f"attention.{name}", verdict=verdict) for name, verdict in verdicts.items()]
     right = tuple(AttentionKernel(name) for name, verdict in verdicts.items() if verdict is Verdict.RIGHT)
     test = SelfTest(key="k", gpu="A", memory_mib=1, versions={}, kernels=kernels, attention=right)
@@ -52,7 +52,7 @@ def remember(folder: Path, gpu: str, **verdicts: Verdict) -> None:
         ),
     ],
 )
-def test_each_card_is_told_with_what_is_not_right(
+def test_each_gpu_is_told_with_what_is_not_right(
     tmp_path: Path, verdicts: dict[str, Verdict], state: State, found: str
 ) -> None:
     """One that was not tested is no fault; one that is made up has no kernels."""

@@ -1,4 +1,4 @@
-"""What the driver is asked: the real binding on a library of our own, each time in a process of its own."""
+"""What the driver reports: the real binding on a library of our own, each time in a process of its own."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 from tests.support.nvml import GPU_IS_LOST, UNKNOWN, Host
 
 ROOT = Path(__file__).parents[3]
-A100 = "card 0 40960 GPU-1 NVIDIA A100"
-RTX_4090 = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
+A100 = "gpu 0 40960 GPU-1 NVIDIA A100"
+RTX_4090 = "gpu 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 
 # A library is loaded once and for all.
 READ = """
@@ -37,7 +37,7 @@ import msgspec
 from training_worker.gpu import nvml
 from training_worker.errors import TrainingWorkerError
 
-def told(ask):
+def answer(ask):
     try:
         return ask()
     except TrainingWorkerError as error:
@@ -53,8 +53,8 @@ async def beside():
     return beats
 
 began = time.monotonic()
-first = told(lambda: nvml.ask(nvml.find, 0.2))
-second = told(lambda: nvml.ask(nvml.versions, 0.2))
+first = answer(lambda: nvml.ask(nvml.find, 0.2))
+second = answer(lambda: nvml.ask(nvml.versions, 0.2))
 answer = [first, second, asyncio.run(beside()) > 3, time.monotonic() - began < 5]
 """
 XIDS = """
@@ -71,7 +71,7 @@ answer += watch.heard()
 """
 
 
-def told(host: Host, program: str, *arguments: str) -> Any:
+def output_of(host: Host, program: str, *arguments: str) -> Any:
     """What a process on this host prints, as builtins."""
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
     command = [sys.executable, "-c", f"{program}\nprint(msgspec.json.encode(answer).decode())", *arguments]
@@ -99,7 +99,7 @@ UNREAD = SILENT | {"memory_mib": None, "free_mib": None, "processes": None}
 
 
 @pytest.mark.parametrize(
-    ("statements", "expected"),
+    ("lines", "expected"),
     [
         pytest.param([], SILENT | {"memory_mib": 40960, "free_mib": 40960}, id="tells-nothing-but-memory"),
         pytest.param(["held 1000"], {"memory_mib": 40960, "free_mib": 39960}, id="memory"),
@@ -116,52 +116,50 @@ UNREAD = SILENT | {"memory_mib": None, "free_mib": None, "processes": None}
         pytest.param(["mig 4864 MIG-1"], {"mig": ["MIG-1"]}, id="mig"),
     ],
 )
-def test_a_card_is_read(host: Host, statements: list[str], expected: dict[str, Any]) -> None:
+def test_a_gpu_is_read(host: Host, lines: list[str], expected: dict[str, Any]) -> None:
     """None is what it does not support."""
-    host.says(A100, *statements)
+    host.describe(A100, *lines)
 
-    reading = told(host, READ, "GPU-1")["GPU-1"]
+    reading = output_of(host, READ, "GPU-1")["GPU-1"]
 
     assert {name: reading[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    ("statements", "expected"),
+    ("lines", "expected"),
     [
-        pytest.param([f"card {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="fell-off-the-bus"),
-        pytest.param(["card 6 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="not-found"),
+        pytest.param([f"gpu {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="fell-off-the-bus"),
+        pytest.param(["gpu 6 40960 GPU-1 NVIDIA A100"], {"lost": True}, id="not-found"),
         pytest.param([], {"lost": True}, id="not-shown"),
-        pytest.param([f"card {UNKNOWN} 40960 GPU-1 NVIDIA A100"], {"fault": "Unknown Error"}, id="unreadable"),
+        pytest.param([f"gpu {UNKNOWN} 40960 GPU-1 NVIDIA A100"], {"fault": "Unknown Error"}, id="unreadable"),
     ],
 )
-def test_a_card_that_cannot_be_read_leaves_the_others(
-    host: Host, statements: list[str], expected: dict[str, Any]
-) -> None:
-    """It says why, and nothing else."""
-    host.says(*statements, RTX_4090, "temperature 50")
+def test_a_gpu_that_cannot_be_read_leaves_the_others(host: Host, lines: list[str], expected: dict[str, Any]) -> None:
+    """The reason is given, and nothing else."""
+    host.describe(*lines, RTX_4090, "temperature 50")
 
-    readings = told(host, READ, "GPU-1", "GPU-2")
+    readings = output_of(host, READ, "GPU-1", "GPU-2")
 
     assert readings["GPU-1"] == UNREAD | {"uuid": "GPU-1"} | expected
     assert readings["GPU-2"]["temperature_c"] == 50
 
 
-def test_of_a_card_that_mig_divides_the_instances_are_found(host: Host) -> None:
-    """Each with the card's name, its own memory, and its part of the card."""
-    host.says(A100, "mig 10240 MIG-1", "mig 20480 MIG-2", RTX_4090)
+def test_of_a_gpu_that_mig_divides_the_instances_are_found(host: Host) -> None:
+    """Each with the GPU's name, its own memory, and its part of the GPU."""
+    host.describe(A100, "mig 10240 MIG-1", "mig 20480 MIG-2", RTX_4090)
 
-    assert told(host, FIND) == [
+    assert output_of(host, FIND) == [
         {"uuid": "MIG-1", "name": "NVIDIA A100", "memory_mib": 10240, "part": 0.25, "fault": None},
         {"uuid": "MIG-2", "name": "NVIDIA A100", "memory_mib": 20480, "part": 0.5, "fault": None},
         {"uuid": "GPU-2", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "part": 1.0, "fault": None},
     ]
 
 
-def test_a_card_that_cannot_be_read_keeps_its_place(host: Host) -> None:
+def test_a_gpu_that_cannot_be_read_keeps_its_place(host: Host) -> None:
     """Whoever names the others by their places means the same ones as before."""
-    host.says(f"card {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100", RTX_4090)
+    host.describe(f"gpu {GPU_IS_LOST} 40960 GPU-1 NVIDIA A100", RTX_4090)
 
-    unreadable, other = told(host, FIND)
+    unreadable, other = output_of(host, FIND)
 
     assert unreadable == {
         "uuid": "unreadable-0",
@@ -173,36 +171,36 @@ def test_a_card_that_cannot_be_read_keeps_its_place(host: Host) -> None:
     assert other["uuid"] == "GPU-2"
 
 
-def test_an_instance_is_as_hot_as_its_card_and_has_its_own_memory(host: Host) -> None:
-    """Energy is the whole card's: it says nothing of one of several."""
-    host.says(A100, "temperature 83", "ecc 2", "energy 5000", "mig 10240 MIG-1")
+def test_an_instance_is_as_hot_as_its_gpu_and_has_its_own_memory(host: Host) -> None:
+    """Energy is the whole GPU's: it is not known of one of several instances."""
+    host.describe(A100, "temperature 83", "ecc 2", "energy 5000", "mig 10240 MIG-1")
 
-    reading = told(host, READ, "MIG-1")["MIG-1"]
+    reading = output_of(host, READ, "MIG-1")["MIG-1"]
 
     known = {"memory_mib": 10240, "temperature_c": 83, "ecc_uncorrected": 2, "energy_j": None}
     assert {name: reading[name] for name in known} == known
 
 
 @pytest.mark.parametrize(
-    ("statements", "expected"),
+    ("lines", "expected"),
     [
         (["driver 550.54.15", "cuda 12040"], {"driver": "550.54.15", "cuda": "12.4"}),
         (["driver 550.54.15"], {"driver": "550.54.15", "cuda": None}),
     ],
 )
-def test_the_versions_are_told(host: Host, statements: list[str], expected: dict[str, Any]) -> None:
+def test_the_versions_are_reported(host: Host, lines: list[str], expected: dict[str, Any]) -> None:
     """CUDA's is a number on the wire."""
-    host.says(*statements)
+    host.describe(*lines)
 
-    assert told(host, VERSIONS) == expected
+    assert output_of(host, VERSIONS) == expected
 
 
 def test_a_driver_that_never_answers_hangs_nobody(host: Host) -> None:
-    """Each question ends in time, tasks go on meanwhile, and so does the program's end."""
-    host.says("hang", A100)
+    """Each query ends in time, tasks continue meanwhile, and so does the program's end."""
+    host.describe("hang", A100)
     began = time.monotonic()
 
-    first, second, went_on, in_time = told(host, HANG)
+    first, second, went_on, in_time = output_of(host, HANG)
 
     assert first == ["DriverHangsError", "the driver has not answered within 0.2 s"]
     assert second == first
@@ -211,21 +209,21 @@ def test_a_driver_that_never_answers_hangs_nobody(host: Host) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_an_xid_is_heard_once_and_of_its_card(host: Host) -> None:
-    """Also if another card that is watched is not there."""
-    host.says(A100, RTX_4090, "xid 79")
+def test_an_xid_is_reported_once_and_for_its_gpu(host: Host) -> None:
+    """Also if another GPU that is watched is not there."""
+    host.describe(A100, RTX_4090, "xid 79")
 
-    assert told(host, XIDS, "GPU-1", "GPU-2", "GPU-gone") == [["GPU-2", 79]]
+    assert output_of(host, XIDS, "GPU-1", "GPU-2", "GPU-gone") == [["GPU-2", 79]]
 
 
 @pytest.mark.parametrize(
     ("xid", "heard"),
     [("xid 79", [["MIG-1", 79], ["MIG-2", 79]]), ("xid 94 2", [["MIG-2", 94]]), ("xid 94 3", [])],
 )
-def test_an_xid_of_a_card_is_one_of_its_instances_unless_it_names_one(
+def test_an_xid_of_a_gpu_is_one_of_its_instances_unless_it_names_one(
     host: Host, xid: str, heard: list[list[Any]]
 ) -> None:
-    """The driver tells of the card; the third instance is nobody's that we watch."""
-    host.says(A100, "mig 10240 MIG-1", "mig 10240 MIG-2", "mig 10240 MIG-3", xid)
+    """The driver reports it for the GPU; the third instance is nobody's that we watch."""
+    host.describe(A100, "mig 10240 MIG-1", "mig 10240 MIG-2", "mig 10240 MIG-3", xid)
 
-    assert told(host, XIDS, "MIG-1", "MIG-2") == heard
+    assert output_of(host, XIDS, "MIG-1", "MIG-2") == heard

@@ -19,7 +19,7 @@ def health(*records: Observation, later: float = 0.0) -> Liveness:
 
 
 def test_a_daemon_that_starts_lives_and_is_not_ready() -> None:
-    """It may take its time."""
+    """It may be slow."""
     assert health(later=3600).why_dead() == []
     assert health().why_not_ready() == ["starting", "not connected to the broker"]
 
@@ -37,7 +37,7 @@ def test_a_loop_that_hangs_is_dead() -> None:
 
 
 def test_a_daemon_without_its_broker_lives_and_is_not_ready() -> None:
-    """To start it anew would not help."""
+    """A restart would not help."""
     cut = health(LoopTurned(), CONNECTED, LOST)
 
     assert cut.why_dead() == []

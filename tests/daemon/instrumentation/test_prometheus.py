@@ -41,8 +41,9 @@ from training_worker.version import __version__
 
 FLUX = TrainingType.FLUX_LORA
 GPU = "GPU-1"
-CARD = GpuFound(device=Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1), simulated=False)
-STAND_IN = GpuFound(device=CARD.device, simulated=True)
+DEVICE = Gpu(uuid=GPU, name="NVIDIA L4", memory_mib=1024, tier=MemoryTier.GB24, count=1)
+FOUND = GpuFound(device=DEVICE, simulated=False)
+STAND_IN = GpuFound(device=DEVICE, simulated=True)
 STARTED = AttemptStarted(training_type=FLUX, tier=MemoryTier.GB24, gpu=GPU)
 ENDED = AttemptEnded(
     training_type=FLUX,
@@ -53,7 +54,7 @@ ENDED = AttemptEnded(
     usage=Usage(gpu_seconds=10.0, cost_usd=0.5, wasted_gpu_seconds=4.0, energy_wh=0.25),
 )
 JOB = {"training_type": "FLUX_LORA"}
-CARD_OF_JOB = {"gpu": GPU}
+GPU_LABEL = {"gpu": GPU}
 READ = GpuRead(
     reading=Reading(
         uuid=GPU,
@@ -73,7 +74,7 @@ TESTED, RETESTED = (
 )
 FLASH = {"gpu": GPU, "engine": "diffusers", "kernel": "attention.flash_attention"}
 UNREADABLE = GpuRead(reading=Reading(uuid=GPU, lost=True), xids=[])
-THROTTLED = CARD_OF_JOB | {"reason": "power cap"}
+THROTTLED = GPU_LABEL | {"reason": "power cap"}
 
 
 def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observation) -> float | None:
@@ -100,43 +101,43 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([STARTED, ENDED], "useful_gpu_seconds_total", JOB | {"outcome": "retried"}, 6),
         ([STARTED, ENDED], "wasted_gpu_seconds_total", JOB | {"outcome": "retried"}, 4),
         ([STARTED, ENDED], "cost_usd_total", JOB | {"outcome": "retried"}, 0.5),
-        ([CARD], "card_info", {"gpu": GPU, "name": "NVIDIA L4", "tier": "24gb", "simulated": "false"}, 1),
+        ([FOUND], "card_info", {"gpu": GPU, "name": "NVIDIA L4", "tier": "24gb", "simulated": "false"}, 1),
         ([STARTED, ENDED], "energy_joules_total", JOB | {"outcome": "retried"}, 900),
         ([STARTED], "energy_joules_total", JOB | {"outcome": "completed"}, 0),
-        ([CARD], "card_up", CARD_OF_JOB, 0),
-        ([STAND_IN], "card_up", CARD_OF_JOB, 1),
-        ([CARD, ServingChanged(gpu=GPU, serves=True)], "card_up", CARD_OF_JOB, 1),
-        ([CARD, *(ServingChanged(gpu=GPU, serves=well) for well in (True, False))], "card_up", CARD_OF_JOB, 0),
+        ([FOUND], "card_up", GPU_LABEL, 0),
+        ([STAND_IN], "card_up", GPU_LABEL, 1),
+        ([FOUND, ServingChanged(gpu=GPU, serves=True)], "card_up", GPU_LABEL, 1),
+        ([FOUND, *(ServingChanged(gpu=GPU, serves=well) for well in (True, False))], "card_up", GPU_LABEL, 0),
         ([TESTED], "card_kernels", FLASH | {"verdict": "notFinite"}, 1),
         ([TESTED, RETESTED], "card_kernels", FLASH | {"verdict": "notFinite"}, None),
         ([TESTED, RETESTED], "card_kernels", FLASH | {"verdict": "right"}, 1),
-        ([READ], "card_memory_free_bytes", CARD_OF_JOB, 256 * 1024**2),
-        ([READ], "card_memory_used_bytes", CARD_OF_JOB, 768 * 1024**2),
-        ([READ], "card_temperature_celsius", CARD_OF_JOB, 71),
-        ([READ], "card_power_watts", CARD_OF_JOB, 300.5),
-        ([READ], "card_utilisation_ratio", CARD_OF_JOB, 0.97),
-        ([READ], "card_ecc_uncorrected_errors_total", CARD_OF_JOB, 2),
+        ([READ], "card_memory_free_bytes", GPU_LABEL, 256 * 1024**2),
+        ([READ], "card_memory_used_bytes", GPU_LABEL, 768 * 1024**2),
+        ([READ], "card_temperature_celsius", GPU_LABEL, 71),
+        ([READ], "card_power_watts", GPU_LABEL, 300.5),
+        ([READ], "card_utilisation_ratio", GPU_LABEL, 0.97),
+        ([READ], "card_ecc_uncorrected_errors_total", GPU_LABEL, 2),
         ([READ], "card_throttled", THROTTLED, 1),
-        ([READ], "card_throttled", CARD_OF_JOB | {"reason": "power brake"}, 0),
-        ([READ, UNREADABLE], "card_xids_total", CARD_OF_JOB | {"xid": "13"}, 2),
-        ([READ, UNREADABLE], "card_xids_total", CARD_OF_JOB | {"xid": "79"}, 1),
+        ([READ], "card_throttled", GPU_LABEL | {"reason": "power brake"}, 0),
+        ([READ, UNREADABLE], "card_xids_total", GPU_LABEL | {"xid": "13"}, 2),
+        ([READ, UNREADABLE], "card_xids_total", GPU_LABEL | {"xid": "79"}, 1),
         *(
             ([READ, UNREADABLE], f"card_{name}", labels, None)
             for name, labels in {
-                "memory_free_bytes": CARD_OF_JOB,
-                "memory_used_bytes": CARD_OF_JOB,
-                "temperature_celsius": CARD_OF_JOB,
-                "power_watts": CARD_OF_JOB,
-                "utilisation_ratio": CARD_OF_JOB,
-                "ecc_uncorrected_errors_total": CARD_OF_JOB,
+                "memory_free_bytes": GPU_LABEL,
+                "memory_used_bytes": GPU_LABEL,
+                "temperature_celsius": GPU_LABEL,
+                "power_watts": GPU_LABEL,
+                "utilisation_ratio": GPU_LABEL,
+                "ecc_uncorrected_errors_total": GPU_LABEL,
                 "throttled": THROTTLED,
             }.items()
         ),
-        ([CARD], "card_memory_bytes", CARD_OF_JOB, 1024**3),
-        ([CARD], "card_busy", CARD_OF_JOB, 0),
-        ([CARD, STARTED], "card_busy", CARD_OF_JOB, 1),
-        ([CARD, STARTED, ENDED], "card_busy", CARD_OF_JOB, 0),
-        ([ProgressMade(gpu=GPU, time=5.0)], "card_last_progress_timestamp_seconds", CARD_OF_JOB, 5),
+        ([FOUND], "card_memory_bytes", GPU_LABEL, 1024**3),
+        ([FOUND], "card_busy", GPU_LABEL, 0),
+        ([FOUND, STARTED], "card_busy", GPU_LABEL, 1),
+        ([FOUND, STARTED, ENDED], "card_busy", GPU_LABEL, 0),
+        ([ProgressMade(gpu=GPU, time=5.0)], "card_last_progress_timestamp_seconds", GPU_LABEL, 5),
         ([JobWaited(training_type=FLUX, seconds=7.0)], "queue_wait_seconds_sum", JOB, 7),
         (
             [PhaseEnded(training_type=FLUX, phase=Phase.EXPORTING, seconds=3.0)],
@@ -146,8 +147,8 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ),
         ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=None)], "step_duration_seconds_sum", JOB, None),
         ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=2.0)], "step_duration_seconds_sum", JOB, 2),
-        ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=None)], "last_loss", JOB | CARD_OF_JOB, 0.5),
-        ([StepTaken(training_type=FLUX, gpu=GPU, loss=None, seconds=None)], "last_loss", JOB | CARD_OF_JOB, None),
+        ([StepTaken(training_type=FLUX, gpu=GPU, loss=0.5, seconds=None)], "last_loss", JOB | GPU_LABEL, 0.5),
+        ([StepTaken(training_type=FLUX, gpu=GPU, loss=None, seconds=None)], "last_loss", JOB | GPU_LABEL, None),
         ([PredictionChecked(step_seconds=1.5, peak_memory=None)], "prediction_ratio_sum", {"of": "step_seconds"}, 1.5),
         ([PredictionChecked(step_seconds=None, peak_memory=0.5)], "prediction_ratio_sum", {"of": "peak_memory"}, 0.5),
         ([LeaseChanged(event=LeaseEvent.RENEWED)], "lease_renewals_total", {}, 1),
@@ -188,8 +189,8 @@ def test_a_job_counts_once_however_many_attempts_it_took(tmp_path: Path) -> None
     assert value(tmp_path, "jobs_total", labels, STARTED, ENDED, STARTED, done) == 1
 
 
-def test_the_disk_of_the_state_directory_is_asked_at_each_scrape(tmp_path: Path) -> None:
-    """One that is not there has no figures, and the scrape goes on."""
+def test_the_disk_of_the_state_directory_is_read_at_each_scrape(tmp_path: Path) -> None:
+    """One that is not there has no figures, and the scrape continues."""
     assert (value(tmp_path, "state_disk_free_bytes", {}) or 0) > 0
     assert value(tmp_path / "none", "state_disk_free_bytes", {}) is None
 
@@ -201,7 +202,7 @@ def port() -> int:
 
 
 def test_three_pages_are_served_and_no_other(tmp_path: Path, port: int) -> None:
-    """What the observer is told shows at once."""
+    """What the observer is given shows at once."""
     with served("127.0.0.1", port, tmp_path) as observe:
         assert get(port, "/healthz") == (200, "ok\n")
         assert get(port, "/readyz") == (503, "starting\nnot connected to the broker\n")
@@ -215,13 +216,13 @@ def test_three_pages_are_served_and_no_other(tmp_path: Path, port: int) -> None:
         assert get(port, "/")[0] == 404
 
 
-def test_who_connects_and_says_nothing_keeps_nobody_waiting(tmp_path: Path, port: int) -> None:
+def test_who_connects_and_sends_nothing_keeps_nobody_waiting(tmp_path: Path, port: int) -> None:
     """Each connection has a thread."""
     with served("127.0.0.1", port, tmp_path), socket.create_connection(("127.0.0.1", port)):
         assert get(port, "/healthz") == (200, "ok\n")
 
 
-def test_a_port_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
+def test_a_port_that_is_in_use_is_reported(tmp_path: Path, port: int) -> None:
     """It is a setting that is wrong."""
     with (
         served("127.0.0.1", port, tmp_path),

@@ -40,7 +40,7 @@ def fold(*entries: AnyEntry) -> JobHistory:
     return reduce(JobHistory.after, entries, JobHistory())
 
 
-def test_a_job_that_nobody_spoke_of_has_an_empty_history() -> None:
+def test_a_job_without_entries_has_an_empty_history() -> None:
     """Attempt 0 is before the first claim."""
     assert fold() == JobHistory()
     assert (fold().attempt, fold().lost, fold().cost_usd, fold().terminal) == (0, 0, 0.0, None)
@@ -91,7 +91,7 @@ def test_what_a_superseded_owner_still_writes_is_passed_over() -> None:
 
 
 def test_every_attempt_is_accounted_for() -> None:
-    """One that nobody heard of again counts as lost, with what it had used at its last checkpoint."""
+    """One without a later entry counts as lost, with what it had used at its last checkpoint."""
     saved = msgspec.structs.replace(SAVED, usage=Usage(gpu_seconds=30.0, cost_usd=0.25))
     second = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
     crashed = msgspec.structs.replace(CRASHED, attempt=2, worker="w2")
@@ -116,7 +116,7 @@ def test_each_time_out_of_memory_is_a_step_down(reason: str, steps_down: int) ->
     assert (history.out_of_memory, history.counted) == (steps_down, 0)
 
 
-def test_a_requeued_job_begins_anew_and_keeps_its_past() -> None:
+def test_a_requeued_job_begins_again_and_keeps_its_past() -> None:
     """Its end, its failures and a cancellation are void; its attempts and checkpoints are not."""
     failed = Failed(job_id="a", time=4.0, attempt=1, worker="w1", reason="diskFull", message="full", usage=USED)
     history = fold(SUBMITTED, CLAIMED, SAVED, CancelRequested(job_id="a", time=3.0), failed)
@@ -149,15 +149,15 @@ def test_the_last_claim_is_known_by_its_name() -> None:
     assert [fold(first).claim, fold(first, second).claim, fold(first, second, late).claim] == ["c1", "c2", "c2"]
 
 
-def test_what_an_owner_stands_on_can_be_written_down() -> None:
+def test_what_an_owner_builds_on_can_be_written_down() -> None:
     """The daemon that comes next stands on the same."""
-    standing = ClaimRecord(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
+    claim_record = ClaimRecord(claim="c1", before=fold(SUBMITTED, CLAIMED, SAVED, CRASHED))
 
-    assert msgspec.json.decode(msgspec.json.encode(standing), type=ClaimRecord) == standing
+    assert msgspec.json.decode(msgspec.json.encode(claim_record), type=ClaimRecord) == claim_record
 
 
 def test_a_cancellation_is_remembered_through_release_and_claim() -> None:
-    """Whoever takes the job next has to honour it."""
+    """Whoever consumes the job next has to honour it."""
     released = Released(job_id="a", time=4.0, attempt=1, worker="w1")
     again = Claimed(job_id="a", time=5.0, attempt=2, worker="w2")
     history = fold(SUBMITTED, CLAIMED, CancelRequested(job_id="a", time=3.0), released, again)
@@ -171,7 +171,7 @@ def test_a_cancellation_before_anything_else_counts() -> None:
 
 
 def test_a_released_attempt_is_not_lost() -> None:
-    """Its owner said so, and what it had used."""
+    """Its owner wrote that, and what it had used."""
     history = fold(SUBMITTED, CLAIMED, RELEASED)
 
     assert (history.lost, history.attempts[0].outcome, history.attempts[0].usage) == (0, "released", USED)
@@ -208,7 +208,7 @@ entries = st.one_of(
 
 @given(st.lists(entries))
 def test_an_attempt_never_decreases_and_the_first_end_stays(written: list[AnyEntry]) -> None:
-    """An entry of somebody who was superseded, written late, takes nothing back."""
+    """An entry of somebody who was superseded, written late, changes nothing."""
     history = JobHistory()
     for entry in written:
         after = history.after(entry)
@@ -225,5 +225,5 @@ def test_an_attempt_never_decreases_and_the_first_end_stays(written: list[AnyEnt
 
 @given(st.lists(entries))
 def test_reading_an_entry_twice_changes_nothing(written: list[AnyEntry]) -> None:
-    """An entry whose confirm was lost is written again; right after itself it says nothing new."""
+    """An entry whose confirm was lost is written again; right after itself it adds nothing new."""
     assert fold(*written) == fold(*(entry for once in written for entry in (once, once)))

@@ -35,14 +35,14 @@ def read(tail: Tail, *entries: AnyEntry) -> Tail:
 
 
 def test_an_ends_event_is_not_kept_for_all_jobs() -> None:
-    """It is long, and seldom asked for."""
+    """It is long, and seldom needed."""
     terminal = read(Tail(since=0.0), SUBMITTED, CLAIMED, COMPLETED).history("a").terminal
 
     assert terminal == msgspec.structs.replace(COMPLETED, event=msgspec.Raw(b""))
 
 
-def test_whoever_asks_for_one_job_gets_its_ends_event() -> None:
-    """To say it again."""
+def test_a_lookup_of_one_job_returns_the_event_of_its_end() -> None:
+    """To publish it again."""
     terminal = read(JobTail(since=0.0, job_id="a"), SUBMITTED, CLAIMED, COMPLETED).history("a").terminal
 
     assert terminal is not None
@@ -50,7 +50,7 @@ def test_whoever_asks_for_one_job_gets_its_ends_event() -> None:
 
 
 def test_only_of_a_completed_job_checkpoints_are_forgotten() -> None:
-    """A failed one may be put back, and goes on from them."""
+    """A failed one may be requeued, and resumes from them."""
     completed = read(Tail(since=0.0), SUBMITTED, CLAIMED, SAVED, COMPLETED).history("a")
     failed = read(Tail(since=0.0), SUBMITTED, CLAIMED, SAVED, FAILED, Requeued(job_id="a", time=9.0)).history("a")
 
@@ -66,19 +66,19 @@ def test_a_job_of_which_only_later_entries_were_read_is_known_in_part() -> None:
     assert not read(Tail(since=0.0), SUBMITTED, SAVED).began_before("a")
 
 
-def test_entries_after_the_one_that_was_asked_about_do_not_count() -> None:
+def test_entries_after_the_one_that_was_looked_up_do_not_count() -> None:
     """What followed from a cancellation is no reason against it."""
-    asked = CancelRequested(job_id="a", time=5.0)
+    request = CancelRequested(job_id="a", time=5.0)
     cancelled = Cancelled(job_id="a", time=6.0, attempt=1, worker="w1")
     other = Submitted(job_id="b", time=1.0, digest="d2")
-    tail = read(JobTail(since=0.0, job_id="a", until=asked), SUBMITTED, other, CLAIMED, asked, cancelled)
+    tail = read(JobTail(since=0.0, job_id="a", until=request), SUBMITTED, other, CLAIMED, request, cancelled)
 
     assert tail.history("a") == JobHistory().after(SUBMITTED).after(CLAIMED)
     assert tail.history("b") == JobHistory()
 
 
 def test_an_entry_that_comes_again_after_a_reconnection_is_passed_over() -> None:
-    """By its offset; reading goes on after the last one."""
+    """By its offset; reading continues after the last one."""
     tail = read(Tail(since=0.0), SUBMITTED)
     tail.receive(msgspec.json.encode(CLAIMED), 1)
 
@@ -86,7 +86,7 @@ def test_an_entry_that_comes_again_after_a_reconnection_is_passed_over() -> None
     assert tail.start == {"x-stream-offset": 2}
 
 
-def test_the_oldest_jobs_are_forgotten_and_asked_about_by_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_jobs_are_forgotten_and_looked_up_by_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """From then on the tail begins after them."""
     monkeypatch.setattr(tail_module, "MOST_JOBS", 2)
     tail = read(Tail(since=0.0), *(Submitted(job_id=job, time=100.0, digest="d") for job in "abc"))
@@ -95,7 +95,7 @@ def test_the_oldest_jobs_are_forgotten_and_asked_about_by_a_scan(monkeypatch: py
     assert tail.since == 160.0
 
 
-async def test_a_marker_that_comes_back_is_told_to_who_waits_for_it() -> None:
+async def test_a_marker_that_comes_back_is_reported_to_who_waits_for_it() -> None:
     """And to nobody else; what cannot be read is passed over."""
     tail = Tail(since=0.0)
     mine, others = tail.expect("mine"), tail.expect("others")

@@ -1,4 +1,4 @@
-"""Whether a worker takes jobs: every order of pause, resume and drain."""
+"""Whether a worker consumes jobs: every order of pause, resume and drain."""
 
 import asyncio
 
@@ -17,16 +17,16 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_new_gate_is_open() -> None:
-    """A worker takes jobs from its start."""
+async def test_a_new_admission_is_open() -> None:
+    """A worker consumes jobs from its start."""
     admission = Admission()
 
     assert not admission.closed
     assert await asyncio.wait_for(admission.wait_open(), TIMEOUT)
 
 
-async def test_a_paused_gate_holds_whoever_waits_until_it_is_resumed() -> None:
-    """All slots go on at once."""
+async def test_a_paused_admission_holds_whoever_waits_until_it_is_resumed() -> None:
+    """All slots continue at once."""
     admission = Admission()
     admission.pause()
     waiting = [asyncio.create_task(admission.wait_open()) for _ in range(3)]
@@ -39,7 +39,7 @@ async def test_a_paused_gate_holds_whoever_waits_until_it_is_resumed() -> None:
 
 
 async def test_draining_ends_the_wait_of_a_paused_worker() -> None:
-    """It learns that nothing will ever be taken again."""
+    """It learns that nothing will ever be consumed again."""
     admission = Admission()
     admission.pause()
     waiting = asyncio.create_task(admission.wait_open())
@@ -50,7 +50,7 @@ async def test_draining_ends_the_wait_of_a_paused_worker() -> None:
     assert await asyncio.wait_for(waiting, TIMEOUT) is False
 
 
-async def test_a_drained_gate_never_opens_again() -> None:
+async def test_a_drained_admission_never_opens_again() -> None:
     """Neither pause nor resume undo it."""
     admission = Admission()
     admission.drain()
@@ -65,7 +65,7 @@ async def test_a_drained_gate_never_opens_again() -> None:
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["pause", "resume", "drain"])))
 def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: list[str]) -> None:
-    """Nobody waits at a gate that is open, and a closed one is open again only by a resume."""
+    """Nobody waits at an admission that is open, and a closed one is open again only by a resume."""
 
     async def passes() -> tuple[bool, bool | None]:
         admission = Admission()
@@ -85,34 +85,34 @@ def test_in_any_order_of_commands_the_last_one_counts_unless_drained(commands: l
         assert asyncio.run(passes()) == (False, True)
 
 
-async def test_what_is_awaited_comes_through_an_open_gate() -> None:
+async def test_what_is_awaited_comes_through_an_open_admission() -> None:
     """The result is that of the awaited, even if it is nothing."""
     admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
-    taking = asyncio.create_task(admission.unless_closed(jobs.get()))
+    consuming = asyncio.create_task(admission.unless_closed(jobs.get()))
     await turns()
 
     jobs.put_nowait("job")
 
-    assert await asyncio.wait_for(taking, TIMEOUT) == "job"
+    assert await asyncio.wait_for(consuming, TIMEOUT) == "job"
 
 
-async def test_a_gate_that_closes_ends_the_wait_for_a_job() -> None:
+async def test_an_admission_that_closes_ends_the_wait_for_a_job() -> None:
     """The waiting is cancelled, so that no job is lost to somebody who no longer wants it."""
     admission = Admission()
     jobs: asyncio.Queue[str] = asyncio.Queue()
-    taking = asyncio.create_task(admission.unless_closed(jobs.get()))
+    consuming = asyncio.create_task(admission.unless_closed(jobs.get()))
     await turns()
 
     admission.pause()
 
-    assert await asyncio.wait_for(taking, TIMEOUT) is None
+    assert await asyncio.wait_for(consuming, TIMEOUT) is None
     jobs.put_nowait("job")
     await turns()
     assert jobs.qsize() == 1
 
 
-async def test_a_gate_that_is_closed_already_lets_nothing_be_waited_for() -> None:
+async def test_an_admission_that_is_closed_already_lets_nothing_be_waited_for() -> None:
     """A wait that would last for ever ends at once."""
     admission = Admission()
     admission.drain()
@@ -132,16 +132,16 @@ async def test_an_interrupted_wait_has_cleaned_up_before_it_is_answered() -> Non
             await turns()
             done.append("clean")
 
-    taking = asyncio.create_task(admission.unless_closed(slow_to_clean_up()))
+    consuming = asyncio.create_task(admission.unless_closed(slow_to_clean_up()))
     await turns()
     admission.drain()
-    await asyncio.wait_for(taking, TIMEOUT)
+    await asyncio.wait_for(consuming, TIMEOUT)
 
     assert done == ["clean"]
 
 
 async def test_an_error_of_the_awaited_comes_through() -> None:
-    """The gate hides nothing."""
+    """The admission hides nothing."""
     broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     broken.set_exception(OSError("connection lost"))
 
@@ -153,11 +153,11 @@ async def test_an_error_of_the_awaited_comes_through() -> None:
 async def test_cancelling_the_wait_cancels_the_awaited() -> None:
     """Nothing is left running behind a slot that is gone."""
     work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    taking = asyncio.create_task(Admission().unless_closed(work))
+    consuming = asyncio.create_task(Admission().unless_closed(work))
     await turns()
 
-    taking.cancel()
-    await asyncio.wait({taking})
+    consuming.cancel()
+    await asyncio.wait({consuming})
 
-    assert taking.cancelled()
+    assert consuming.cancelled()
     assert work.cancelled()

@@ -100,7 +100,7 @@ def test_a_root_may_be_a_link_itself(host: Host) -> None:
 
 
 def test_a_link_that_leads_to_itself_is_no_reason_to_fall_over(host: Host) -> None:
-    """Python before 3.13 cannot say where it leads, and refuses; later it is below the root, and missing."""
+    """Python before 3.13 cannot resolve where it leads, and refuses; later it is below the root, and missing."""
     (host.folder / "datasets" / "loop").symlink_to(host.folder / "datasets" / "loop")
 
     assert host.faults(dataset="datasets/loop").keys() <= {"datasetPath"}

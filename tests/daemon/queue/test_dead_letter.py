@@ -35,7 +35,7 @@ class Delivery(msgspec.Struct):
     body: bytes = BODY
 
 
-def test_a_letter_is_read_as_it_was_written() -> None:
+def test_a_dead_letter_is_read_as_it_was_written() -> None:
     """Every part of it."""
     text = DeadLetterFields(
         reason="stalled",
@@ -57,7 +57,7 @@ def test_a_letter_is_read_as_it_was_written() -> None:
     )
 
 
-def test_what_there_is_nothing_to_say_about_takes_no_header() -> None:
+def test_a_field_without_a_value_has_no_header() -> None:
     """A rejected message has neither attempts nor output."""
     assert DeadLetterFields(reason="rejected", message="no").headers(2.0) == {
         "x-training-buried": 2000,
@@ -156,7 +156,7 @@ NAMES = ["reason", "message", "faults", "history", "output", "buried"]
 
 @given(st.dictionaries(st.sampled_from([f"x-training-{name}" for name in NAMES] + ["x-death"]), strange), st.binary())
 def test_whatever_strangers_write_is_read(headers: dict[str, Any], body: bytes) -> None:
-    """A letter, of which less is known."""
+    """A dead letter, of which less is known."""
     dead_letter = read_dead_letter(Delivery(headers, body))
 
     assert dead_letter.body == body

@@ -54,7 +54,7 @@ def test_a_job_comes_back_from_a_queue_as_it_was(now: float) -> None:
     assert again.submitted_at == pytest.approx(now, rel=0, abs=0.001)
 
 
-def test_a_copy_can_be_told_by_its_properties() -> None:
+def test_a_copy_can_be_identified_by_its_properties() -> None:
     """Persistent, with the job's id, type and priority."""
     message = QueuedJob.submitted(BODY, now=1000.0).message()
 
@@ -140,7 +140,7 @@ def test_a_job_that_failed_on_a_worker_is_left_to_others_for_a_few_times() -> No
     assert avoided == [True] * MOST_PASSES + [False]
 
 
-def test_a_job_that_fails_again_is_counted_anew() -> None:
+def test_a_job_that_fails_again_is_counted_again() -> None:
     """On the same worker or on another one; only the last one is avoided."""
     queued = QueuedJob.submitted(BODY, 1.0).elsewhere("w1").passed_on().passed_on()
 
@@ -148,7 +148,7 @@ def test_a_job_that_fails_again_is_counted_anew() -> None:
     assert queued.elsewhere("w2").should_avoid("w1") is False
 
 
-def test_a_job_that_failed_nowhere_says_nothing_of_it() -> None:
+def test_a_job_that_failed_nowhere_has_no_count_of_failures() -> None:
     """Its headers are those of every job."""
     headers = QueuedJob.submitted(BODY, 1.0).message().headers
 

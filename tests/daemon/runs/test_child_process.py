@@ -1,4 +1,4 @@
-"""Children as groups: real shells, real signals, and an end that is always told and never waited for in vain."""
+"""Children as groups: real shells, real signals, and an end that is always reported and never waited for in vain."""
 
 import asyncio
 import os
@@ -35,16 +35,16 @@ class Shell:
         """Run a program."""
         return ChildProcess.start(command, env=env, stdout=self.stdout, stderr=self.stderr, identity=self.identity)
 
-    async def until_says(self, word: str) -> str:
-        """Wait until a line of the output starts with a word; the rest of that line."""
-        said: list[str] = []
+    async def until_printed(self, start: str) -> str:
+        """Wait until a line of the output starts with this; the rest of that line."""
+        found: list[str] = []
         enough = asyncio.Event()
         async with asyncio.timeout(TIMEOUT):
             async for line, _ in follow_lines(self.stdout, enough):
-                if line.startswith(word.encode()):
-                    said.append(line.decode().removeprefix(word).strip())
+                if line.startswith(start.encode()):
+                    found.append(line.decode().removeprefix(start).strip())
                     enough.set()
-        return said[0]
+        return found[0]
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def kill(child: ChildProcess) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 1, 137])
-async def test_an_exit_status_is_told_as_it_is(shell: Shell, status: int) -> None:
+async def test_an_exit_status_is_reported_as_it_is(shell: Shell, status: int) -> None:
     """A status above 128 is a status too, not a signal."""
     exit_ = await end(shell.start(f"exit {status}"))
 
@@ -73,15 +73,15 @@ async def test_an_exit_status_is_told_as_it_is(shell: Shell, status: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["KILL", "SEGV"])
-async def test_a_process_that_was_killed_is_told_by_its_signal(shell: Shell, name: str) -> None:
-    """What the kernel or somebody else did to it is told by name."""
+async def test_a_process_that_was_killed_is_reported_with_its_signal(shell: Shell, name: str) -> None:
+    """What the kernel or somebody else did to it is reported by name."""
     exit_ = await end(shell.start(f"kill -{name} $$"))
 
     assert exit_ == Exit(signal=signal.Signals[f"SIG{name}"])
     assert str(exit_) == f"killed by SIG{name}"
 
 
-async def test_a_signal_without_a_name_is_told_by_its_number(shell: Shell) -> None:
+async def test_a_signal_without_a_name_is_reported_by_its_number(shell: Shell) -> None:
     """Real-time signals have none, apart from the first and the last."""
     exit_ = await end(shell.start("kill -40 $$"))
 
@@ -119,7 +119,7 @@ async def test_a_child_reads_nothing_from_the_daemon(shell: Shell) -> None:
 async def test_a_child_leads_a_session_of_its_own(shell: Shell) -> None:
     """A signal to the daemon's terminal or group does not reach it."""
     child = shell.start("echo ready; exec sleep 60")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
 
     assert (os.getsid(child.pid), os.getpgid(child.pid)) == (child.pid, child.pid)
     kill(child)
@@ -146,9 +146,9 @@ async def test_a_program_is_looked_for_on_the_path_of_its_own_environment(shell:
 
 
 async def test_a_child_that_respects_sigterm_ends_in_its_own_way(shell: Shell) -> None:
-    """It has the whole grace to save a checkpoint, and its status is told."""
+    """It has the whole grace to save a checkpoint, and its status is reported."""
     child = shell.start("trap 'echo saved; exit 3' TERM; echo ready; while :; do sleep 0.01; done")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
 
     assert await child.stop(TIMEOUT) == Exit(status=3)
     assert shell.stdout.read_text() == "ready\nsaved\n"
@@ -157,7 +157,7 @@ async def test_a_child_that_respects_sigterm_ends_in_its_own_way(shell: Shell) -
 async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(shell: Shell) -> None:
     """Stopping is bounded, whatever the child thinks of it."""
     child = shell.start("trap '' TERM; echo ready; while :; do sleep 0.01; done")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
 
     assert await asyncio.wait_for(child.stop(SHORT_GRACE), TIMEOUT) == Exit(signal=signal.SIGKILL)
 
@@ -165,32 +165,32 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(shell: She
 async def test_a_child_that_is_stopped_while_it_is_stopped_by_the_kernel_still_ends(shell: Shell) -> None:
     """A suspended process cannot handle SIGTERM; SIGKILL ends it all the same."""
     child = shell.start("echo ready; kill -STOP $$")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
 
     assert await asyncio.wait_for(child.stop(SHORT_GRACE), TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
 async def test_a_grandchild_is_killed_when_the_child_has_ended(shell: Shell) -> None:
-    """What holds the card's memory after the trainer is gone is ended with it, though it ignores SIGTERM."""
+    """What holds the GPU's memory after the trainer is gone is ended with it, though it ignores SIGTERM."""
     grandchild = "sh -c 'trap \"\" TERM; echo grandchild $$; while :; do sleep 0.01; done' &"
-    told = "until grep -q grandchild $OUT; do sleep 0.01; done"
-    child = shell.start(f"{grandchild} {told}; exit 0", {"OUT": str(shell.stdout)})
+    until_printed = "until grep -q grandchild $OUT; do sleep 0.01; done"
+    child = shell.start(f"{grandchild} {until_printed}; exit 0", {"OUT": str(shell.stdout)})
 
     assert await end(child) == Exit(status=0)
-    assert is_gone(int(await shell.until_says("grandchild")), TIMEOUT)
+    assert is_gone(int(await shell.until_printed("grandchild")), TIMEOUT)
 
 
 async def test_a_grandchild_that_ignores_sigterm_does_not_outlive_the_stop(shell: Shell) -> None:
     """The child obeys at once; the group is killed without waiting for the rest of the grace."""
     grandchild = "sh -c 'trap \"\" TERM; echo grandchild $$; while :; do sleep 0.01; done' &"
     child = shell.start(f"trap 'exit 4' TERM; {grandchild} while :; do sleep 0.01; done")
-    pid = int(await shell.until_says("grandchild"))
+    pid = int(await shell.until_printed("grandchild"))
 
     assert await asyncio.wait_for(child.stop(TIMEOUT), TIMEOUT) == Exit(status=4)
     assert is_gone(pid, TIMEOUT)
 
 
-async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
+async def test_the_end_can_be_read_again(shell: Shell) -> None:
     """Waiting and stopping after the end answer; they never signal a stranger of that id."""
     child = shell.start("exit 5")
 
@@ -200,10 +200,10 @@ async def test_the_end_can_be_asked_for_again(shell: Shell) -> None:
 
 
 async def test_many_can_wait_for_the_same_child(shell: Shell) -> None:
-    """Each is told the same."""
+    """Each gets the same."""
     child = shell.start("echo ready; exec sleep 60")
     waiting = [asyncio.create_task(end(child)) for _ in range(3)]
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
     kill(child)
 
     assert await asyncio.gather(*waiting) == [Exit(signal=signal.SIGKILL)] * 3
@@ -212,7 +212,7 @@ async def test_many_can_wait_for_the_same_child(shell: Shell) -> None:
 async def test_cancelling_the_wait_leaves_the_child_alone(shell: Shell) -> None:
     """Whoever stops waiting has not stopped the trainer."""
     child = shell.start("echo ready; exec sleep 60")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
     waiting = asyncio.create_task(child.wait())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -252,10 +252,10 @@ def found(shell: Shell) -> ChildProcess:
     return child
 
 
-async def test_a_child_that_was_left_is_found_again_and_its_end_is_told(shell: Shell) -> None:
-    """A daemon that was executed anew in place is still its parent."""
+async def test_a_child_that_was_left_is_re_attached_and_its_end_is_reported(shell: Shell) -> None:
+    """A daemon that was re-executed in place is still its parent."""
     child = shell.start("trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
     child.leave()
 
     again = found(shell)
@@ -271,7 +271,7 @@ async def test_a_child_of_somebody_else_is_waited_for_as_well(shell: Shell) -> N
     command = ["setsid", "--fork", "/bin/sh", "-c", RECORD_SELF, "sh", str(shell.identity), "/bin/sh", "-c", script]
     with shell.stdout.open("wb") as file:
         subprocess.run(command, stdout=file, check=True)  # noqa: ASYNC221 - it ends at once
-    grandchild = int(await shell.until_says("grandchild"))
+    grandchild = int(await shell.until_printed("grandchild"))
 
     child = found(shell)
     assert not child.ended.is_set()
@@ -291,12 +291,12 @@ async def test_a_child_that_has_ended_is_not_found(shell: Shell) -> None:
 
 
 async def test_a_stop_can_be_hurried(shell: Shell) -> None:
-    """Whoever asks twice does not wait for the rest of the grace."""
+    """Whoever stops it twice does not wait for the rest of the grace."""
     child = shell.start("trap 'echo heard' TERM; echo ready; while :; do sleep 0.01; done")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
     hurry = asyncio.Event()
     stopping = asyncio.create_task(child.stop(10 * TIMEOUT, hurry))
-    await shell.until_says("heard")
+    await shell.until_printed("heard")
     assert not stopping.done()
 
     hurry.set()
@@ -304,10 +304,10 @@ async def test_a_stop_can_be_hurried(shell: Shell) -> None:
     assert await asyncio.wait_for(stopping, TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
-async def test_a_stop_that_is_in_a_hurry_from_the_start_still_asks_first(shell: Shell) -> None:
+async def test_a_stop_without_grace_still_sends_sigterm_first(shell: Shell) -> None:
     """It ends, in one way or the other."""
     child = shell.start("trap '' TERM; echo ready; while :; do sleep 0.01; done")
-    await shell.until_says("ready")
+    await shell.until_printed("ready")
     hurry = asyncio.Event()
     hurry.set()
 

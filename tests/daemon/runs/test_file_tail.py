@@ -63,7 +63,7 @@ def append(path: Path, piece: bytes) -> None:
 
 
 async def test_lines_arrive_while_they_are_written(path: Path) -> None:
-    """Each is told before the next one is there."""
+    """Each is read before the next one is there."""
     reader = Reader(path)
 
     for line in (b"one", b"two", b"three"):
@@ -102,11 +102,11 @@ async def test_a_file_that_was_finished_before_anybody_followed_it_is_read_to_it
 
 
 async def test_an_empty_file_that_is_finished_has_no_lines(path: Path) -> None:
-    """A trainer that died at once says nothing, and nobody waits for it."""
+    """A trainer that died at once wrote nothing, and nobody waits for it."""
     assert await Reader(path).end() == []
 
 
-async def test_what_was_written_before_the_end_was_told_is_not_lost(path: Path) -> None:
+async def test_what_was_written_before_the_end_was_reported_is_not_lost(path: Path) -> None:
     """The last record and the trainer's end come at the same moment: the record counts."""
     reader = Reader(path)
     append(path, b"step\n")
@@ -132,8 +132,8 @@ async def test_an_empty_line_is_a_line(path: Path) -> None:
     assert await Reader(path).end() == [b"", b"", b"a\r", b"\xff"]
 
 
-async def test_two_readers_of_one_file_are_told_the_same(path: Path) -> None:
-    """Reading takes nothing away."""
+async def test_two_readers_of_one_file_read_the_same(path: Path) -> None:
+    """Reading removes nothing."""
     readers = [Reader(path), Reader(path)]
     append(path, b"one\n")
 
@@ -172,24 +172,24 @@ async def test_a_missing_file_is_an_error_and_leaves_no_descriptor_open(tmp_path
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.binary(max_size=8).map(lambda piece: piece.replace(b";", b"\n")) | st.just(b"\n"), max_size=12))
 def test_any_way_of_cutting_the_writes_gives_the_same_lines(pieces: list[bytes]) -> None:
-    """Lines are those of the whole; each is told as soon as its end is written."""
+    """Lines are those of the whole; each is read as soon as its end is written."""
 
     async def write_and_read() -> list[bytes]:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "progress.jsonl"
             path.touch()
             reader = Reader(path)
-            told = []
+            read = []
             for piece in pieces:
                 append(path, piece)
-                told += await reader.read(piece.count(b"\n"))
-            return told + await reader.end()
+                read += await reader.read(piece.count(b"\n"))
+            return read + await reader.end()
 
     assert asyncio.run(write_and_read()) == b"".join(pieces).split(b"\n")[:-1]
 
 
 def test_the_last_lines_of_a_short_file_are_all_of_it(path: Path) -> None:
-    """A last line without an end counts: it may be the trainer's last word."""
+    """A last line without an end counts: it may be the trainer's last output."""
     path.write_text("one\ntwo")
 
     assert last_lines(path, 50) == ["one", "two"]
@@ -203,7 +203,7 @@ def test_the_last_lines_of_a_long_file_are_its_end(path: Path) -> None:
 
 
 def test_the_last_lines_of_a_missing_or_empty_file_are_none(path: Path) -> None:
-    """A trainer that never started has said nothing."""
+    """A trainer that never started has written nothing."""
     assert last_lines(path.with_name("missing"), 5) == []
     assert last_lines(path, 5) == []
 

@@ -20,7 +20,7 @@ TIMEOUT = 30.0
 
 @contextmanager
 def process(path: Path, script: str = "exec sleep 60") -> Iterator[tuple[subprocess.Popen[str], ProcessIdentity]]:
-    """A process in a session of its own that has written down who it is, and says so."""
+    """A process in a session of its own that has written down its identity, and reports that."""
     command = ["/bin/sh", "-c", RECORD_SELF, "sh", str(path), "/bin/sh", "-c", f"echo ready; {script}"]
     env = {"PATH": "/usr/bin:/bin"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as popen:
@@ -40,7 +40,7 @@ def own_start_time(pid: int) -> int:
 
 
 def test_a_process_is_known_by_what_it_wrote_down(tmp_path: Path) -> None:
-    """Its id, its start and the boot are those that the kernel tells."""
+    """Its id, its start and the boot are those that the kernel reports."""
     with process(tmp_path / "process") as (popen, identity):
         assert identity == ProcessIdentity(
             boot_id=BOOT_ID.read_text().strip(), pid=popen.pid, start_time=own_start_time(popen.pid)
@@ -132,7 +132,7 @@ setsid sh -c 'echo elsewhere $$; exec sleep 60' &
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process that was killed has ended; somebody else may yet have to take note of it."""
+    """Whether a process that was killed has ended; somebody else may yet have to reap it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_only_marked_members_of_the_session_are_left_overs(tmp_path: Path) -> None:
-    """What a dead trainer left on the card ends; who has no mark, or another session, is none of ours."""
+    """What a dead trainer left on the GPU ends; who has no mark, or another session, is none of ours."""
     with process(tmp_path / "process", LEFTOVERS) as (popen, identity):
         assert popen.stdout is not None
         pids = {name: int(pid) for name, pid in (popen.stdout.readline().split() for _ in range(3))}

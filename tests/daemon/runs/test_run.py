@@ -17,17 +17,17 @@ from training_worker.runs.state_layout import runs_dir
 
 
 def device(*, simulated: bool) -> GpuDevice:
-    """The second of a host's cards."""
+    """The second of a host's GPUs."""
     return GpuDevice(uuid="GPU-2", name="NVIDIA L4", memory_mib=23034, simulated=simulated, usd_per_hour=None)
 
 
-def test_a_trainer_sees_its_own_card_by_uuid_and_no_other() -> None:
-    """An index would mean another card after a restart of the host."""
+def test_a_trainer_sees_its_own_gpu_by_uuid_and_no_other() -> None:
+    """An index would mean another GPU after a restart of the host."""
     assert trainer_environment(device(simulated=False))["CUDA_VISIBLE_DEVICES"] == "GPU-2"
 
 
-def test_a_trainer_of_a_simulated_card_sees_no_card_at_all() -> None:
-    """Else it would train on a card that somebody else was given."""
+def test_a_trainer_of_a_simulated_gpu_sees_no_gpu_at_all() -> None:
+    """Else it would train on a GPU that somebody else was given."""
     assert trainer_environment(device(simulated=True))["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -40,7 +40,7 @@ def test_a_trainer_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_found_as_it_was_made(tmp_path: Path) -> None:
-    """With all that a daemon must know to go on, to the last digit."""
+    """With all that a daemon must know to re-attach, to the last digit."""
     make_run(tmp_path)
 
     [run] = find_runs(tmp_path)
@@ -112,12 +112,12 @@ async def test_a_trainer_is_given_its_run_folder_and_known_by_it(tmp_path: Path)
     child = run.start(["/bin/sh", "-c", 'echo "$0 $1"; env', "trainer"], {"PATH": "/usr/bin:/bin"})
 
     assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(status=0)
-    said = run.folder.stdout.read_text().splitlines()
-    assert said[0] == f"trainer {run.folder.path}"
+    output = run.folder.stdout.read_text().splitlines()
+    assert output[0] == f"trainer {run.folder.path}"
     assert [*begun, run.has_begun] == [False, True]
     assert run.identity is not None
     assert run.identity.pid == child.pid
-    assert run.identity.mark in said
+    assert run.identity.mark in output
 
 
 def touch(folder: RunDirectory, **times: float) -> None:

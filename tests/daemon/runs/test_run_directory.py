@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunDirectory:
 
 
 def test_a_new_folder_has_all_that_a_trainer_needs(folder: RunDirectory, tmp_path: Path) -> None:
-    """Its name says whose it is; the spec and the lease are there, and a file to append to."""
+    """Its name has job and attempt; the spec and the lease are there, and a file to append to."""
     assert folder.path == tmp_path / "state" / "runs" / "portrait.2"
     assert sorted(path.name for path in folder.path.iterdir()) == ["lease", "progress.jsonl", "run.json", "spec.json"]
     assert msgspec.json.decode((folder.path / "spec.json").read_bytes(), type=RunSpec) == SPEC
@@ -44,7 +44,7 @@ def test_a_spec_can_be_read_by_people(folder: RunDirectory) -> None:
     assert "a cät" in text
 
 
-def test_a_spec_says_that_there_is_nothing_to_resume_from(folder: RunDirectory) -> None:
+def test_a_spec_records_that_there_is_nothing_to_resume_from(folder: RunDirectory) -> None:
     """Nothing is left out for the trainer to guess."""
     assert msgspec.json.decode((folder.path / "spec.json").read_bytes()).keys() == {
         field.encode_name for field in msgspec.structs.fields(RunSpec)
@@ -52,7 +52,7 @@ def test_a_spec_says_that_there_is_nothing_to_resume_from(folder: RunDirectory) 
 
 
 def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunDirectory) -> None:
-    """A trainer that has the old file open goes on reading the old one; nothing else is left in the folder."""
+    """A trainer that has the old file open keeps reading the old one; nothing else is left in the folder."""
     before = sorted(folder.path.iterdir())
     with (folder.path / "lease").open("rb") as old:
         folder.write_lease(msgspec.structs.replace(LEASE, deadline=2000.0))
@@ -62,7 +62,7 @@ def test_a_renewed_lease_replaces_the_old_one_whole(folder: RunDirectory) -> Non
     assert sorted(folder.path.iterdir()) == before
 
 
-def test_the_last_words_are_those_on_standard_error(folder: RunDirectory) -> None:
+def test_the_last_output_is_that_on_standard_error(folder: RunDirectory) -> None:
     """The last fifty lines of it."""
     folder.stdout.write_text("progress bar\n")
     folder.stderr.write_text("".join(f"{number}\n" for number in range(80)))
@@ -78,7 +78,7 @@ def test_a_trainer_that_was_silent_on_standard_error_is_quoted_from_its_output(f
     assert folder.output_tail() == ["out of luck"]
 
 
-def test_a_trainer_that_never_started_has_no_last_words(folder: RunDirectory) -> None:
+def test_a_trainer_that_never_started_has_no_last_output(folder: RunDirectory) -> None:
     """There are no files of its output."""
     assert folder.output_tail() == []
 
@@ -121,7 +121,7 @@ def test_a_folder_whose_trainer_still_runs_is_never_replaced(folder: RunDirector
 def test_a_folder_whose_trainer_has_ended_is_replaced(
     folder: RunDirectory, tmp_path: Path, identity: str | None
 ) -> None:
-    """Nothing of the old attempt is left in it, the place up to which it was told least of all."""
+    """Nothing of the old attempt is left in it, the place up to which it was published least of all."""
     folder.progress.write_text("record\n")
     Bookmark(folder).move(Cursor(sequence=5, offset=7))
     if identity is not None:
@@ -149,7 +149,7 @@ def test_a_bookmark_begins_at_the_start_and_is_found_where_it_was_left(folder: R
 
 
 def test_a_bookmark_without_a_folder_is_remembered_all_the_same() -> None:
-    """An attempt that never came to a run has something to tell as well."""
+    """An attempt that never came to a run has something to report as well."""
     bookmark = Bookmark(None)
     bookmark.move(Cursor(sequence=1))
 
@@ -182,7 +182,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder: RunDirectory) -> None:
 
 
 def test_a_file_that_was_never_written_is_none_and_one_that_is_wrong_an_error(folder: RunDirectory) -> None:
-    """Nobody goes on from what cannot be read."""
+    """Nobody resumes from what cannot be read."""
     assert folder.read("stop.json", StopOrder) is None
     (folder.path / "stop.json").write_text('{"why": 7}')
 
@@ -194,7 +194,7 @@ def test_a_file_that_was_never_written_is_none_and_one_that_is_wrong_an_error(fo
 def test_output_that_grows_too_large_is_cut_and_its_tail_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The trainer goes on writing to the file that it has open; its last words are those before and after the cut."""
+    """The trainer keeps writing to the file that it has open; its last output is that before and after the cut."""
     monkeypatch.setattr(run_directory, "LARGEST_OUTPUT", 1000)
     monkeypatch.setattr(run_directory, "KEPT_OUTPUT", 100)
     folder = make_folder(tmp_path)
@@ -206,8 +206,8 @@ def test_output_that_grows_too_large_is_cut_and_its_tail_is_kept(
 
         output.write(b"line 0100\n")
         folder.shorten_output()
-        output.write(b"the last word\n")
+        output.write(b"the last line\n")
 
-    assert file.read_bytes() == b"the last word\n"
-    assert folder.output_tail() == [f"line {number:04}" for number in range(91, 101)] + ["the last word"]
+    assert file.read_bytes() == b"the last line\n"
+    assert folder.output_tail() == [f"line {number:04}" for number in range(91, 101)] + ["the last line"]
     assert sum(path.stat().st_size for path in folder.path.glob(f"{file.name}*")) < 1000

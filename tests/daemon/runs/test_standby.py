@@ -1,4 +1,4 @@
-"""A trainer that waits takes one run, or is gone: real shells, and an end at each point of handing over."""
+"""A trainer that waits accepts one run, or is gone: real shells, and an end at each point of handing over."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from training_worker.settings import EngineSettings, Settings
 ENGINE = EngineName.DIFFUSERS
 READY = "echo ready >&0; "
 READ = "read -r folder || exit 0; "
-TAKE = 'exec 2>>"$folder/stderr.log" >>"$folder/stdout.log" </dev/null; '
+ACCEPT = 'exec 2>>"$folder/stderr.log" >>"$folder/stdout.log" </dev/null; '
 TRAIN = "echo trained; exit 3"
 LONG = "exec sleep 600"
 
@@ -40,16 +40,16 @@ def engine(script: str) -> EngineSettings:
 
 
 class Slot:
-    """A card with trainers that wait, as its slot has them."""
+    """A GPU with trainers that wait, as its slot has them."""
 
     def __init__(self, folder: Path, script: str, **others: EngineSettings) -> None:
         engines = {ENGINE: engine(script)} | {EngineName(name): other for name, other in others.items()}
-        self.standby = Standby(runs.CARD, Settings(state_dir=folder, engines=engines))
-        self.folder = folder / "standby" / runs.CARD.uuid
+        self.standby = Standby(runs.GPU, Settings(state_dir=folder, engines=engines))
+        self.folder = folder / "standby" / runs.GPU.uuid
         self.log: list[Any] = []
 
     async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
-        """Wait for a word about the trainers."""
+        """Wait for an event about the trainers."""
         async with asyncio.timeout(TIMEOUT):
             while len(found := [entry for entry in self.log if entry["event"] == event]) < count:  # noqa: ASYNC110 - a list
                 await asyncio.sleep(0.01)
@@ -70,7 +70,7 @@ class Stage(contextlib.AsyncExitStack):
         self.folder = folder
 
     def slot(self, script: str, **others: EngineSettings) -> Slot:
-        """A slot whose words are kept."""
+        """A slot whose events are kept."""
         slot = Slot(self.folder, script, **others)
         slot.log = self.enter_context(structlog.testing.capture_logs())
         self.push_async_callback(slot.standby.stop)
@@ -98,8 +98,8 @@ def run(tmp_path: Path) -> Run:
 
 
 async def test_the_trainer_that_waits_is_the_one_that_trains(stage: Stage, run: Run) -> None:
-    """It is known in the run folder as it was before, its output goes there, and its end is told."""
-    slot = await stage.ready(READY + READ + TAKE + TRAIN)
+    """It is known in the run folder as it was before, its output goes there, and its end is reported."""
+    slot = await stage.ready(READY + READ + ACCEPT + TRAIN)
     waiting = slot.identity()
 
     child = await slot.standby.hand_over(ENGINE, run)
@@ -112,23 +112,23 @@ async def test_the_trainer_that_waits_is_the_one_that_trains(stage: Stage, run: 
     assert list(slot.folder.iterdir()) == []
 
 
-async def test_a_trainer_that_waits_has_the_slots_card_and_a_mark(stage: Stage, run: Run) -> None:
+async def test_a_trainer_that_waits_has_the_slots_gpu_and_a_mark(stage: Stage, run: Run) -> None:
     """Nothing that a trainer started in the usual way has is missing, but for the run folder as an argument."""
-    slot = await stage.ready(READY + READ + TAKE + 'echo "$0"; env')
+    slot = await stage.ready(READY + READ + ACCEPT + 'echo "$0"; env')
     child = await slot.standby.hand_over(ENGINE, run)
     assert child is not None
     await asyncio.wait_for(child.wait(), TIMEOUT)
 
-    said = run.folder.stdout.read_text().splitlines()
+    output = run.folder.stdout.read_text().splitlines()
 
-    assert said[0] == "--standby"
+    assert output[0] == "--standby"
     assert run.identity is not None
-    assert {f"CUDA_VISIBLE_DEVICES={runs.CARD.uuid}", run.identity.mark} <= set(said)
+    assert {f"CUDA_VISIBLE_DEVICES={runs.GPU.uuid}", run.identity.mark} <= set(output)
 
 
-async def test_the_identity_is_in_the_run_folder_before_the_trainer_is_told(stage: Stage, run: Run) -> None:
+async def test_the_identity_is_in_the_run_folder_before_the_trainer_receives_it(stage: Stage, run: Run) -> None:
     """Else a daemon that dies in between would leave a trainer that nobody finds."""
-    slot = await stage.ready(READY + READ + 'cp "$folder/process" "$folder/seen"; ' + TAKE + TRAIN)
+    slot = await stage.ready(READY + READ + 'cp "$folder/process" "$folder/seen"; ' + ACCEPT + TRAIN)
 
     child = await slot.standby.hand_over(ENGINE, run)
 
@@ -146,7 +146,7 @@ async def test_the_identity_is_in_the_run_folder_before_the_trainer_is_told(stag
         pytest.param(READY + "exec </dev/null; " + LONG, id="it does not listen"),
     ],
 )
-async def test_a_trainer_that_does_not_take_its_run_is_ended(stage: Stage, run: Run, script: str) -> None:
+async def test_a_trainer_that_does_not_accept_its_run_is_ended(stage: Stage, run: Run, script: str) -> None:
     """The run is as it was: another trainer can be started for it, in the usual way."""
     slot = await stage.ready(script)
     waiting = slot.identity()
@@ -158,7 +158,7 @@ async def test_a_trainer_that_does_not_take_its_run_is_ended(stage: Stage, run: 
 
 
 async def test_a_trainer_that_takes_too_long_is_ended(stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It might hang; to start another one takes seconds."""
+    """It might hang; to start another one is a matter of seconds."""
     monkeypatch.setattr(standby, "TAKE_TIMEOUT", 0.1)
     slot = await stage.ready(READY + LONG)
     waiting = slot.identity()
@@ -170,9 +170,9 @@ async def test_a_trainer_that_takes_too_long_is_ended(stage: Stage, run: Run, mo
     assert (run.identity, run.has_begun) == (None, False)
 
 
-async def test_a_trainer_that_ended_after_it_took_the_run_has_trained_it(stage: Stage, run: Run) -> None:
+async def test_a_trainer_that_ended_after_it_accepted_the_run_has_trained_it(stage: Stage, run: Run) -> None:
     """How it ended is for others to judge; a second trainer would be one too many."""
-    slot = await stage.ready(READY + READ + TAKE + "kill -KILL $$")
+    slot = await stage.ready(READY + READ + ACCEPT + "kill -KILL $$")
 
     child = await slot.standby.hand_over(ENGINE, run)
 
@@ -180,10 +180,10 @@ async def test_a_trainer_that_ended_after_it_took_the_run_has_trained_it(stage: 
     assert await asyncio.wait_for(child.wait(), TIMEOUT) == Exit(signal=signal.SIGKILL)
 
 
-@pytest.mark.parametrize("word", ["", "echo loading >&0; "], ids=["silent", "another word"])
-async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: Run, word: str) -> None:
-    """It is ended, and takes no time from the one that is started instead."""
-    slot = stage.slot(word + "echo said; " + LONG)
+@pytest.mark.parametrize("text", ["", "echo loading >&0; "], ids=["silent", "another text"])
+async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: Run, text: str) -> None:
+    """It is ended, and delays the one that is started instead by nothing."""
+    slot = stage.slot(text + "echo output; " + LONG)
     slot.standby.prepare()
     async with asyncio.timeout(TIMEOUT):
         while (slot.folder / ENGINE / "stdout.log").read_text() == "":  # noqa: ASYNC110 - a file
@@ -197,7 +197,7 @@ async def test_a_trainer_that_is_not_ready_is_not_waited_for(stage: Stage, run: 
     assert (run.identity, run.has_begun) == (None, False)
 
 
-async def test_a_trainer_that_ends_while_it_waits_is_told_of_and_not_started_again_at_once(
+async def test_a_trainer_that_ends_while_it_waits_is_reported_and_not_started_again_at_once(
     stage: Stage, run: Run
 ) -> None:
     """One that cannot load its libraries would be started for ever; after a job, it is tried once more."""
@@ -212,8 +212,8 @@ async def test_a_trainer_that_ends_while_it_waits_is_told_of_and_not_started_aga
     assert len(await slot.until_logged("standby_ended", 2)) == 2
 
 
-async def test_a_program_that_is_missing_is_told_of(stage: Stage, run: Run) -> None:
-    """The slot goes on; whoever starts a trainer for a job says the same."""
+async def test_a_program_that_is_missing_is_reported(stage: Stage, run: Run) -> None:
+    """The slot keeps working; whoever starts a trainer for a job reports the same."""
     slot = stage.slot("")
     slot.standby._commands = {ENGINE: ["/no-such-folder/program"]}
 
@@ -224,8 +224,8 @@ async def test_a_program_that_is_missing_is_told_of(stage: Stage, run: Run) -> N
 
 
 async def test_no_trainer_waits_while_a_job_is_trained(stage: Stage, run: Run) -> None:
-    """Those of other engines are ended, whether the one that is wanted took the run or there was none."""
-    slot = await stage.ready(READY + READ + TAKE + LONG, invoke=engine(READY + LONG))
+    """Those of other engines are ended, whether the requested one accepted the run or there was none."""
+    slot = await stage.ready(READY + READ + ACCEPT + LONG, invoke=engine(READY + LONG))
     other = slot.identity(EngineName.INVOKE)
 
     child = await slot.standby.hand_over(ENGINE, run)
@@ -240,7 +240,7 @@ async def test_an_engine_that_is_not_set_to_has_nobody_waiting(stage: Stage, run
     """As it is by default."""
     slot = stage.slot("")
     cold = EngineSettings(command=["/bin/true"], training_types=[TrainingType.FLUX_LORA])
-    slot.standby = Standby(runs.CARD, Settings(state_dir=stage.folder, engines={ENGINE: cold}))
+    slot.standby = Standby(runs.GPU, Settings(state_dir=stage.folder, engines={ENGINE: cold}))
 
     slot.standby.prepare()
 

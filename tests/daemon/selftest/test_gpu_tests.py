@@ -24,7 +24,7 @@ DIFFUSERS = EngineName.DIFFUSERS
 FLASH, CUDNN, MATH = AttentionKernel.FLASH, AttentionKernel.CUDNN, AttentionKernel.MATH
 VERSIONS = {"torch": "2.11.0"}
 
-# Says the versions, or the result with the key that it is given, and notes on which card it was asked to test.
+# Says the versions, or the result with the key that it is given, and notes on which GPU it was asked to test.
 PROGRAM = """
 import json, os, sys
 folder = sys.argv[1]
@@ -66,7 +66,7 @@ class Host:
 
     @property
     def asked(self) -> list[str]:
-        """The cards that were tested so far."""
+        """The GPUs that were tested so far."""
         path = self._folder / "asked"
         return path.read_text().split() if path.exists() else []
 
@@ -92,11 +92,11 @@ def kernel(name: AttentionKernel, verdict: Verdict = Verdict.RIGHT, reason: str 
 
 
 def device(uuid: str = "GPU-1", *, simulated: bool = False) -> GpuDevice:
-    """A card that is there."""
+    """A GPU that is there."""
     return GpuDevice(uuid=uuid, name="A", memory_mib=24564, simulated=simulated, usd_per_hour=None)
 
 
-async def test_a_card_is_tested_once_and_remembered(host: Host) -> None:
+async def test_a_gpu_is_tested_once_and_remembered(host: Host) -> None:
     """What is not right is told to whoever measures, and in events; a trainer is not told of it."""
     tests = host.start()
     assert not await tests.recall(device())
@@ -119,7 +119,7 @@ async def test_a_card_is_tested_once_and_remembered(host: Host) -> None:
 
 
 @pytest.mark.parametrize("change", ["driver", "torch"])
-async def test_a_card_is_tested_anew_after_a_change(host: Host, change: str) -> None:
+async def test_a_gpu_is_tested_anew_after_a_change(host: Host, change: str) -> None:
     """What held before is forgotten at once: until the test has ended, trainers are told the default."""
     await host.start().ensure(device())
     if change == "driver":
@@ -141,7 +141,7 @@ async def test_a_card_is_tested_anew_after_a_change(host: Host, change: str) -> 
     assert test.key == key_of("GPU-1", {**versions, "driver": host.driver or ""})
 
 
-async def test_a_card_without_a_right_kernel_is_unfit_and_tested_again(host: Host) -> None:
+async def test_a_gpu_without_a_right_kernel_is_unfit_and_tested_again(host: Host) -> None:
     """The reason names each kernel."""
     host.finds((), kernel(FLASH, Verdict.CRASHED, "killed by SIGABRT"), kernel(MATH, Verdict.WRONG))
     tests = host.start()
@@ -157,7 +157,7 @@ async def test_a_card_without_a_right_kernel_is_unfit_and_tested_again(host: Hos
 
 
 async def test_what_lacked_memory_is_used_and_tried_again_at_the_next_start(host: Host) -> None:
-    """Others held the card."""
+    """Others held the GPU."""
     host.finds((MATH,), kernel(FLASH, Verdict.UNAVAILABLE, "out of memory at every shape"), kernel(MATH))
     await host.start().ensure(device())
 
@@ -165,7 +165,7 @@ async def test_what_lacked_memory_is_used_and_tried_again_at_the_next_start(host
     assert not await host.start().recall(device())
 
 
-async def test_a_program_that_fails_leaves_the_card_unfit(host: Host) -> None:
+async def test_a_program_that_fails_leaves_the_gpu_unfit(host: Host) -> None:
     """Nothing is known of its kernels then; its last words are told."""
     tests = host.start()
     tests._programs = {DIFFUSERS: SelfTestProgram([sys.executable, "-c", "raise SystemExit('no module')"])}
@@ -176,7 +176,7 @@ async def test_a_program_that_fails_leaves_the_card_unfit(host: Host) -> None:
     assert "cannot be started" in (await tests.ensure(device()) or "")
 
 
-async def test_a_driver_that_does_not_answer_leaves_the_card_unfit(host: Host) -> None:
+async def test_a_driver_that_does_not_answer_leaves_the_gpu_unfit(host: Host) -> None:
     """It cannot be said what a result would hold for."""
     host.driver = None
 
@@ -184,7 +184,7 @@ async def test_a_driver_that_does_not_answer_leaves_the_card_unfit(host: Host) -
     assert "does not say its version" in (await host.start().ensure(device()) or "")
 
 
-async def test_each_card_of_a_slot_is_tested_and_only_what_is_right_on_all_is_used(host: Host) -> None:
+async def test_each_gpu_of_a_slot_is_tested_and_only_what_is_right_on_all_is_used(host: Host) -> None:
     """Of one that is not tested nothing is known of all."""
     both = device("GPU-1,GPU-2")
     await host.start().ensure(device("GPU-1"))
@@ -199,7 +199,7 @@ async def test_each_card_of_a_slot_is_tested_and_only_what_is_right_on_all_is_us
     assert execution_for(both, host.settings).attention_kernels == (MATH,)
 
 
-async def test_a_card_that_is_made_up_is_not_tested(host: Host) -> None:
+async def test_a_gpu_that_is_made_up_is_not_tested(host: Host) -> None:
     """Nor is any where that is switched off."""
     assert await host.start().recall(device("SIMULATED-0", simulated=True))
     off = msgspec.structs.replace(host.settings, self_test=SelfTestMode.OFF)

@@ -135,7 +135,7 @@ def test_attempts_of_jobs_that_ended_here_go_and_no_others(folders: Folders) -> 
 
 
 def test_attempts_stay_while_their_note_or_they_are_young(folders: Folders) -> None:
-    """A job that failed yesterday may be put back today, and goes on from its checkpoint."""
+    """A job that failed yesterday may be requeued today, and resumes from its checkpoint."""
     attempt = folders.make(folders.models / ".out.a.1")
     folders.ended("a", age=DAY)
     assert folders.cleaned(attempt) == []
@@ -145,7 +145,7 @@ def test_attempts_stay_while_their_note_or_they_are_young(folders: Folders) -> N
     assert folders.cleaned(attempt) == []
 
 
-def test_attempts_of_a_job_that_was_put_back_and_runs_stay(folders: Folders) -> None:
+def test_attempts_of_a_job_that_was_requeued_and_runs_stay(folders: Folders) -> None:
     """It may resume from them; the note is kept for later."""
     attempt = folders.make(folders.models / ".out.a.1")
     folders.make(folders.state / "runs" / "a.2", age=0)
@@ -245,7 +245,7 @@ def test_room_is_made_only_as_far_as_it_is_needed(full: Full, wanted_mib: int, c
     assert (free_bytes(full.models) >= wanted_mib * MIB) == (wanted_mib < 29)
 
 
-def test_no_room_is_made_of_what_a_job_in_hand_may_resume_from(full: Full) -> None:
+def test_no_room_is_made_of_what_an_active_job_may_resume_from(full: Full) -> None:
     """However much is needed."""
     full.busy = {"a"}
 
@@ -269,7 +269,7 @@ def test_room_is_made_on_the_disk_that_lacks_it(
     assert full.gone == []
 
 
-def test_it_is_told_what_the_disk_holds(full: Full) -> None:
+def test_what_the_disk_holds_is_reported(full: Full) -> None:
     """By kind; what ended jobs left counts however young it is, what running ones write does not."""
     full.make(full.state / "standby" / "GPU-1" / "diffusers", size=MIB)
     full.make(full.state / "elsewhere", size=2 * MIB)

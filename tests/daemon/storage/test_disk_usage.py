@@ -1,4 +1,4 @@
-"""What folders take, and what is free."""
+"""What folders occupy, and what is free."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def test_what_is_free_is_known_of_a_folder_that_is_not_there_yet(
     assert device_of(disk / "team" / "portrait") == device_of(disk) != device_of(tmp_path)
 
 
-def test_what_a_tree_takes_is_what_is_gone_from_the_disk(
+def test_the_size_of_a_tree_is_what_is_gone_from_the_disk(
     small_disk: Callable[[Path, int], Path], tmp_path: Path
 ) -> None:
     """Files of two names once, holes not at all, links not followed."""

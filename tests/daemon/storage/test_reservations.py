@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.daemon.attempts.test_run_spec import CARD, STAND_IN, Host
+from tests.daemon.attempts.test_run_spec import GPU, STAND_IN, Host
 from tests.support import runs
 
 from training_presets.disk import DiskNeed
@@ -55,7 +55,7 @@ def disk(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> Disk:
     return Disk(small_disk(tmp_path / "disk", 64 * MIB))
 
 
-def test_what_does_not_fit_is_told_with_figures(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported_with_figures(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:
     """On real file systems: a byte more than is free does not fit, and the output need not be there yet."""
     outputs = small_disk(tmp_path / "outputs", 64 * MIB)
     state = small_disk(tmp_path / "state", 16 * MIB)
@@ -139,7 +139,7 @@ def test_what_a_job_lacks_passes_if_others_have_it(disk: Disk) -> None:
     assert disk.passes(second, 25) is False
 
 
-def test_a_job_takes_anew_what_it_had(disk: Disk) -> None:
+def test_a_job_reserves_again_what_it_had(disk: Disk) -> None:
     """Its next attempt here has other settings; one that does not fit has nothing any more."""
     first, second = disk.reservations.make("a"), disk.reservations.make("b")
 
@@ -192,14 +192,14 @@ def test_caches_make_room_for_a_job(disk: Disk) -> None:
 
 
 def test_a_job_without_room_is_left_to_others(small_disk: Callable[[Path, int], Path], tmp_path: Path) -> None:
-    """As hostUnfit, with the figures; a card that is made up trains tiny models, and is not asked."""
+    """As hostUnfit, with the figures; a simulated GPU trains tiny models, and is not checked."""
     host = Host(tmp_path)
     small_disk(host.outputs, 64 * MIB)
 
     with pytest.raises(
         AttemptError, match=r"no room on the disk: .* GiB are needed at .*portrait, and 0\.1 are free"
     ) as caught:
-        host.spec(device=CARD)
+        host.spec(device=GPU)
 
     assert caught.value.reason is FailureReason.HOST_UNFIT
     assert host.spec(device=STAND_IN).device == "cpu"

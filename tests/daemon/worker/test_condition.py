@@ -1,4 +1,4 @@
-"""What a worker says of itself to systemd."""
+"""What a worker reports of itself to systemd."""
 
 import asyncio
 from pathlib import Path
@@ -12,10 +12,10 @@ from training_worker.worker.worker import Worker
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
-    """One that does not run; it has two cards and a model."""
+    """One that does not run; it has two GPUs and a model."""
     devices = [
-        GpuDevice(uuid=f"GPU-{dead_letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
-        for dead_letter in "ab"
+        GpuDevice(uuid=f"GPU-{letter}", name="GpuDevice", memory_mib=24_564, simulated=False, usd_per_hour=None)
+        for letter in "ab"
     ]
     models = {"black-forest-labs/FLUX.1-dev": tmp_path}
     return Worker(Settings(state_dir=tmp_path, models=models), devices, lambda _: None)
@@ -38,9 +38,9 @@ async def test_it_is_healthy_while_its_tasks_are_alive(worker: Worker) -> None:
     alive.cancel()
 
 
-async def test_it_says_what_it_does(worker: Worker) -> None:
-    """The broker, the way out, and the jobs by card."""
-    assert worker._condition().status == "not connected to the broker; no job on 2 card(s)"
+async def test_the_status_shows_what_the_worker_does(worker: Worker) -> None:
+    """The broker, the way out, and the jobs by GPU."""
+    assert worker._condition().status == "not connected to the broker; no job on 2 GPU(s)"
 
     worker._slots["GPU-b"].job_id = "portrait"
     worker.drain("asked")

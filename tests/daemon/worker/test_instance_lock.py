@@ -10,7 +10,7 @@ from training_worker.errors import SettingsError
 from training_worker.worker.instance_lock import only_daemon
 
 
-def test_a_second_daemon_is_refused_and_told_why(tmp_path: Path) -> None:
+def test_a_second_daemon_is_refused_with_the_reason(tmp_path: Path) -> None:
     """The directory is named; the first one is not disturbed."""
     with only_daemon(tmp_path):
         for _ in range(2):
@@ -40,7 +40,7 @@ def test_two_directories_are_two_daemons(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path) -> None:
-    """The operator is told which."""
+    """The operator learns which."""
     (tmp_path / "file").touch()
 
     with pytest.raises(SettingsError, match=r"cannot use state_dir .*/file: "), only_daemon(tmp_path / "file"):

@@ -1,4 +1,4 @@
-"""A slot and the self-test of its cards: nothing is taken before it is there."""
+"""A slot and the self-test of its GPUs: nothing is taken before it is there."""
 
 import asyncio
 from pathlib import Path
@@ -42,7 +42,7 @@ class ToldTests(GpuTests):
 
 
 class Scene:
-    """A worker with one card, whose slot only says that it takes jobs."""
+    """A worker with one GPU, whose slot only says that it takes jobs."""
 
     def __init__(self, folder: Path, *reasons: str, known: bool = False) -> None:
         settings = Settings(state_dir=folder, models={"black-forest-labs/FLUX.1-dev": folder})
@@ -67,7 +67,7 @@ class Scene:
             await self.worker._run_slot(GPU.uuid)
 
 
-async def test_a_slot_takes_jobs_when_its_card_has_been_tested(tmp_path: Path) -> None:
+async def test_a_slot_takes_jobs_when_its_gpu_has_been_tested(tmp_path: Path) -> None:
     """Not before."""
     scene = Scene(tmp_path)
     running = asyncio.create_task(scene.run())
@@ -81,7 +81,7 @@ async def test_a_slot_takes_jobs_when_its_card_has_been_tested(tmp_path: Path) -
     assert scene.told == []
 
 
-async def test_a_slot_whose_cards_are_known_takes_jobs_at_once(tmp_path: Path) -> None:
+async def test_a_slot_whose_gpus_are_known_takes_jobs_at_once(tmp_path: Path) -> None:
     """Without another test."""
     scene = Scene(tmp_path, "not asked", known=True)
 
@@ -90,7 +90,7 @@ async def test_a_slot_whose_cards_are_known_takes_jobs_at_once(tmp_path: Path) -
     assert scene.takes.is_set()
 
 
-async def test_a_card_without_a_right_kernel_is_quarantined_until_a_test_finds_one(
+async def test_a_gpu_without_a_right_kernel_is_quarantined_until_a_test_finds_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reason is what the test found."""
@@ -117,7 +117,7 @@ async def test_a_worker_that_leaves_does_not_wait_for_a_test(tmp_path: Path) -> 
     assert not scene.takes.is_set()
 
 
-async def test_a_card_in_quarantine_for_its_kernels_stays_there_while_the_driver_says_that_it_is_well(
+async def test_a_gpu_in_quarantine_for_its_kernels_stays_there_while_the_driver_says_that_it_is_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats show why."""

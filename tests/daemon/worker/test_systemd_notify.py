@@ -1,4 +1,4 @@
-"""What the service manager hears, on a real socket."""
+"""What the service manager receives, on a real socket."""
 
 import asyncio
 import contextlib
@@ -24,15 +24,15 @@ class Manager:
         self._socket.setblocking(False)
 
     def heard(self) -> list[str]:
-        """What was said since it was asked last, each datagram's lines together."""
-        said: list[str] = []
+        """What was sent since the last call, each datagram's lines together."""
+        sent: list[str] = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                said.append(self._socket.recv(4096).decode())
-        return said
+                sent.append(self._socket.recv(4096).decode())
+        return sent
 
     def close(self) -> None:
-        """Hear no more."""
+        """Receive no more."""
         self._socket.close()
 
 
@@ -49,8 +49,8 @@ def worker(*, healthy: bool = True, status: str = "connected") -> Condition:
     return Condition(healthy=healthy, status=status)
 
 
-async def tell_for(seconds: float, notifier: Notifier, conditions: list[Condition]) -> None:
-    """Tell what the worker is: each condition for one look, the last one for as long as it takes."""
+async def notify_for(seconds: float, notifier: Notifier, conditions: list[Condition]) -> None:
+    """Send what the worker is: each condition for one look, the last one for the rest of the time."""
 
     def look() -> Condition:
         return conditions.pop(0) if len(conditions) > 1 else conditions[0]
@@ -60,7 +60,7 @@ async def tell_for(seconds: float, notifier: Notifier, conditions: list[Conditio
 
 
 def test_each_message_is_a_datagram_of_its_own(manager: Manager) -> None:
-    """As sd_notify(3) has them; a status is one line whatever it says."""
+    """As sd_notify(3) has them; a status is one line whatever is in it."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     before = time.monotonic_ns() // 1000
 
@@ -92,8 +92,8 @@ def test_an_abstract_socket_hears_too() -> None:
         manager.close()
 
 
-async def test_without_a_manager_nothing_is_said() -> None:
-    """The daemon on a terminal has nobody to tell, and a task less."""
+async def test_without_a_manager_nothing_is_sent() -> None:
+    """The daemon on a terminal has nobody to notify, and a task less."""
     notifier = Notifier({"WATCHDOG_USEC": "1000000"})
 
     notifier.ready("")
@@ -103,7 +103,7 @@ async def test_without_a_manager_nothing_is_said() -> None:
 
 
 def test_a_manager_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
-    """Training is worth more than being heard."""
+    """Training is worth more than being monitored."""
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready("connected")
 
 
@@ -119,16 +119,16 @@ def test_a_manager_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
     ],
 )
 def test_the_watchdog_is_this_process_s(variables: dict[str, str], seconds: float | None) -> None:
-    """A time that is meant for another process, or none, asks for nothing."""
+    """A time that is meant for another process, or none, requires nothing."""
     assert Notifier({"NOTIFY_SOCKET": "@x"} | variables).watchdog == seconds
 
 
-async def test_a_change_is_told_once(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_is_sent_once(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """READY first, whether there is a broker or not; without a watchdog no pings."""
     monkeypatch.setattr("training_worker.worker.systemd_notify.LOOK_INTERVAL", 0.02)
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
 
-    await tell_for(0.3, notifier, [worker(status="not connected"), worker(status="not connected"), worker()])
+    await notify_for(0.3, notifier, [worker(status="not connected"), worker(status="not connected"), worker()])
 
     assert manager.heard() == ["READY=1\nSTATUS=not connected", "STATUS=connected"]
 
@@ -137,7 +137,7 @@ async def test_a_healthy_worker_pings_in_time(manager: Manager) -> None:
     """At least twice in each of the manager's intervals."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "200000"})
 
-    await tell_for(1.0, notifier, [worker()])
+    await notify_for(1.0, notifier, [worker()])
 
     ready, *pings = manager.heard()
     assert ready.startswith("READY=1")
@@ -146,16 +146,16 @@ async def test_a_healthy_worker_pings_in_time(manager: Manager) -> None:
 
 
 async def test_a_worker_that_is_not_healthy_is_silent(manager: Manager) -> None:
-    """So that the manager starts it anew."""
+    """So that the manager restarts it."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "100000"})
 
-    await tell_for(0.4, notifier, [worker(healthy=False)])
+    await notify_for(0.4, notifier, [worker(healthy=False)])
 
     assert manager.heard() == ["READY=1\nSTATUS=connected"]
 
 
 async def test_a_loop_that_hangs_is_silent(manager: Manager) -> None:
-    """The ping is the loop's own; no thread says it is alive on behalf of a dead one."""
+    """The ping is the loop's own; no thread sends it on behalf of a dead one."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "100000"})
     task = asyncio.create_task(keep_notifying(notifier, worker))
     await asyncio.sleep(0.1)

@@ -122,7 +122,7 @@ def test_optimizers_and_rates_are_measured() -> None:
         assert rates[name] > 0
 
 
-def test_a_host_without_a_card_has_no_kernel_for_one() -> None:
+def test_a_host_without_a_gpu_has_no_kernel_for_one() -> None:
     """Nor does the program say that it has."""
     command = [sys.executable, "-m", "training_worker.engines.diffusers.selftest", "--attention-only"]
 
@@ -131,7 +131,7 @@ def test_a_host_without_a_card_has_no_kernel_for_one() -> None:
     assert done.returncode == 1, done.stderr
     test = msgspec.json.decode(done.stdout, type=SelfTest)
     assert set(verdicts(test).values()) == {Verdict.UNAVAILABLE}
-    assert {kernel.reason for kernel in test.kernels} == {"torch finds no card"}
+    assert {kernel.reason for kernel in test.kernels} == {"torch finds no GPU"}
 
 
 def test_the_fastest_kernel_is_first_and_what_was_not_timed_last() -> None:

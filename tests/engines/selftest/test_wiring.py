@@ -1,4 +1,4 @@
-"""From a kernel that is broken in a child to what the daemon tells a trainer, without a card."""
+"""From a kernel that is broken in a child to what the daemon tells a trainer, without a GPU."""
 
 from pathlib import Path
 
@@ -58,8 +58,8 @@ async def test_an_interpreter_that_has_nothing_of_ours_is_tested_by_its_own_torc
     assert {kernel.name.partition(".")[0] for kernel in test.kernels} == {"attention"}
 
 
-def test_the_command_says_that_a_card_has_no_right_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a host without a card: torch finds none."""
+def test_the_command_says_that_a_gpu_has_no_right_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a host without a GPU: torch finds none."""
     monkeypatch.setenv("TRAINING_GPUS", '["NVIDIA L4:23034MiB"]')
     monkeypatch.setenv("TRAINING_STATE_DIR", str(tmp_path))
 
@@ -70,4 +70,4 @@ def test_the_command_says_that_a_card_has_no_right_kernel(tmp_path: Path, monkey
     assert "none is right" in table.stdout
     (found,) = msgspec.json.decode(listed.stdout)
     assert found["gpu"] == "SIMULATED-0"
-    assert {kernel["reason"] for kernel in found["test"]["kernels"]} == {"torch finds no card"}
+    assert {kernel["reason"] for kernel in found["test"]["kernels"]} == {"torch finds no GPU"}

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.broker
 
 
 async def test_a_cut_connection_does_not_disturb_the_training(proxy: Proxy, fleet: Fleet) -> None:
-    """The worker takes its lock and lease up again; there is one attempt, and no event is missing."""
+    """The worker gets its lock and lease again; there is one attempt, and no event is missing."""
     daemon = await fleet.start(mode="slow", amqp_url=proxy.url)
     await fleet.submit("portrait", max_train_steps=25)
     await fleet.until("portrait", JobProgress, count=3)
@@ -43,7 +43,7 @@ async def test_a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_b
 
 
 async def test_a_worker_that_was_away_for_longer_than_its_lease_has_lost_the_job(proxy: Proxy, fleet: Fleet) -> None:
-    """Another worker takes the job over; the first one stops its trainer when it hears of it, and says nothing."""
+    """Another worker takes the job over; the first one stops its trainer on learning of it, and publishes nothing."""
     first = await fleet.start("first", mode="slow", amqp_url=proxy.url, lease=2)
     await fleet.submit("portrait", max_train_steps=200)
     await fleet.until("portrait", JobProgress, count=3)
@@ -64,7 +64,7 @@ async def test_a_worker_that_was_away_for_longer_than_its_lease_has_lost_the_job
     assert [entry["outcome"] for entry in first.logged("job_ended")] == ["superseded"]
 
 
-async def test_messages_that_came_while_the_broker_was_away_are_taken_after(proxy: Proxy, fleet: Fleet) -> None:
+async def test_messages_that_came_while_the_broker_was_away_are_consumed_after(proxy: Proxy, fleet: Fleet) -> None:
     """A worker that lost the broker while idle goes back to work by itself."""
     daemon = await fleet.start(amqp_url=proxy.url)
     proxy.down()
@@ -76,7 +76,7 @@ async def test_messages_that_came_while_the_broker_was_away_are_taken_after(prox
 
 
 async def test_a_stream_that_an_operator_deleted_is_declared_again(fleet: Fleet) -> None:
-    """Events that come back because nothing takes them are published again, and the daemon goes on."""
+    """Events that come back because nothing consumes them are published again, and the daemon continues."""
     daemon = await fleet.start(mode="slow")
     await fleet.submit("portrait", max_train_steps=20)
     await fleet.until("portrait", JobProgress)

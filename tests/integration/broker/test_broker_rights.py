@@ -21,14 +21,14 @@ from training_worker.testing.local_broker import PrivateBroker
 
 pytestmark = pytest.mark.broker
 
-# The second begins like the first: patterns must not take one for the other.
+# The second begins like the first: patterns must not mistake one for the other.
 NAMES = Names("fleet")
 OTHER = Names("fleet.two")
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Iterator[PrivateBroker]:
-    """A node with the three users of one fleet, and the worker of another, made as docs/operations.md says."""
+    """A node with the three users of one fleet, and the worker of another, made as in docs/operations.md."""
     node = PrivateBroker(tmp_path_factory.mktemp("node"))
     if not node.can_start:
         missing("no rabbitmq-server is installed")
@@ -70,8 +70,8 @@ async def test_a_worker_with_a_workers_rights_runs_a_whole_job_of_a_backend(flee
     assert isinstance(events[-1], JobCompleted)
 
 
-async def test_a_worker_retries_and_buries_and_a_backend_puts_back(fleet: Fleet, node: PrivateBroker) -> None:
-    """What goes through the delay queues, the dead queue and the queue of several cards is in their rights, too."""
+async def test_a_worker_retries_and_dead_letters_and_a_backend_requeues(fleet: Fleet, node: PrivateBroker) -> None:
+    """What goes through the delay queues, the dead queue and the queue of several GPUs is in their rights, too."""
     await start(fleet, node, mode="crash")
     backend = api(node, "backend")
     await backend.submit_job(fleet.job("several", gpu_count=2))
@@ -151,7 +151,7 @@ FORBIDDEN: list[tuple[str, str, Deed]] = [
     ("backend", "deletes the dead queue", lambda channel: channel.queue_delete(NAMES.dead)),
     ("backend", "declares a queue", lambda channel: channel.declare_queue("anything", auto_delete=True)),
     ("backend", "deletes an exchange", lambda channel: channel.exchange_delete(NAMES.events)),
-    ("backend", "says an event", publishes(NAMES.events, "job.x.completed")),
+    ("backend", "publishes an event", publishes(NAMES.events, "job.x.completed")),
     ("backend", "publishes past the intake", publishes(NAMES.jobs, "flux.24gb")),
     ("backend", "publishes to a queue by name", publishes("", f"{NAMES.prefix}.tier.flux.24gb")),
     ("backend", "takes jobs", reads(NAMES.intake)),
@@ -167,13 +167,13 @@ FORBIDDEN: list[tuple[str, str, Deed]] = [
     ("worker", "deletes another fleet's queue", lambda channel: channel.queue_delete(OTHER.intake)),
     ("stranger", "takes this fleet's jobs", reads(NAMES.intake)),
     ("stranger", "deletes this fleet's queue", lambda channel: channel.queue_delete(NAMES.ledger)),
-    ("stranger", "says an event in this fleet", publishes(NAMES.events, "job.x.completed")),
+    ("stranger", "publishes an event in this fleet", publishes(NAMES.events, "job.x.completed")),
 ]
 
 
 @pytest.mark.parametrize(("user", "deed", "do"), FORBIDDEN, ids=[f"{user}-{deed}" for user, deed, _ in FORBIDDEN])
 async def test_what_a_user_must_not_do_is_refused(node: PrivateBroker, user: str, deed: str, do: Deed) -> None:
-    """By the broker, whatever the program says."""
+    """By the broker, whatever the program does."""
     await _declare(node)
     async with await aio_pika.connect(user_url(node, user)) as connection:
         channel = await connection.channel()
@@ -188,8 +188,8 @@ async def _declare(node: PrivateBroker) -> None:
             pass
 
 
-async def test_a_dashboard_that_submits_gets_an_error_that_says_why(node: PrivateBroker, tmp_path: Path) -> None:
-    """The client tells the broker's reason."""
+async def test_a_dashboard_that_submits_gets_an_error_with_the_reason(node: PrivateBroker, tmp_path: Path) -> None:
+    """The client reports the broker's reason."""
     await _declare(node)
     job = Fleet(tmp_path, node.url, NAMES.prefix).job("no")
 
@@ -197,7 +197,9 @@ async def test_a_dashboard_that_submits_gets_an_error_that_says_why(node: Privat
         await api(node, "dashboard").submit_job(job)
 
 
-async def test_where_no_worker_has_been_a_backend_is_told_what_is_refused(node: PrivateBroker, tmp_path: Path) -> None:
+async def test_where_no_worker_has_been_a_backend_gets_an_error_that_names_what_is_refused(
+    node: PrivateBroker, tmp_path: Path
+) -> None:
     """Nothing is declared there, and it may not."""
     job = Fleet(tmp_path, node.url, "nowhere").job("early")
 

@@ -17,7 +17,7 @@ async def publish(channel: AbstractChannel, body: bytes) -> None:
 
 
 async def test_a_quorum_queue_outlives_the_node_that_leads_it(cluster: Cluster) -> None:
-    """A client of another node goes on, with all that was confirmed; the node comes back as a member."""
+    """A client of another node continues, with all that was confirmed; the node comes back as a member."""
     async with await aio_pika.connect(cluster.nodes[0].url) as first, first.channel() as channel:
         await declare(channel)
     old = cluster.leader(QUEUE)

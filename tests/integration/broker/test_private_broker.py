@@ -124,7 +124,7 @@ async def publish(url: str, queue: str, body: bytes, queue_type: str = "quorum")
 
 
 @pytest.mark.broker
-async def test_a_node_takes_and_hands_out_messages(node: PrivateBroker) -> None:
+async def test_a_node_accepts_and_delivers_messages(node: PrivateBroker) -> None:
     """What is published to a quorum queue comes out of it."""
     await publish(node.url, "hello", b"job")
 
@@ -197,13 +197,13 @@ def test_settings_that_the_server_refuses_are_shown(node: PrivateBroker, tmp_pat
 
 @pytest.mark.broker
 def test_extra_settings_reach_the_node(node: PrivateBroker) -> None:
-    """They are lines of rabbitmq.conf; these ask for a talkative log."""
+    """They are lines of rabbitmq.conf; these make a verbose log."""
     assert "[debug]" in node.log.read_text(errors="replace")
 
 
 @pytest.mark.broker
-def test_a_port_that_is_taken_is_named(node: PrivateBroker, tmp_path: Path) -> None:
-    """The node that has the port is not mistaken for the one that was asked for."""
+def test_a_port_that_is_in_use_is_named(node: PrivateBroker, tmp_path: Path) -> None:
+    """The node that has the port is not mistaken for the one that was requested."""
     with pytest.raises(BrokerError, match=f"port {node.port} of 127.0.0.1 is taken"):
         PrivateBroker(tmp_path, port=node.port).start()
 
@@ -215,7 +215,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_named_broker_wins_and_nothing_is_started(tmp_path: Path) -> None:
-    """With TRAINING_AMQP_URL set, neither the server nor Docker is so much as asked."""
+    """With TRAINING_AMQP_URL set, neither the server nor Docker is so much as looked for."""
     server = executable(tmp_path / "rabbitmq-server", '#!/bin/sh\ntouch "$0.called"\n')
     docker = executable(tmp_path / "docker", FAKE_DOCKER)
     environ = {"TRAINING_AMQP_URL": "amqp://elsewhere/"}
@@ -247,7 +247,7 @@ def test_without_a_server_a_container_is_started_and_removed(tmp_path: Path) -> 
 
 
 def test_without_any_broker_the_three_ways_to_one_are_named() -> None:
-    """One message says all that would do."""
+    """One message lists all that would do."""
     with (
         pytest.raises(NoBrokerError, match=r"(?s)TRAINING_AMQP_URL.*rabbitmq-server.*Docker"),
         find_broker({}, server=NOWHERE, docker="/nonexistent/docker"),

@@ -43,7 +43,7 @@ async def send(channel: AbstractChannel, queue: str) -> None:
 
 
 async def depth(url: str, queue: str) -> int | None:
-    """How many messages a queue holds, asked past the proxy."""
+    """How many messages a queue holds, read past the proxy."""
     async with channel_of(url) as channel:
         declared = await channel.declare_queue(queue, durable=True)
         return declared.declaration_result.message_count
@@ -81,7 +81,7 @@ async def test_what_is_held_is_delivered_when_the_network_is_back(proxy: Proxy, 
         assert await depth(broker_url, prefix) == 1
 
 
-async def test_what_is_dropped_is_lost_for_good_and_nobody_is_told(proxy: Proxy, broker_url: str, prefix: str) -> None:
+async def test_what_is_dropped_is_lost_for_good_without_notice(proxy: Proxy, broker_url: str, prefix: str) -> None:
     """A connection of that time stays open and silent; one that is opened afterwards works."""
     await depth(broker_url, prefix)
     async with channel_of(proxy.url) as channel:
@@ -140,7 +140,7 @@ async def test_a_cut_happens_once(proxy: Proxy) -> None:
 async def test_frames_before_a_cut_arrive_whole(
     proxy: Proxy, broker_url: str, prefix: str, frames: int, arrives: int
 ) -> None:
-    """A message whose last frame came before the cut is there, though its sender hears of no confirm."""
+    """A message whose last frame came before the cut is there, though its sender gets no confirm."""
     await depth(broker_url, prefix)
     async with channel_of(proxy.url) as channel:
         proxy.cut_after(frames)
@@ -153,7 +153,7 @@ async def test_frames_before_a_cut_arrive_whole(
 
 
 async def test_frames_are_counted_from_the_call_on(proxy: Proxy, broker_url: str, prefix: str) -> None:
-    """Counting without ever cutting tells how many places there are to cut at."""
+    """Counting without ever cutting shows how many places there are to cut at."""
     await depth(broker_url, prefix)
     async with channel_of(proxy.url) as channel:
         proxy.cut_after(10_000)

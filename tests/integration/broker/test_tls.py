@@ -1,4 +1,4 @@
-"""AMQP over TLS: a broker that asks for certificates, and daemons that have the right ones or not."""
+"""AMQP over TLS: a broker that requires certificates, and daemons that have the right ones or not."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -69,7 +69,7 @@ async def start(fleet: Fleet, scene: Scene, ca: Path, pair: tuple[Path, Path] | 
 
 
 async def refused(daemon: Daemon) -> str:
-    """Why a daemon does not connect, by what it says of it twice."""
+    """Why a daemon does not connect, by what it logs of it twice."""
     entries = await daemon.until_logged("broker_unreachable", 2)
     assert daemon.logged("broker_connected") == []
     assert daemon.process.poll() is None
@@ -107,7 +107,7 @@ async def test_a_broker_that_another_authority_signed_for_is_not_believed(fleet:
 
 
 async def test_without_a_certificate_the_broker_refuses(fleet: Fleet, scene: Scene) -> None:
-    """And the daemon says what is missing."""
+    """And the daemon logs what is missing."""
     daemon = await start(fleet, scene, scene.authority.certificate, None, online=False)
 
     assert "amqp_cert_file" in await refused(daemon)

@@ -29,7 +29,7 @@ def documented_lines() -> dict[str, Any]:
 
 
 async def test_the_documented_lines_run(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The receipt has plan and estimate; the job is queued for its tier, and its event says what it will take."""
+    """The receipt has plan and estimate; the job is queued for its tier, and its event has what it will need."""
     monkeypatch.setenv("TRAINING_AMQP_URL", fleet.url)
     monkeypatch.setenv("TRAINING_PREFIX", fleet.names.prefix)
     await fleet.start(dataset_roots=["/datasets"], output_roots=["/models"])
@@ -62,8 +62,8 @@ async def test_a_recommended_configuration_is_one_that_can_be_submitted(fleet: F
     assert api.estimate_job_cost(job) == best["estimate"]
 
 
-async def test_a_completed_job_tells_what_was_predicted_and_what_it_took(fleet: Fleet) -> None:
-    """Time and cost of all attempts; the next job of its kind is predicted from what this one took."""
+async def test_a_completed_job_reports_what_was_predicted_and_what_it_needed(fleet: Fleet) -> None:
+    """Time and cost of all attempts; the next job of its kind is predicted from what this one needed."""
     await fleet.start(mode="steady", prices={"RTX 4090": 3.6})
     await fleet.submit("first", max_train_steps=8)
     first = (await fleet.events("first"))[-1]
@@ -83,7 +83,7 @@ async def test_a_completed_job_tells_what_was_predicted_and_what_it_took(fleet: 
 
 
 @pytest.mark.usefixtures("broker_url")
-def test_a_broker_that_is_not_there_is_said_in_good_time(missing: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_broker_that_is_not_there_is_reported_in_good_time(missing: Callable[[str], Any], tmp_path: Path) -> None:
     """A clear error, and nothing was sent."""
     from training_worker import TrainingWorkerAPI, flux_lora_job  # noqa: PLC0415
 

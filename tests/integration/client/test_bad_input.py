@@ -1,4 +1,4 @@
-"""What a daemon does with messages and jobs that are wrong: one clear event, the message kept, and it goes on."""
+"""What a daemon does with messages and jobs that are wrong: one clear event, the message kept, and it continues."""
 
 import json
 import os
@@ -48,7 +48,7 @@ async def rejected(fleet: Fleet, message: bytes, **properties: Any) -> tuple[Job
     ids=["empty", "truncated", "binary", "bad-utf8", "no-object", "deep"],
 )
 async def test_what_is_no_job_at_all_is_rejected_and_kept(fleet: Fleet, message: bytes, reason: str) -> None:
-    """The event says why, the dead queue has the message as it came, and the next job is trained."""
+    """The event has the reason, the dead queue has the message as it came, and the next job is trained."""
     daemon = await fleet.start()
 
     event, kept, why = await rejected(fleet, message)
@@ -83,7 +83,7 @@ async def test_every_fault_of_a_job_is_named_by_its_path(fleet: Fleet) -> None:
 
 
 async def test_an_unknown_training_type_is_rejected_with_the_known_ones(fleet: Fleet) -> None:
-    """The fault names what could have been said."""
+    """The fault names what would have been valid."""
     await fleet.start()
 
     event, _, _ = await rejected(fleet, body(fleet, trainingType="SD15_LORA"))
@@ -195,7 +195,7 @@ async def test_an_output_that_holds_something_is_not_overwritten(fleet: Fleet) -
     assert precious.exists()
 
 
-async def test_an_output_that_is_taken_meanwhile_fails_the_job_and_its_cost_is_told(fleet: Fleet) -> None:
+async def test_an_output_that_appears_meanwhile_fails_the_job_and_its_cost_is_reported(fleet: Fleet) -> None:
     """Nothing is overwritten, and the GPU-seconds that were used are accounted for."""
     await fleet.start(mode="squat")
 
@@ -217,7 +217,7 @@ async def test_a_trainer_that_refuses_its_data_names_every_fault(fleet: Fleet) -
 
 
 async def test_a_trainer_that_cannot_be_started_fails_the_job(fleet: Fleet) -> None:
-    """A wrong command in the settings is said as such."""
+    """A wrong command in the settings is reported as such."""
     await fleet.start(engines={"diffusers": {"command": ["/no/such/python"], "training_types": ["FLUX_LORA"]}})
 
     event = await failed(fleet, max_attempts=1)
@@ -227,7 +227,7 @@ async def test_a_trainer_that_cannot_be_started_fails_the_job(fleet: Fleet) -> N
 
 
 async def test_a_daemon_waits_for_a_broker_that_is_not_there(fleet: Fleet) -> None:
-    """It says so, tries again with growing delays, does not die, and still ends at once when told to."""
+    """It reports that, tries again with growing delays, does not die, and still ends at once on request."""
     daemon = await fleet.start(amqp_url="amqp://guest:guest@127.0.0.1:9/", online=False)
 
     entries = await daemon.until_logged("broker_unreachable", 3)
@@ -240,7 +240,7 @@ async def test_a_daemon_waits_for_a_broker_that_is_not_there(fleet: Fleet) -> No
 
 
 def run_with(folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
-    """``training-worker run`` with settings from the environment, on a machine whose cards are hidden."""
+    """``training-worker run`` with settings from the environment, on a machine whose GPUs are hidden."""
     (folder / "libnvidia-ml.so.1").touch()
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "LD_LIBRARY_PATH": str(folder)} | settings
@@ -248,8 +248,8 @@ def run_with(folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_without_a_gpu_a_daemon_says_so_and_ends_with_ex_config(tmp_path: Path) -> None:
-    """An operator's mistake is told by exit status 78, so that systemd does not restart it for ever."""
+def test_without_a_gpu_a_daemon_reports_that_and_ends_with_ex_config(tmp_path: Path) -> None:
+    """An operator's mistake is reported by exit status 78, so that systemd does not restart it for ever."""
     done = run_with(tmp_path)
 
     assert done.returncode == 78
@@ -263,7 +263,7 @@ def test_without_a_gpu_a_daemon_says_so_and_ends_with_ex_config(tmp_path: Path) 
         ({"TRAINING_LEASE": "0"}, "Expected `float` >= 2.0 - at `$.lease`"),
         ({"TRAINING_AMQP_URL": "http://x"}, "Expected `str` matching regex '^amqps?://' - at `$.amqp_url`"),
         ({"TRAINING_AMQP_URL_FILE": "/no/such"}, "amqp_url_file: [Errno 2] No such file or directory: '/no/such'"),
-        ({"TRAINING_GPUS": '["NVIDIA GeForce GT 1030:2048MiB"]'}, "no card of 8gb or more"),
+        ({"TRAINING_GPUS": '["NVIDIA GeForce GT 1030:2048MiB"]'}, "no GPU of 8gb or more"),
     ],
 )
 def test_wrong_settings_are_named_and_end_with_ex_config(

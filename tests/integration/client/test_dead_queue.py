@@ -1,4 +1,4 @@
-"""What gave up can be looked at, put back and dropped, and nothing of it is lost on the way."""
+"""What gave up can be read, requeued and dropped, and nothing of it is lost on the way."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import aio_pika
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, TIMEOUT, Fleet
+from tests.support.fleet import GPU_8, TIMEOUT, Fleet
 
 from training_schemas.events import JobCompleted, JobFailed, JobQueued
 from training_schemas.ledger import Claimed, Completed, Failed, Requeued, Submitted
@@ -47,7 +47,7 @@ async def linked(fleet: Fleet) -> AsyncIterator[Connection]:
 
 
 async def put(fleet: Fleet, *job_ids: str, body: bytes | None = None, **parts: Any) -> None:
-    """Bury a letter of each job."""
+    """Dead-letter each job."""
     async with asyncio.timeout(TIMEOUT), linked(fleet) as connection:
         for job_id in job_ids:
             text = {"reason": "trainerCrashed", "message": f"{job_id} crashed"} | parts
@@ -55,7 +55,7 @@ async def put(fleet: Fleet, *job_ids: str, body: bytes | None = None, **parts: A
 
 
 def ids(dead_letters: list[DeadLetter]) -> list[str]:
-    """Whose letters these are."""
+    """Whose dead letters these are."""
     return [dead_letter.job_id for dead_letter in dead_letters]
 
 
@@ -68,8 +68,8 @@ async def failed(fleet: Fleet) -> None:
     await daemon.ended()
 
 
-async def test_a_failed_job_that_is_put_back_is_trained_again(fleet: Fleet) -> None:
-    """The ledger hears of it first; the job is queued anew, by an event of its own, and its attempts count on."""
+async def test_a_failed_job_that_is_requeued_is_trained_again(fleet: Fleet) -> None:
+    """The ledger has it first; the job is queued again, by an event of its own, and its attempts count on."""
     await failed(fleet)
     await fleet.start("w2")
 
@@ -87,7 +87,7 @@ async def test_a_failed_job_that_is_put_back_is_trained_again(fleet: Fleet) -> N
 
 
 async def test_a_job_that_fails_again_is_back_in_the_dead_queue(fleet: Fleet) -> None:
-    """As often as it is put back."""
+    """As often as it is requeued."""
     await failed(fleet)
     await fleet.start("w2", mode="crash")
 
@@ -99,7 +99,7 @@ async def test_a_job_that_fails_again_is_back_in_the_dead_queue(fleet: Fleet) ->
     assert ids(await fleet.api.dead_letters()) == ["portrait"]
 
 
-async def test_letters_are_looked_at_without_being_moved(fleet: Fleet) -> None:
+async def test_dead_letters_are_read_without_being_moved(fleet: Fleet) -> None:
     """However often, they stay, and keep their order."""
     names = [f"job-{number}" for number in range(40)]
     await put(fleet, *names)
@@ -120,7 +120,7 @@ async def test_what_is_left_after_some_were_taken_out_keeps_its_order(fleet: Fle
     assert ids(await fleet.api.dead_letters()) == [*names[1:7], *names[8:], "later"]
 
 
-async def test_a_letter_says_all_that_is_known(fleet: Fleet) -> None:
+async def test_a_dead_letter_has_all_that_is_known(fleet: Fleet) -> None:
     """Reason, faults, attempts with what they used, the last output, when, and the message as it was."""
     fault = Fault(path="a.png", reason="corrupt")
     await put(fleet, "portrait", history=[ATTEMPT], output_tail=["line 1", "last line"], faults=[fault])
@@ -138,8 +138,8 @@ async def test_a_letter_says_all_that_is_known(fleet: Fleet) -> None:
     assert dead_letter.dead_lettered_at > 1.7e9
 
 
-async def test_monstrous_texts_fit_into_the_letter(fleet: Fleet) -> None:
-    """Of output and history the end is kept, of the message the beginning; the broker takes it."""
+async def test_monstrous_texts_fit_into_the_dead_letter(fleet: Fleet) -> None:
+    """Of output and history the end is kept, of the message the beginning; the broker accepts it."""
     monsters = [msgspec.structs.replace(ATTEMPT, attempt=n, message="\N{PILE OF POO}" * 50_000) for n in range(1, 100)]
     await put(
         fleet,
@@ -158,35 +158,35 @@ async def test_monstrous_texts_fit_into_the_letter(fleet: Fleet) -> None:
     assert set(dead_letter.message) == {"\N{EURO SIGN}"}
 
 
-async def test_list_and_show_tell_people_and_programs(fleet: Fleet) -> None:
-    """A line each, or everything; JSON where it is asked for."""
-    await put(fleet, "portrait", history=[ATTEMPT], output_tail=["the \x1b[31mlast word"])
+async def test_list_and_show_print_for_people_and_programs(fleet: Fleet) -> None:
+    """A line each, or everything; JSON on request."""
+    await put(fleet, "portrait", history=[ATTEMPT], output_tail=["the \x1b[31mlast line"])
 
     table = (await run(fleet, "dead", "list")).stdout
     shown = (await run(fleet, "dead", "show", "portrait")).stdout
     (listed,) = json.loads((await run(fleet, "dead", "list", "--json")).stdout)
 
-    assert all(word in table for word in ("portrait", "trainerCrashed", "portrait crashed"))
+    assert all(text in table for text in ("portrait", "trainerCrashed", "portrait crashed"))
     assert "attempt 1 on w1: failed  61.0 GPU-s  0.5000 USD: trainerCrashed: exit status 9" in shown
-    assert "the \N{REPLACEMENT CHARACTER}[31mlast word" in shown
+    assert "the \N{REPLACEMENT CHARACTER}[31mlast line" in shown
     assert '"trainingType": "FLUX_LORA"' in shown
     assert (listed["jobId"], listed["body"]["trainingType"]) == ("portrait", "FLUX_LORA")
     assert listed["history"][0]["usage"] == {"gpuSeconds": 61.0, "costUSD": 0.5}
 
 
 @pytest.mark.parametrize("command", ["show", "requeue", "drop"])
-async def test_a_job_that_has_no_letter_is_an_error(fleet: Fleet, command: str) -> None:
-    """Said in a line, with status 1."""
+async def test_a_job_that_has_no_dead_letter_is_an_error(fleet: Fleet, command: str) -> None:
+    """Reported in a line, with status 1."""
     async with fleet.session():
         pass
 
     done = await run(fleet, "dead", command, "nobody")
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "training-worker: the dead queue has no letter of nobody\n"
+    assert done.stderr == "training-worker: the dead-letter queue has no dead letter of nobody\n"
 
 
-async def test_with_one_that_cannot_be_put_back_none_is(fleet: Fleet) -> None:
+async def test_with_one_that_cannot_be_requeued_none_is(fleet: Fleet) -> None:
     """Nor dropped: whoever mistypes an id finds everything as it was."""
     await put(fleet, "a", "b")
 
@@ -200,8 +200,8 @@ async def test_with_one_that_cannot_be_put_back_none_is(fleet: Fleet) -> None:
     assert await fleet.ledger() == []
 
 
-async def test_the_newest_letter_that_is_a_job_is_put_back(fleet: Fleet) -> None:
-    """The others stay; a message that is no job cannot be put back, and it is said why."""
+async def test_the_newest_dead_letter_that_is_a_job_is_requeued(fleet: Fleet) -> None:
+    """The others stay; a message that is no job cannot be requeued, and the reason is reported."""
     bad = b'{"jobId": "portrait"}'
     await put(fleet, "portrait", message="first")
     await put(fleet, "portrait", message="second")
@@ -218,7 +218,7 @@ async def test_the_newest_letter_that_is_a_job_is_put_back(fleet: Fleet) -> None
 
 
 async def test_what_cannot_be_published_stays_in_the_dead_queue(fleet: Fleet) -> None:
-    """The letter is given up last."""
+    """The dead letter is given up last."""
     await put(fleet, "portrait")
     async with fleet.session() as session, fleet.channel() as channel:
         intake = await channel.get_queue(fleet.names.intake, ensure=False)
@@ -231,8 +231,8 @@ async def test_what_cannot_be_published_stays_in_the_dead_queue(fleet: Fleet) ->
     assert [type(entry) for entry in await fleet.ledger()] == [Requeued]
 
 
-async def test_a_job_that_was_completed_since_is_not_put_back(fleet: Fleet) -> None:
-    """An old letter of it may still lie there; its result stands."""
+async def test_a_job_that_was_completed_since_is_not_requeued(fleet: Fleet) -> None:
+    """An old dead letter of it may still lie there; its result stands."""
     await put(fleet, "portrait")
     daemon = await fleet.start()
     await fleet.submit("portrait")
@@ -244,9 +244,9 @@ async def test_a_job_that_was_completed_since_is_not_put_back(fleet: Fleet) -> N
     assert Requeued not in [type(entry) for entry in await fleet.ledger()]
 
 
-async def test_what_the_broker_gave_up_is_told_by_its_own_words(fleet: Fleet) -> None:
-    """It can be put back like the rest, and since it had not ended, the ledger needs no word of that."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+async def test_what_the_broker_gave_up_is_described_by_its_own_headers(fleet: Fleet) -> None:
+    """It can be requeued like the rest, and since it had not ended, the ledger needs no entry of that."""
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait")
     await daemon.until_logged("queued")
     tier = f"{fleet.names.prefix}.tier.flux.24gb"

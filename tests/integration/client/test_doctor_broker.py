@@ -58,7 +58,7 @@ def test_a_healthy_broker_lets_a_worker_do_what_it_does(node: PrivateBroker) -> 
     assert "fleet" not in rabbitmqctl(node, "list_exchanges", "--quiet", "name")
 
 
-def test_what_was_not_looked_at_is_told_with_the_commands_that_tell(node: PrivateBroker) -> None:
+def test_what_was_not_checked_is_reported_with_the_commands_that_check_it(node: PrivateBroker) -> None:
     """Each of them works."""
     found = look(user_url(node, "worker"))["management"]
 
@@ -68,7 +68,7 @@ def test_what_was_not_looked_at_is_told_with_the_commands_that_tell(node: Privat
         rabbitmqctl(node, *arguments, program=program)
 
 
-def test_a_user_without_rights_is_told_the_commands_that_give_them(node: PrivateBroker) -> None:
+def test_a_user_without_rights_is_reported_with_the_commands_that_grant_them(node: PrivateBroker) -> None:
     """As they stand in docs/operations.md."""
     found = look(user_url(node, "poor"))["permissions"]
 
@@ -77,7 +77,7 @@ def test_a_user_without_rights_is_told_the_commands_that_give_them(node: Private
     assert found.fix == " && ".join(command_lines(Role.WORKER, NAMES, user="poor"))
 
 
-def test_a_wrong_password_is_told_as_that(node: PrivateBroker) -> None:
+def test_a_wrong_password_is_reported_as_that(node: PrivateBroker) -> None:
     """And the password is not."""
     found = look(user_url(node, "worker", "wrong-one"))["reachable"]
 
@@ -87,7 +87,7 @@ def test_a_wrong_password_is_told_as_that(node: PrivateBroker) -> None:
     assert "wrong-one" not in f"{found}"
 
 
-def test_a_broker_that_is_not_there_is_told_with_its_address() -> None:
+def test_a_broker_that_is_not_there_is_reported_with_its_address() -> None:
     """Nothing else of it is looked at."""
     port = free_port()
     found = look(f"amqp://worker:secret@127.0.0.1:{port}/")
@@ -97,8 +97,8 @@ def test_a_broker_that_is_not_there_is_told_with_its_address() -> None:
     assert str(found["reachable"].fix).startswith("nc -vz ")
 
 
-def test_a_lease_longer_than_the_brokers_patience_is_warned_of() -> None:
-    """The broker's own limit cannot be asked for: its default is what is compared."""
+def test_a_lease_longer_than_the_brokers_timeout_is_a_warning() -> None:
+    """The broker's own limit cannot be read: its default is what is compared."""
     found = look(f"amqp://127.0.0.1:{free_port()}/", lease=7200.0)["consumer_timeout"]
 
     assert found.state is State.WARNING
@@ -143,7 +143,7 @@ def test_a_fleets_own_queues_are_as_they_should_be(node: PrivateBroker) -> None:
 
 @pytest.mark.usefixtures("declared")
 @pytest.mark.parametrize(
-    ("queue", "arguments", "words"),
+    ("queue", "arguments", "expected"),
     [
         ("intake", {}, "x-dead-letter-exchange is none, where '' is needed"),
         ("dead", {"x_queue_type": "quorum"}, "x-delivery-limit is none, where 1000000 is needed"),
@@ -164,16 +164,16 @@ def test_a_fleets_own_queues_are_as_they_should_be(node: PrivateBroker) -> None:
         ("events.log", {"x_queue_type": "quorum"}, "x-queue-type is quorum, where stream is needed"),
     ],
 )
-def test_a_queue_that_is_otherwise_is_told_with_what_makes_room(
-    node: PrivateBroker, queue: str, arguments: dict[str, Any], words: str
+def test_a_queue_that_is_otherwise_is_reported_with_what_makes_room(
+    node: PrivateBroker, queue: str, arguments: dict[str, Any], expected: str
 ) -> None:
-    """The command is carried out, and a worker declares the queue anew."""
+    """The command is carried out, and a worker declares the queue again."""
     declare_otherwise(node, f"fleet.{queue}", **arguments)
 
     found = {name: one for name, one in look(user_url(node, "worker")).items() if one.state is State.ERROR}
 
     assert list(found) == [f"queues.{queue}"]
-    assert words in found[f"queues.{queue}"].found
+    assert expected in found[f"queues.{queue}"].found
     carry_out(node, found[f"queues.{queue}"])
     asyncio.run(on(node, lambda channel: declare_topology(channel, NAMES, DELAYS)))
     assert look(user_url(node, "worker"))["queues"].state is State.OK
@@ -202,7 +202,7 @@ def test_what_a_queue_holds_is_not_thrown_away(node: PrivateBroker, queue: str) 
 
 
 @pytest.mark.usefixtures("declared")
-def test_an_exchange_of_another_type_is_told(node: PrivateBroker) -> None:
+def test_an_exchange_of_another_type_is_reported(node: PrivateBroker) -> None:
     """The command deletes it, and nothing else."""
 
     async def replace(channel: AbstractChannel) -> None:
@@ -232,38 +232,38 @@ def test_one_that_is_missing_among_others_is_a_warning(node: PrivateBroker) -> N
 
 
 @pytest.mark.usefixtures("declared")
-def test_a_broker_with_an_alarm_is_told_without_its_management(node: PrivateBroker) -> None:
+def test_a_broker_with_an_alarm_is_reported_without_its_management(node: PrivateBroker) -> None:
     """It answers nothing once something was published, and is not waited for."""
     rabbitmqctl(node, "set_disk_free_limit", "1000000GB")
     try:
         began = time.monotonic()
         found = look(user_url(node, "worker"))
-        took = time.monotonic() - began
+        seconds = time.monotonic() - began
     finally:
         rabbitmqctl(node, "set_disk_free_limit", "50MB")
 
     assert found["permissions"].found.startswith("cannot publish to it: no answer within ")
     assert str(found["permissions"].fix).startswith("rabbitmq-diagnostics alarms")
     assert found["queues"].state is State.OK
-    assert took < 30
+    assert seconds < 30
 
 
-def test_a_node_on_this_host_tells_its_consumer_timeout(
-    impatient_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+def test_a_node_on_this_host_reports_its_consumer_timeout(
+    consumer_timeout_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is shorter than half a lease is an error; the command mends it."""
-    for name, value in rabbitmqctl_environment(impatient_broker).items():
+    """One that is shorter than half a lease is an error; the command fixes it."""
+    for name, value in rabbitmqctl_environment(consumer_timeout_broker).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(RABBITMQCTL).parent}:{os.environ['PATH']}")
 
-    short = look(impatient_broker.url, lease=60.0)["consumer_timeout"]
-    fits = look(impatient_broker.url, lease=10.0)["consumer_timeout"]
+    short = look(consumer_timeout_broker.url, lease=60.0)["consumer_timeout"]
+    fits = look(consumer_timeout_broker.url, lease=10.0)["consumer_timeout"]
 
     assert short.state is State.ERROR
     assert "the broker on this host allows 10 s" in short.found
     assert fits.state is State.OK
-    carry_out(impatient_broker, short)
-    assert "allows 60 s" in look(impatient_broker.url, lease=60.0)["consumer_timeout"].found
+    carry_out(consumer_timeout_broker, short)
+    assert "allows 60 s" in look(consumer_timeout_broker.url, lease=60.0)["consumer_timeout"].found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What doctor finds by RabbitMQ's management API, a real one: policies, alarms, bindings, and who may ask."""
+"""What doctor finds by RabbitMQ's management API, a real one: policies, alarms, bindings, and who may read it."""
 
 import asyncio
 import contextlib
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.broker
 
 NAMES = Names("fleet")
 DELAYS = [30, 120, 600]
-SETTLED = 60.0
+STABLE_TIMEOUT = 60.0
 ALL_WELL = ["management", "policies", "alarms", "nodes", "majorities", "bindings"]
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]) -> Iterator[ManagedBroker]:
-    """A node with a worker, one who may look, as docs/operations.md says, and a fleet's queues."""
+    """A node with a worker, a monitoring user, as in docs/operations.md, and a fleet's queues."""
     node = ManagedBroker(tmp_path_factory.mktemp("node"))
     if not node.can_start:
         missing("no rabbitmq-server is installed")
@@ -90,7 +90,7 @@ def test_a_healthy_broker_has_no_finding_but_ok(node: ManagedBroker) -> None:
     assert "doctor" not in rabbitmqctl(node, "list_queues", "--quiet", "name")
 
 
-def test_policies_that_do_harm_are_told_with_what_clears_them(node: ManagedBroker) -> None:
+def test_policies_that_do_harm_are_reported_with_what_clears_them(node: ManagedBroker) -> None:
     """As the broker applies them: by priority, to what they fit; also those for leases, of which none is there."""
     definitions = {
         ("set_policy", "ttl", r"^fleet\.(intake|tier)", '{"message-ttl": 60000}', "0", "queues"),
@@ -123,13 +123,13 @@ def test_policies_that_do_harm_are_told_with_what_clears_them(node: ManagedBroke
 
 def completed(node: ManagedBroker, names: set[str]) -> dict[str, Finding]:
     """What is found once no more than these names are not ok; the broker counts its queues every 5 s."""
-    deadline = time.monotonic() + SETTLED
+    deadline = time.monotonic() + STABLE_TIMEOUT
     while set(not_ok(found := look(node))) != names:
         assert time.monotonic() < deadline, not_ok(found)
     return found
 
 
-def test_an_alarm_is_told_with_its_node(node: ManagedBroker) -> None:
+def test_an_alarm_is_reported_with_its_node(node: ManagedBroker) -> None:
     """Beside what follows from it over AMQP."""
     rabbitmqctl(node, "set_disk_free_limit", "1000000GB")
     try:
@@ -138,11 +138,11 @@ def test_an_alarm_is_told_with_its_node(node: ManagedBroker) -> None:
         rabbitmqctl(node, "set_disk_free_limit", "50MB")
 
     assert not_ok(found) == {"permissions": State.ERROR, "alarms": State.ERROR}
-    assert found["alarms"].found == f"{node.name} has too little disk space: no message is taken"
+    assert found["alarms"].found == f"{node.name} has too little disk space: no message is accepted"
 
 
-def test_a_queue_that_is_not_bound_is_told(node: ManagedBroker) -> None:
-    """AMQP cannot tell."""
+def test_a_queue_that_is_not_bound_is_reported(node: ManagedBroker) -> None:
+    """AMQP cannot report it."""
 
     async def unbind(channel: AbstractChannel) -> None:
         await (await channel.get_queue(NAMES.intake)).unbind(NAMES.jobs, "submit")
@@ -157,7 +157,7 @@ def test_a_queue_that_is_not_bound_is_told(node: ManagedBroker) -> None:
     assert not_ok(look(node)) == {}
 
 
-def test_policies_are_told_where_amqp_is_not_there(node: ManagedBroker) -> None:
+def test_policies_are_reported_where_amqp_is_not_there(node: ManagedBroker) -> None:
     """The API may be what still answers."""
     found = look(node, amqp_url=f"amqp://worker:secret@127.0.0.1:{free_port()}/")
 
@@ -166,7 +166,9 @@ def test_policies_are_told_where_amqp_is_not_there(node: ManagedBroker) -> None:
 
 
 @pytest.mark.parametrize("tags", [(), ("management",), ("policymaker",)])
-def test_one_who_may_not_ask_is_told_the_commands_that_let_him(node: ManagedBroker, tags: tuple[str, ...]) -> None:
+def test_a_user_without_the_monitoring_tag_is_reported_with_the_commands_that_grant_it(
+    node: ManagedBroker, tags: tuple[str, ...]
+) -> None:
     """The tag `monitoring`, and a place in the virtual host."""
     user = f"poor-{'-'.join(tags)}"
     rabbitmqctl(node, "add_user", user, "secret")
@@ -179,7 +181,7 @@ def test_one_who_may_not_ask_is_told_the_commands_that_let_him(node: ManagedBrok
     assert not_ok(look(node, user)) == {}
 
 
-def test_a_wrong_password_is_told_as_that(node: ManagedBroker) -> None:
+def test_a_wrong_password_is_reported_as_that(node: ManagedBroker) -> None:
     """And the password is not."""
     found = look(node, password="wrong-one")["management"]
 
@@ -188,7 +190,7 @@ def test_a_wrong_password_is_told_as_that(node: ManagedBroker) -> None:
     assert str(found.fix).startswith("rabbitmqctl change_password onlooker ")
 
 
-def test_an_api_that_is_not_there_is_told_with_what_enables_it(node: ManagedBroker) -> None:
+def test_an_api_that_is_not_there_is_reported_with_what_enables_it(node: ManagedBroker) -> None:
     """A warning: no job depends on it."""
     for url in (f"http://a:secret@127.0.0.1:{free_port()}/", "http://a:secret@no-such-host.invalid:1/"):
         found = look(node, management_url=url)["management"]
@@ -197,9 +199,9 @@ def test_an_api_that_is_not_there_is_told_with_what_enables_it(node: ManagedBrok
         assert str(found.fix).startswith("rabbitmq-plugins enable rabbitmq_management  #")
 
 
-def test_an_address_that_is_none_is_told(node: ManagedBroker) -> None:
-    """As one with words for its port."""
-    found = look(node, management_url="http://a:secret@host:words/")["management"]
+def test_an_address_that_is_none_is_reported(node: ManagedBroker) -> None:
+    """As one with a text for its port."""
+    found = look(node, management_url="http://a:secret@host:text/")["management"]
 
     assert found.state is State.WARNING
 
@@ -241,7 +243,7 @@ async def server(answer: bytes, *, ends: bool = True) -> AsyncIterator[Managemen
 
 
 @pytest.mark.parametrize(
-    ("answer", "ends", "words"),
+    ("answer", "ends", "message"),
     [
         (b"", False, "no answer within 1 s"),
         (b"HTTP/1.1 200 OK\r\n", False, "no answer within 1 s"),
@@ -255,11 +257,13 @@ async def server(answer: bytes, *, ends: bool = True) -> AsyncIterator[Managemen
         (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 17 * 2**20, True, "more than"),
     ],
 )
-async def test_whoever_answers_instead_is_told_in_a_bounded_time(answer: bytes, words: str, *, ends: bool) -> None:
+async def test_whoever_answers_instead_is_reported_in_a_bounded_time(
+    answer: bytes, message: str, *, ends: bool
+) -> None:
     """Nobody is followed elsewhere."""
     async with server(answer, ends=ends) as management:
-        with pytest.raises(ManagementError, match=words):
-            await management.tell("/", ())
+        with pytest.raises(ManagementError, match=message):
+            await management.report("/", ())
 
 
 def test_the_api_over_tls_is_believed_by_its_authority(tmp_path: Path, missing: Callable[[str], NoReturn]) -> None:

@@ -32,7 +32,7 @@ def body(fleet: Fleet, **changes: Any) -> bytes:
 
 
 async def rejected(fleet: Fleet, message: bytes) -> JobRejected:
-    """Publish a bad message: the event that tells of it."""
+    """Publish a bad message: the event that reports it."""
     await fleet.publish(message)
     (event,) = await fleet.all_events(1, JobRejected)
     assert isinstance(event, JobRejected)
@@ -47,7 +47,7 @@ async def lives(fleet: Fleet, daemon: Daemon) -> bool:
 
 
 async def test_a_message_of_100_mb_is_refused_unread_and_its_beginning_kept(fleet: Fleet) -> None:
-    """It is neither decoded nor copied: the letter has the beginning and the size."""
+    """It is neither decoded nor copied: the dead letter has the beginning and the size."""
     daemon = await fleet.start()
     message = body(fleet, labels={"x": "y" * HUGE})
 
@@ -94,7 +94,7 @@ async def test_broken_utf8_inside_a_job_is_refused(fleet: Fleet) -> None:
 
 
 async def test_of_ten_thousand_unknown_fields_the_first_are_named(fleet: Fleet) -> None:
-    """The event that everybody reads stays small, and says how many more there are."""
+    """The event that everybody reads stays small, and counts the rest."""
     daemon = await fleet.start()
 
     event = await rejected(fleet, body(fleet, **{f"field{number}": number for number in range(MANY)}))
@@ -106,7 +106,7 @@ async def test_of_ten_thousand_unknown_fields_the_first_are_named(fleet: Fleet) 
 
 
 async def test_a_field_with_an_endless_name_is_named_in_part(fleet: Fleet) -> None:
-    """What is told of it is bounded, whatever it is called."""
+    """What is reported of it is bounded, whatever it is called."""
     await fleet.start()
 
     event = await rejected(fleet, body(fleet, **{"é" * 100_000: 1}))

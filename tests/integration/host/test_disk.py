@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.fleet import CARD_24, Fleet
+from tests.support.fleet import GPU_24, Fleet
 from tests.support.nvml import Host
 
 from training_schemas.events import JobCheckpoint, JobClaimed, JobCompleted, JobFailed, JobProgress, JobRetrying
@@ -16,27 +16,27 @@ from training_worker.storage.disk_usage import DAY
 pytestmark = pytest.mark.broker
 
 MIB = 2**20
-CARDS = tuple(f"card 0 24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
+GPUS = tuple(f"gpu 0 24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
 # A LoRA of FLUX that trains for so few steps needs some 410 MiB: one fits, and two do not.
 ROOM = 600 * MIB
 
 
 @pytest.fixture
 def disk(small_disk: Callable[[Path, int], Path], fleet: Fleet, host: Host) -> Path:
-    """Where outputs go; the host has two cards."""
-    host.says(*CARDS)
+    """Where outputs go; the host has two GPUs."""
+    host.describe(*GPUS)
     fleet.host = host.variables
     return small_disk(fleet.folder / "small", ROOM)
 
 
 async def turns(fleet: Fleet) -> list[tuple[str, str, int]]:
     """Which jobs were claimed and completed, one after the other, with their attempts."""
-    told = [event for _, event in await fleet.log() if isinstance(event, JobClaimed | JobCompleted | JobRetrying)]
-    return [(type(event).__name__, event.job_id, event.attempt) for event in told]
+    events = [event for _, event in await fleet.log() if isinstance(event, JobClaimed | JobCompleted | JobRetrying)]
+    return [(type(event).__name__, event.job_id, event.attempt) for event in events]
 
 
 async def test_of_two_jobs_that_do_not_fit_together_one_waits_for_the_other(fleet: Fleet, disk: Path) -> None:
-    """Though both cards are idle, and neither has written anything yet; the wait is no attempt."""
+    """Though both GPUs are idle, and neither has written anything yet; the wait is no attempt."""
     daemon = await fleet.start(mode="slow", output_roots=[str(disk)])
     for job in ("a", "b"):
         await fleet.submit(job, max_train_steps=20, max_attempts=1, output_path=str(disk / job))
@@ -49,8 +49,8 @@ async def test_of_two_jobs_that_do_not_fit_together_one_waits_for_the_other(flee
     assert {entry["job"] for entry in daemon.logged("no_room_for_now")} == {second}
 
 
-async def test_a_run_that_is_found_again_keeps_its_room(fleet: Fleet, disk: Path) -> None:
-    """From the start of the next daemon on, before any slot takes a job."""
+async def test_a_run_that_is_re_attached_keeps_its_room(fleet: Fleet, disk: Path) -> None:
+    """From the start of the next daemon on, before any slot consumes a job."""
     first = await fleet.start(mode="slow", output_roots=[str(disk)])
     await fleet.submit("a", max_train_steps=60, output_path=str(disk / "a"))
     await fleet.until("a", JobProgress)
@@ -70,7 +70,7 @@ async def test_a_run_that_is_found_again_keeps_its_room(fleet: Fleet, disk: Path
 
 
 async def test_a_job_that_never_fits_is_left_to_others(fleet: Fleet, disk: Path) -> None:
-    """Waiting would not help. One that fits is trained meanwhile, and hears nothing of it."""
+    """Waiting would not help. One that fits is trained meanwhile, and is not affected."""
     await fleet.start(mode="slow", output_roots=[str(disk)])
     await fleet.submit("small", max_train_steps=20, output_path=str(disk / "small"))
     await fleet.until("small", JobProgress)
@@ -88,7 +88,7 @@ async def test_a_job_that_never_fits_is_left_to_others(fleet: Fleet, disk: Path)
 
 async def test_caches_make_room_for_a_job(fleet: Fleet, host: Host, small_disk: Callable[[Path, int], Path]) -> None:
     """The one that was used longest ago is enough."""
-    host.says(CARDS[0])
+    host.describe(GPUS[0])
     fleet.host = host.variables
     state = small_disk(fleet.folder / "small", 220 * MIB)
     entries = [state / "caches" / "entries" / "aa" / f"aa{number}.safetensors" for number in (1, 2)]
@@ -113,8 +113,8 @@ def age(*paths: Path) -> None:
 
 
 async def test_only_what_nobody_needs_is_removed_by_a_running_daemon(fleet: Fleet) -> None:
-    """However old the rest looks: a run, its checkpoints, and what a job that was put back resumes from."""
-    devices = [CARD_24, CARD_24]
+    """However old the rest looks: a run, its checkpoints, and what a job that was requeued resumes from."""
+    devices = [GPU_24, GPU_24]
     first = await fleet.start(mode="steady", gpus=devices)
     for number, job in enumerate(("gone", "back")):
         await fleet.submit(job, max_train_steps=200, max_attempts=1)
@@ -152,7 +152,7 @@ async def test_only_what_nobody_needs_is_removed_by_a_running_daemon(fleet: Flee
     for trainer in trainers:
         os.killpg(trainer, signal.SIGCONT)
     await second.until_logged("job_ended", 2)
-    told = [event for _, event in await fleet.log()]
-    resumed = [event.resume_step for event in told if isinstance(event, JobClaimed) and event.attempt == 2]
-    assert {event.job_id for event in told if isinstance(event, JobCompleted)} == {"back", "running"}
+    events = [event for _, event in await fleet.log()]
+    resumed = [event.resume_step for event in events if isinstance(event, JobClaimed) and event.attempt == 2]
+    assert {event.job_id for event in events if isinstance(event, JobCompleted)} == {"back", "running"}
     assert [step >= 5 for step in resumed] == [True]

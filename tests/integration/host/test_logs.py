@@ -1,4 +1,4 @@
-"""What a real daemon logs: who is spoken of is always said, and no secret is."""
+"""What a real daemon logs: who is meant is always named, and no secret is."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ def with_password(url: str) -> str:
     return f"amqp://nobody:{PASSWORD}@{parts.hostname}:{parts.port or 5672}{parts.path}"
 
 
-async def test_each_line_of_a_jobs_life_names_job_attempt_and_card(fleet: Fleet) -> None:
+async def test_each_line_of_a_jobs_life_names_job_attempt_and_gpu(fleet: Fleet) -> None:
     """From the claim on: they are bound once, and not left to whoever writes the line."""
     daemon = await fleet.start(mode="crash")
     await fleet.submit("portrait", max_attempts=2)

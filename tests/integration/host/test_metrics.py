@@ -1,4 +1,4 @@
-"""A real daemon's metrics over the lives of jobs, and what it says of its health."""
+"""A real daemon's metrics over the lives of jobs, and what it reports of its health."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ main()
 
 
 async def until_page(port: int, path: str, expected: tuple[int, str]) -> None:
-    """Wait until a page says this."""
+    """Wait until a page has this."""
     async with asyncio.timeout(TIMEOUT):
         while await page(port, path) != expected:  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(0.05)
@@ -96,7 +96,7 @@ async def test_no_label_grows_with_the_jobs(fleet: Fleet) -> None:
 
 
 async def test_health_and_readiness_follow_the_broker_and_the_drain(proxy: Proxy, fleet: Fleet) -> None:
-    """Alive all the while; ready only where jobs can be taken."""
+    """Alive all the while; ready only where jobs can be consumed."""
     port = free_port()
     daemon = await fleet.start(metrics_port=port, mode="slow", amqp_url=proxy.url, stop_grace=60)
     await until_page(port, "/readyz", (200, "ok\n"))
@@ -117,7 +117,7 @@ async def test_health_and_readiness_follow_the_broker_and_the_drain(proxy: Proxy
         assert (await page(port, "/healthz"))[0] == 200
 
 
-async def test_a_hung_loop_shows_where_it_is_asked_for_life(fleet: Fleet) -> None:
+async def test_a_hung_loop_shows_in_the_liveness_probe(fleet: Fleet) -> None:
     """Who answers is a thread of its own, which the loop cannot hold up."""
     port = free_port()
     await fleet.start(metrics_port=port, online=False, program=("-c", HANGING))
@@ -150,8 +150,8 @@ async def test_a_job_that_was_taken_over_is_a_lost_lease(proxy: Proxy, fleet: Fl
     await fleet.events("portrait")
 
 
-async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
-    """What the one before it has told is not counted again, and the job's wait neither."""
+async def test_a_daemon_that_re_attaches_to_a_trainer_counts_on(fleet: Fleet) -> None:
+    """What the one before it has counted is not counted again, and the job's wait neither."""
     port = free_port()
     first = await fleet.start(metrics_port=port, mode="steady")
     await fleet.submit("portrait", max_train_steps=60)
@@ -163,7 +163,7 @@ async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
     await until_sample(port, "training_worker_card_busy", (GPU,), 0)
 
     after = await samples(port)
-    # What the first had told just before it was killed may not have been noted.
+    # What the first had published just before it was killed may not have been noted.
     assert after["training_worker_step_duration_seconds_count"][(FLUX,)] < 50
     assert set(after["training_worker_phase_duration_seconds_count"]) == {
         (("phase", phase), FLUX) for phase in ("training", "sampling", "exporting")
@@ -173,12 +173,12 @@ async def test_a_daemon_that_finds_a_trainer_counts_on(fleet: Fleet) -> None:
     assert after["training_worker_attempts_total"][(("outcome", "completed"), FLUX)] == 1
 
 
-async def test_a_cards_readings_show_and_go_away_with_it(fleet: Fleet, host: Host) -> None:
-    """Of each card of a slot by itself; whether jobs are taken, of the slot as a whole."""
+async def test_a_gpus_readings_show_and_go_away_with_it(fleet: Fleet, host: Host) -> None:
+    """Of each GPU of a slot by itself; whether jobs are consumed, of the slot as a whole."""
     port = free_port()
-    said = ("temperature 61", "power 300500", "energy 5000000", "utilisation 97", "throttle 1", "ecc 0", "held 564")
+    readings = ("temperature 61", "power 300500", "energy 5000000", "utilisation 97", "throttle 1", "ecc 0", "held 564")
     first, second = (f"24564 GPU-{number} NVIDIA GeForce RTX 4090" for number in (1, 2))
-    host.says(f"card 0 {first}", *said, f"card 0 {second}", "xid 13")
+    host.describe(f"gpu 0 {first}", *readings, f"gpu 0 {second}", "xid 13")
     fleet.host = host.variables
     await fleet.start(metrics_port=port, gpus_per_job=2, card_check_interval=0.2, healthy_probes=1)
     slot, one, two = (("gpu", gpu) for gpu in ("GPU-1,GPU-2", "GPU-1", "GPU-2"))
@@ -194,7 +194,7 @@ async def test_a_cards_readings_show_and_go_away_with_it(fleet: Fleet, host: Hos
     assert well["training_worker_card_ecc_uncorrected_errors_total"] == {(one,): 0}
     assert set(well["training_worker_card_throttled"].values()) == {0}
 
-    host.says(f"card {GPU_IS_LOST} {first}", f"card 0 {second}")
+    host.describe(f"gpu {GPU_IS_LOST} {first}", f"gpu 0 {second}")
     await until_sample(port, "training_worker_card_up", (slot,), 0)
     sick = await samples(port)
     assert "training_worker_card_temperature_celsius" not in sick
@@ -202,7 +202,7 @@ async def test_a_cards_readings_show_and_go_away_with_it(fleet: Fleet, host: Hos
 
 
 async def answered(port: int) -> tuple[int, str]:
-    """What it says of its life, once it says anything."""
+    """What it reports of its liveness, once it reports anything."""
     with contextlib.suppress(OSError):
         return await page(port, "/healthz")
     return 0, ""

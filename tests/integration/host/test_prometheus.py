@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real daemon, loads our rules, and answers what the dashboard asks."""
+"""A real Prometheus scrapes a real daemon, loads our rules, and answers what the dashboard queries."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from tests.support.scrape import free_port, page
 # What a worker that is well has nothing of.
 EMPTY_WHEN_WELL = ("prediction_ratio", "last_progress")
 
-# A card that tells all that it can, and one Xid that is a program's fault.
-CARD = (
-    "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090",
+# A GPU that reports all that it can, and one Xid that is a program's fault.
+GPU = (
+    "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090",
     *("held 1000", "temperature 61", "power 300500", "energy 1000", "utilisation 97", "throttle 4", "ecc 0", "xid 13"),
 )
 
@@ -48,9 +48,9 @@ async def test_the_scrape_of_a_worker_that_has_worked_has_no_fault(fleet: Fleet)
 
 
 async def test_prometheus_scrapes_a_worker_and_loads_the_rules(fleet: Fleet, host: Host, tmp_path: Path) -> None:
-    """No alert fires for a worker that is well; one that is stopped is told of; each panel's question has an answer."""
+    """No alert fires for a worker that is well; one that is stopped is reported; each panel's query has an answer."""
     port = free_port()
-    host.says(*CARD)
+    host.describe(*GPU)
     fleet.host = host.variables
     daemon = await fleet.start(metrics_port=port, mode="steady", card_check_interval=0.2)
     with prometheus(tmp_path / "prometheus", port) as node:
@@ -66,8 +66,8 @@ async def test_prometheus_scrapes_a_worker_and_loads_the_rules(fleet: Fleet, hos
         await until(lambda: not _health(node.ask("rules"), "unknown"))
         assert _health(await asyncio.to_thread(node.ask, "rules"), "err") == []
         assert (await asyncio.to_thread(node.ask, "alerts"))["alerts"] == []
-        silent = [ask for ask in panel_expressions() if not await asyncio.to_thread(node.query, ask)]
-        assert [ask for ask in silent if not any(name in ask for name in EMPTY_WHEN_WELL)] == []
+        silent = [query for query in panel_expressions() if not await asyncio.to_thread(node.query, query)]
+        assert [query for query in silent if not any(name in query for name in EMPTY_WHEN_WELL)] == []
 
         daemon.kill()
         await until(lambda: "TrainingWorkerDown" in str(node.ask("alerts")))

@@ -1,4 +1,4 @@
-"""A real daemon, its self-test's real program, and a card that only NVML knows of."""
+"""A real daemon, its self-test's real program, and a GPU that only NVML knows of."""
 
 import asyncio
 
@@ -17,9 +17,9 @@ LIMIT = 240
 CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
-async def test_a_card_without_a_right_kernel_gets_no_jobs(fleet: Fleet, host: Host) -> None:
-    """Torch finds no card here, so none of its kernels is right; the daemon's own look at the card is fine."""
-    host.says("driver 550.54.15", "cuda 12040", CARD)
+async def test_a_gpu_without_a_right_kernel_gets_no_jobs(fleet: Fleet, host: Host) -> None:
+    """Torch finds no GPU here, so none of its kernels is right; the daemon's own look at the GPU is fine."""
+    host.describe("driver 550.54.15", "cuda 12040", CARD)
     fleet.host = host.variables
     daemon = await fleet.start(engines=real_training.TRAINER)
     await fleet.submit("portrait")
@@ -32,6 +32,6 @@ async def test_a_card_without_a_right_kernel_gets_no_jobs(fleet: Fleet, host: Ho
     assert isinstance(event, WorkerQuarantined)
     assert (event.gpu, event.recovered) == ("GPU-1", False)
     assert event.reason.startswith("no kernel of attention is right for diffusers: ")
-    assert "attention.math unavailable (torch finds no card)" in event.reason
+    assert "attention.math unavailable (torch finds no GPU)" in event.reason
     await fleet.until("portrait", JobQueued)
     assert not daemon.logged("claimed")

@@ -1,4 +1,4 @@
-"""Trainers that wait, through the queue: who trains, what is told, and what is left when the daemon ends."""
+"""Trainers that wait, through the queue: who trains, what is published, and what is left when the daemon ends."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from training_schemas.events import JobClaimed, JobCompleted, JobEvent, JobProgr
 
 pytestmark = pytest.mark.broker
 
-CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+GPU = "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 async def ready(daemon: Daemon, count: int = 1) -> list[int]:
@@ -29,13 +29,13 @@ def started(daemon: Daemon) -> list[tuple[int, bool]]:
     return [(entry["pid"], entry["standby"]) for entry in daemon.logged("trainer_started")]
 
 
-def told(events: list[JobEvent]) -> list[tuple[str, int, int]]:
-    """What was said, without what differs from job to job."""
+def summary(events: list[JobEvent]) -> list[tuple[str, int, int]]:
+    """What was published, without what differs from job to job."""
     return [(type(event).__name__, event.attempt, event.sequence) for event in events]
 
 
 async def test_jobs_are_trained_by_the_trainers_that_waited_for_them(fleet: Fleet) -> None:
-    """One for each job, and what is told of it is what is always told."""
+    """One for each job, and what is published of it is what is always published."""
     cold = await fleet.start("cold")
     await fleet.submit("usual")
     usual = await fleet.events("usual")
@@ -46,7 +46,7 @@ async def test_jobs_are_trained_by_the_trainers_that_waited_for_them(fleet: Flee
     for number, job in enumerate(("first", "second"), start=1):
         await ready(daemon, number)
         await fleet.submit(job)
-        assert told(await fleet.events(job)) == told(usual)
+        assert summary(await fleet.events(job)) == summary(usual)
         await daemon.until_logged("job_ended", number)
 
     first, second, waits = await ready(daemon, 3)
@@ -71,7 +71,7 @@ async def test_no_trainer_waits_while_another_one_trains(fleet: Fleet) -> None:
 
 
 async def test_where_no_trainer_waits_any_more_one_is_started(fleet: Fleet) -> None:
-    """Somebody killed it: the job does not hear of that."""
+    """Somebody killed it: no event of the job shows that."""
     daemon = await fleet.start(standby=True)
     (waiting,) = await ready(daemon)
     os.killpg(waiting, signal.SIGKILL)
@@ -83,8 +83,8 @@ async def test_where_no_trainer_waits_any_more_one_is_started(fleet: Fleet) -> N
     assert (pid != waiting, waited) == (True, False)
 
 
-async def test_a_killed_daemon_finds_a_trainer_again_that_had_waited(fleet: Fleet) -> None:
-    """It is known like any other; each step is trained and told once."""
+async def test_a_killed_daemon_re_attaches_to_a_trainer_that_had_waited(fleet: Fleet) -> None:
+    """It is known like any other; each step is trained and published once."""
     first = await fleet.start(mode="slow", standby=True)
     (waiting,) = await ready(first)
     await fleet.submit("portrait", max_train_steps=20)
@@ -113,8 +113,8 @@ async def test_no_trainer_waits_for_a_daemon_that_has_ended(fleet: Fleet, number
     assert is_gone(waiting, TIMEOUT)
 
 
-async def test_a_daemon_that_is_executed_anew_has_a_new_trainer_waiting(fleet: Fleet) -> None:
-    """The old one is of another version, perhaps; nothing of it stays, not even for its parent to take note of."""
+async def test_a_daemon_that_is_re_executed_has_a_new_trainer_waiting(fleet: Fleet) -> None:
+    """The old one is of another version, perhaps; nothing of it stays, not even for its parent to reap."""
     daemon = await fleet.start(standby=True)
     await ready(daemon)
 
@@ -144,7 +144,7 @@ async def test_a_trainer_that_runs_is_left_to_the_daemon_that_comes_next(fleet: 
 
 @pytest.mark.trainer
 async def test_the_real_trainer_waits_and_trains(fleet: Fleet, materials: Path) -> None:
-    """Killed in between, the daemon finds it again; no step is lost."""
+    """Killed in between, the daemon re-attaches to it; no step is lost."""
     engine: dict[str, Any] = real_training.TRAINER["diffusers"] | {"standby": True}
     first = await real_training.start(fleet, materials, "w1", engines={"diffusers": engine})
     (waiting,) = await ready(first)
@@ -161,19 +161,19 @@ async def test_the_real_trainer_waits_and_trains(fleet: Fleet, materials: Path) 
     assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 61))
 
 
-async def test_no_trainer_waits_on_a_card_that_is_quarantined(fleet: Fleet, host: Host) -> None:
+async def test_no_trainer_waits_on_a_gpu_that_is_quarantined(fleet: Fleet, host: Host) -> None:
     """Whoever resets it needs it free; once it is back, a new one waits."""
-    host.says(CARD, "temperature 60")
+    host.describe(GPU, "temperature 60")
     fleet.host = host.variables
     daemon = await fleet.start(standby=True, card_check_interval=0.2, healthy_probes=1)
     (waiting,) = await ready(daemon)
 
-    host.says(CARD, "temperature 99")
+    host.describe(GPU, "temperature 99")
     await daemon.until_logged("card_quarantined")
     assert is_gone(waiting, TIMEOUT)
     assert len(daemon.logged("standby_ready")) == 1
 
-    host.says(CARD, "temperature 60")
+    host.describe(GPU, "temperature 60")
     _, new = await ready(daemon, 2)
     await fleet.submit("portrait")
     assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)
@@ -181,7 +181,7 @@ async def test_no_trainer_waits_on_a_card_that_is_quarantined(fleet: Fleet, host
 
 
 async def test_no_trainer_waits_in_a_worker_that_is_paused(fleet: Fleet) -> None:
-    """Its cards are somebody else's for now."""
+    """Its GPUs are somebody else's for now."""
     daemon = await fleet.start(standby=True)
     (waiting,) = await ready(daemon)
 

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from tests.support.fleet import CARD_24, Fleet
+from tests.support.fleet import GPU_24, Fleet
 
 from training_schemas.events import (
     JobCheckpoint,
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.broker
 
 
 async def test_a_job_that_failed_on_a_worker_goes_to_another_one(fleet: Fleet) -> None:
-    """Where it crashed it is left alone for a while, so that somebody else can take it."""
+    """Where it crashed it is left alone for a while, so that somebody else can consume it."""
     first = await fleet.start("w1", mode="killer")
     await fleet.submit("portrait", max_train_steps=6)
     retrying = await fleet.until("portrait", JobRetrying)
@@ -41,7 +41,7 @@ async def test_a_job_that_failed_on_a_worker_goes_to_another_one(fleet: Fleet) -
     assert len(first.logged("claimed")) == 1
 
 
-async def test_the_only_worker_takes_the_job_again_in_the_end(fleet: Fleet) -> None:
+async def test_the_only_worker_consumes_the_job_again_in_the_end(fleet: Fleet) -> None:
     """It passes the job on three times; nobody else comes."""
     daemon = await fleet.start("w1", mode="killer")
     await fleet.submit("portrait", max_attempts=2)
@@ -56,7 +56,7 @@ async def test_the_only_worker_takes_the_job_again_in_the_end(fleet: Fleet) -> N
     ]
 
 
-async def test_a_job_out_of_memory_is_tried_again_on_the_same_card_with_less(fleet: Fleet) -> None:
+async def test_a_job_out_of_memory_is_tried_again_on_the_same_gpu_with_less(fleet: Fleet) -> None:
     """A smaller micro-batch with more accumulation; it does not count as one of the job's attempts."""
     await fleet.start("w1", mode="hog")
     await fleet.submit("portrait", max_train_steps=4, batch_size=4, max_attempts=1)
@@ -91,7 +91,7 @@ async def test_a_job_stops_at_its_limit_of_cost_with_a_checkpoint(fleet: Fleet) 
 
 
 async def test_the_limit_of_cost_is_that_of_all_attempts(fleet: Fleet) -> None:
-    """What earlier attempts cost is taken off."""
+    """What earlier attempts cost is subtracted."""
     first = await fleet.start("w1", mode="steady", prices={"RTX 4090": 3600.0})
     await fleet.submit("portrait", max_train_steps=600, max_cost_usd=3.0)
     await fleet.until("portrait", JobProgress, count=10)
@@ -109,8 +109,8 @@ async def test_the_limit_of_cost_is_that_of_all_attempts(fleet: Fleet) -> None:
     assert 3.0 <= sum(costs) < 5.0
 
 
-async def test_a_limit_that_cannot_be_kept_is_said(fleet: Fleet) -> None:
-    """A card without a price has no cost: the job runs, and its user knows."""
+async def test_a_limit_that_cannot_be_kept_is_reported(fleet: Fleet) -> None:
+    """A GPU without a price has no cost: the job runs, and its user knows."""
     await fleet.start("w1", mode="steady", gpus=["Unheard Of 24:24564MiB"])
     await fleet.submit("portrait", max_train_steps=2, max_cost_usd=1.0)
 
@@ -133,7 +133,7 @@ async def test_a_loss_that_is_no_number_ends_the_job(fleet: Fleet) -> None:
     assert failed.message == "cannot go on: the loss of step 2 is not finite"
 
 
-async def test_a_trainer_that_says_nothing_new_is_stopped(fleet: Fleet) -> None:
+async def test_a_trainer_that_reports_nothing_new_is_stopped(fleet: Fleet) -> None:
     """The bound of the phase counts from the last record, not from the start."""
     await fleet.start("w1", mode="stuck", stall_training=1)
     await fleet.submit("portrait", max_attempts=1)
@@ -146,7 +146,7 @@ async def test_a_trainer_that_says_nothing_new_is_stopped(fleet: Fleet) -> None:
 
 
 async def test_what_was_wasted_is_what_came_after_the_last_checkpoint(fleet: Fleet) -> None:
-    """Of a killed trainer, the seconds before its checkpoint were useful, since the next attempt goes on from there."""
+    """Of a killed trainer, the seconds before its checkpoint were useful, since the next attempt resumes from there."""
     daemon = await fleet.start("w1", mode="steady")
     await fleet.submit("portrait", max_train_steps=30)
     await fleet.until("portrait", JobCheckpoint, count=2)
@@ -160,9 +160,9 @@ async def test_what_was_wasted_is_what_came_after_the_last_checkpoint(fleet: Fle
     assert second.wasted_gpu_seconds == 0
 
 
-async def test_a_running_job_saves_a_checkpoint_and_draws_samples_when_asked(fleet: Fleet) -> None:
+async def test_a_running_job_saves_a_checkpoint_and_draws_samples_on_request(fleet: Fleet) -> None:
     """The commands reach the trainer by its run folder; its answers are the usual events."""
-    await fleet.start("w1", mode="obliging", gpus=[CARD_24])
+    await fleet.start("w1", mode="obliging", gpus=[GPU_24])
     await fleet.submit("portrait", max_train_steps=200)
     await fleet.until("portrait", JobProgress)
 

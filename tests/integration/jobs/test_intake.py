@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 from tests.support.command_line import run
-from tests.support.fleet import CARD_8, TIMEOUT, Fleet
+from tests.support.fleet import GPU_8, TIMEOUT, Fleet
 
 from training_schemas.events import (
     CONTENT_TYPE,
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.broker
 
 
 async def test_a_job_that_was_completed_is_answered_from_the_ledger(fleet: Fleet) -> None:
-    """Its sender is told how it ended and where the result lies; nothing is queued or trained."""
+    """Its sender learns how it ended and where the result lies; nothing is queued or trained."""
     daemon = await fleet.start()
     job = await fleet.submit("portrait")
     await daemon.until_logged("job_ended")
@@ -60,7 +60,7 @@ async def test_a_daemon_knows_of_ends_from_before_its_start(fleet: Fleet) -> Non
 
 async def test_another_job_under_a_known_id_is_refused_and_the_known_one_trained(fleet: Fleet) -> None:
     """The event names the refused one by its digest, the dead queue keeps it, and the first job goes its way."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait", max_train_steps=2)
     await daemon.until_logged("queued")
     other = fleet.job("portrait", max_train_steps=3)
@@ -84,16 +84,16 @@ async def test_of_two_jobs_that_come_at_once_under_one_id_one_is_let_in(fleet: F
     async with fleet.session():
         await asyncio.gather(*(fleet.publish(body) for body in bodies))
 
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
 
     await daemon.until_logged("refused", len(bodies) - 1)
     assert await fleet.depth(f"{fleet.names.prefix}.tier.flux.24gb") == 1
     assert len(await fleet.api.dead_letters()) == len(bodies) - 1
 
 
-async def test_a_copy_of_a_waiting_job_is_queued_too_and_said_as_the_same_event(fleet: Fleet) -> None:
+async def test_a_copy_of_a_waiting_job_is_queued_too_and_published_as_the_same_event(fleet: Fleet) -> None:
     """Dropping it could lose the job: the first copy may never have reached its queue."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+    daemon = await fleet.start("small", gpus=[GPU_8])
     job = await fleet.submit("portrait")
     await daemon.until_logged("queued")
 
@@ -106,7 +106,7 @@ async def test_a_copy_of_a_waiting_job_is_queued_too_and_said_as_the_same_event(
     assert submitted[0] == submitted[1]
 
 
-async def test_whoever_waits_for_a_job_that_had_ended_before_is_told_so(fleet: Fleet) -> None:
+async def test_whoever_waits_for_a_job_that_had_ended_before_gets_its_end(fleet: Fleet) -> None:
     """Its events end with that."""
     event = JobDuplicate(
         worker="w1",
@@ -125,9 +125,9 @@ async def test_whoever_waits_for_a_job_that_had_ended_before_is_told_so(fleet: F
     assert (await run(fleet, "watch", "portrait")).returncode == 0
 
 
-async def test_submit_with_watch_ends_with_1_when_the_id_is_taken(fleet: Fleet) -> None:
-    """And says that it was refused."""
-    daemon = await fleet.start("small", gpus=[CARD_8])
+async def test_submit_with_watch_ends_with_1_when_the_id_is_in_use(fleet: Fleet) -> None:
+    """And reports that it was refused."""
+    daemon = await fleet.start("small", gpus=[GPU_8])
     await fleet.submit("portrait", max_train_steps=2)
     await daemon.until_logged("queued")
     file = fleet.folder / "other.json"

@@ -1,6 +1,6 @@
 """The whole way with the real invoke-training: tiny pipelines, from the queue to the result.
 
-`INVOKE_TRAINING_PYTHON` names an interpreter that has it; without one these are skipped, and say so.
+`INVOKE_TRAINING_PYTHON` names an interpreter that has it; without one these are skipped, with that reason.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.support.fleet import CARD_80, Daemon, Fleet
+from tests.support.fleet import GPU_80, Daemon, Fleet
 from tests.support.real_training import start, submit
 
 from training_schemas.events import (
@@ -40,7 +40,7 @@ INVERSION = {"trigger_word": "<robot>", "initial_token": "a", "embedding_vectors
 async def start_with_invoke(fleet: Fleet, materials: Path, worker_id: str = "w1", **changes: Any) -> Daemon:
     """A daemon that has both engines."""
     engines = {"invoke": {"python": os.environ["INVOKE_TRAINING_PYTHON"]}}
-    return await start(fleet, materials, worker_id, **{"engines": engines, "gpus": [CARD_80]} | changes)
+    return await start(fleet, materials, worker_id, **{"engines": engines, "gpus": [GPU_80]} | changes)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ async def start_with_invoke(fleet: Fleet, materials: Path, worker_id: str = "w1"
 async def test_each_type_is_trained_from_the_queue(
     fleet: Fleet, materials: Path, training_type: str, overrides: dict[str, Any], kinds: set[str]
 ) -> None:
-    """Every step, a checkpoint on the way and one at the end, pictures, and files of the usual kinds."""
+    """Every step, a checkpoint on the way and one at the end, sample images, and files of the usual kinds."""
     await start_with_invoke(fleet, materials)
     wanted = {"validation_prompts": ["a robot"], "checkpoint_every": 4}
     await submit(
@@ -84,8 +84,8 @@ async def test_each_type_is_trained_from_the_queue(
     assert not list(output.parent.glob(".*robot*"))
 
 
-async def test_a_stop_saves_at_the_next_step_and_the_job_begins_anew_elsewhere(fleet: Fleet, materials: Path) -> None:
-    """There is no resume: what was trained is told as wasted, and the next attempt starts at step 1."""
+async def test_a_stop_saves_at_the_next_step_and_the_job_begins_again_elsewhere(fleet: Fleet, materials: Path) -> None:
+    """There is no resume: what was trained is reported as wasted, and the next attempt starts at step 1."""
     first = await start_with_invoke(fleet, materials, "first")
     await submit(fleet, "SDXL_LORA", engine="invoke", max_train_steps=60, batch_size=1)
     await fleet.until("robot", JobProgress, count=3)

@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import aio_pika
 import msgspec
 import pytest
-from tests.support.fleet import CARD_24, Fleet
+from tests.support.fleet import GPU_24, Fleet
 from tests.support.scrape import free_port
 
 from training_schemas.events import (
@@ -29,8 +29,8 @@ from training_schemas.ledger import Cancelled, CancelRequested, CheckpointSaved,
 pytestmark = pytest.mark.broker
 
 
-async def test_a_job_is_trained_and_its_events_tell_the_whole_story(fleet: Fleet) -> None:
-    """From submission to completion each turning point is an event, without holes, and said to be simulated."""
+async def test_a_job_is_trained_and_its_events_report_its_whole_life(fleet: Fleet) -> None:
+    """From submission to completion each turning point is an event, without holes, and marked as simulated."""
     await fleet.start()
     await fleet.submit("portrait")
 
@@ -50,7 +50,7 @@ async def test_a_job_is_trained_and_its_events_tell_the_whole_story(fleet: Fleet
 
 
 async def test_a_completed_job_reports_what_it_used_and_where_its_result_is(fleet: Fleet) -> None:
-    """The output folder appears whole, with a manifest, and the cost follows from the seconds and the card's price."""
+    """The output folder appears whole, with a manifest, and the cost follows from the seconds and the GPU's price."""
     await fleet.start(prices={"RTX 4090": 3.6})
     await fleet.submit("portrait")
 
@@ -94,8 +94,8 @@ async def test_while_a_job_runs_its_copy_is_held_by_the_lease(fleet: Fleet) -> N
     assert isinstance((await fleet.events("portrait"))[-1], JobCancelled)
 
 
-async def test_sigterm_gives_the_job_back_and_the_next_worker_goes_on_from_its_checkpoint(fleet: Fleet) -> None:
-    """A stopped daemon ends within its grace; another one takes the job up after the last step that was taken."""
+async def test_sigterm_requeues_the_job_and_the_next_worker_resumes_from_its_checkpoint(fleet: Fleet) -> None:
+    """A stopped daemon ends within its grace; another one resumes the job after the last step that was trained."""
     first = await fleet.start("w1", mode="slow")
     await fleet.submit("portrait", max_train_steps=12)
     await fleet.until("portrait", JobProgress, count=3)
@@ -116,7 +116,7 @@ async def test_sigterm_gives_the_job_back_and_the_next_worker_goes_on_from_its_c
 
 
 async def test_sigint_finishes_the_job_first(fleet: Fleet) -> None:
-    """A drained daemon completes what it trains, takes nothing new, says goodbye and ends with status 0."""
+    """A drained daemon completes what it trains, consumes nothing new, publishes its end and ends with status 0."""
     daemon = await fleet.start(mode="slow")
     await fleet.submit("first", max_train_steps=8)
     await fleet.until("first", JobProgress)
@@ -148,8 +148,8 @@ async def test_a_running_job_can_be_cancelled(fleet: Fleet) -> None:
 
 
 async def test_a_waiting_job_can_be_cancelled(fleet: Fleet) -> None:
-    """A cancellation is kept in the ledger, and honoured by whoever takes the job: no trainer starts."""
-    daemon = await fleet.start(gpus=[CARD_24], mode="slow")
+    """A cancellation is kept in the ledger, and honoured by whoever consumes the job: no trainer starts."""
+    daemon = await fleet.start(gpus=[GPU_24], mode="slow")
     await fleet.submit("running", max_train_steps=10)
     await fleet.until("running", JobClaimed)
     await fleet.submit("waiting")
@@ -165,20 +165,20 @@ async def test_a_waiting_job_can_be_cancelled(fleet: Fleet) -> None:
 
 
 async def test_a_job_submitted_twice_is_trained_once(fleet: Fleet) -> None:
-    """Two copies that are taken by two cards at once end in one claim, one trainer and one terminal event."""
+    """Two copies that are consumed by two GPUs at once end in one claim, one trainer and one terminal event."""
     daemons = [await fleet.start("w1", mode="slow"), await fleet.start("w2", mode="slow")]
     job = fleet.job("portrait", max_train_steps=10)
     await asyncio.gather(fleet.api.submit_job(job), fleet.api.submit_job(job))
 
     await fleet.events("portrait")
-    # Both copies are settled once whoever lost has nothing more to do.
+    # Both copies are acked once whoever lost has nothing more to do.
     await asyncio.gather(*(daemon.until_logged("not_ours") for daemon in daemons if not daemon.logged("claimed")))
 
     assert sum(len(daemon.logged("trainer_started")) for daemon in daemons) == 1
     assert [type(e) for e in await fleet.ledger() if not isinstance(e, Submitted)] == [Claimed, Completed]
 
 
-async def test_a_copy_of_a_finished_job_is_settled_without_training(fleet: Fleet) -> None:
+async def test_a_copy_of_a_finished_job_is_acked_without_training(fleet: Fleet) -> None:
     """The ledger remembers a job that ended: a copy that turns up later starts nothing."""
     daemon = await fleet.start()
     job = await fleet.submit("portrait")
@@ -191,7 +191,7 @@ async def test_a_copy_of_a_finished_job_is_settled_without_training(fleet: Fleet
     assert len(daemon.logged("trainer_started")) == 1
 
 
-async def test_a_restarted_daemon_asks_the_ledger_about_jobs_older_than_itself(fleet: Fleet) -> None:
+async def test_a_restarted_daemon_queries_the_ledger_about_jobs_older_than_itself(fleet: Fleet) -> None:
     """A job that finished before this daemon's tail of the ledger began is found by a scan."""
     first = await fleet.start("w1")
     await fleet.submit("portrait")
@@ -206,8 +206,8 @@ async def test_a_restarted_daemon_asks_the_ledger_about_jobs_older_than_itself(f
 
 
 async def test_every_slot_of_a_host_trains_at_the_same_time(fleet: Fleet) -> None:
-    """Two cards on one host are two slots: two jobs run side by side, each on its own card."""
-    await fleet.start(gpus=[CARD_24, CARD_24], mode="slow")
+    """Two GPUs on one host are two slots: two jobs run side by side, each on its own GPU."""
+    await fleet.start(gpus=[GPU_24, GPU_24], mode="slow")
     for name in ("one", "two"):
         await fleet.submit(name, max_train_steps=30)
 
@@ -216,8 +216,8 @@ async def test_every_slot_of_a_host_trains_at_the_same_time(fleet: Fleet) -> Non
     assert {event.gpu.uuid for event in claimed if isinstance(event, JobClaimed)} == {"SIMULATED-0", "SIMULATED-1"}
 
 
-async def test_a_worker_says_what_it_is_when_it_comes(fleet: Fleet) -> None:
-    """Its first event names its version, cards, tiers and families."""
+async def test_a_worker_reports_what_it_is_when_it_starts(fleet: Fleet) -> None:
+    """Its first event names its version, GPUs, tiers and families."""
     await fleet.start(gpus=["NVIDIA A10G:23028MiB"])
 
     (online,) = await fleet.all_events(1, WorkerOnline)
@@ -249,7 +249,7 @@ async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_the_job_up(
     assert isinstance((await fleet.events("portrait"))[-1], JobCompleted)
 
 
-async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_output(fleet: Fleet) -> None:
+async def test_a_crash_without_a_record_fails_the_job_with_the_last_lines_of_output(fleet: Fleet) -> None:
     """The event names how the trainer ended and what it printed last; the message waits in the dead queue."""
     await fleet.start(mode="crash")
     await fleet.submit("portrait", max_attempts=1)
@@ -259,13 +259,13 @@ async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_outpu
 
     assert isinstance(failed, JobFailed)
     assert failed.reason == "trainerCrashed"
-    assert failed.message == "trainer ended without a word in phase training: exit status 9"
-    assert failed.output_tail == ["the last word"]
+    assert failed.message == "trainer ended without reporting a result in phase training: exit status 9"
+    assert failed.output_tail == ["the last line"]
     assert dead_letter.message_id == "portrait"
     assert dead_letter.headers["x-training-reason"] == "trainerCrashed"
 
 
-async def test_a_worker_that_is_asked_for_metrics_counts_what_it_did(fleet: Fleet) -> None:
+async def test_a_worker_that_serves_metrics_counts_what_it_did(fleet: Fleet) -> None:
     """Attempts, GPU-seconds and dollars are there for Prometheus, by type and outcome."""
     port = free_port()
     daemon = await fleet.start(metrics_port=port)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fleet import CARD_24, ROOT, Fleet
+from tests.support.fleet import GPU_24, ROOT, Fleet
 from tests.support.real_training import TRAINER, run_module, start, submit
 
 from training_schemas.events import (
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.trainer]
 
 
 async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fleet, materials: Path) -> None:
-    """Phases, steps, pictures and checkpoints are events; the adapter is whole, learned, and taken by a pipeline."""
+    """Phases, steps, samples and checkpoints are events; the adapter is whole, learned, and loaded by a pipeline."""
     await start(fleet, materials)
     wanted = {"validation_prompts": ["a robot"], "validation_inference_steps": 2, "checkpoint_every": 10}
     await submit(fleet, max_train_steps=20, config_overrides=wanted)
@@ -61,14 +61,14 @@ async def test_a_lora_is_trained_from_the_queue_and_loads_in_diffusers(fleet: Fl
     [
         ("SDXL_LORA", {"train_text_encoder": True}, {"adapter", "kohyaAdapter"}),
         ("SDXL_TEXTUAL_INVERSION", {}, {"embeddings"}),
-        # In bfloat16, since by the plan float32 would not fit the simulated card.
+        # In bfloat16, since by the plan float32 would not fit the simulated GPU.
         ("SDXL_FINETUNE", {"weight_dtype": "bfloat16", "gradient_checkpointing": True}, {"pipeline"}),
     ],
 )
 async def test_each_type_of_sdxl_is_trained_from_the_queue(
     fleet: Fleet, materials: Path, training_type: str, overrides: dict[str, Any], kinds: set[str]
 ) -> None:
-    """With pictures, checkpoints, and what each makes."""
+    """With sample images, checkpoints, and what each makes."""
     await start(fleet, materials)
     wanted = {"validation_prompts": ["a robot"], "validation_inference_steps": 2, "checkpoint_every": 5}
     await submit(fleet, training_type, max_train_steps=10, config_overrides=wanted | overrides)
@@ -85,9 +85,9 @@ async def test_each_type_of_sdxl_is_trained_from_the_queue(
     assert {artifact.kind for artifact in completed.artifacts} == kinds | {"lossCurve", "contactSheet", "sample"}
 
 
-async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: Path) -> None:
+async def test_a_lora_is_trained_on_two_gpus_together(fleet: Fleet, materials: Path) -> None:
     """Here two processes on the CPU; what they used is what both used, and a stop in the middle costs no step."""
-    devices = {"gpus": [CARD_24, CARD_24], "gpus_per_job": 2}
+    devices = {"gpus": [GPU_24, GPU_24], "gpus_per_job": 2}
     first = await start(fleet, materials, "first", **devices)
     await submit(fleet, max_train_steps=30, gpu_count=2, config_overrides={"gradient_accumulation_steps": 2})
     await fleet.until("robot", JobProgress, count=5)
@@ -105,7 +105,7 @@ async def test_a_lora_is_trained_on_two_cards_together(fleet: Fleet, materials: 
     assert lasted < account["usage"]["gpuSeconds"] / 2 < lasted + 5
 
 
-async def test_a_released_lora_goes_on_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:
+async def test_a_released_lora_resumes_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:
     """SIGTERM in the middle of real training costs no step."""
     first = await start(fleet, materials, "first")
     await submit(fleet, max_train_steps=60)
@@ -124,7 +124,7 @@ async def test_a_released_lora_goes_on_where_it_was_on_another_worker(fleet: Fle
 
 
 async def test_a_corrupt_image_fails_the_job_before_any_training(fleet: Fleet, materials: Path) -> None:
-    """Every bad file is named, no model is loaded, and the daemon goes on."""
+    """Every bad file is named, no model is loaded, and the daemon continues."""
     daemon = await start(fleet, materials)
     folder = fleet.folder / "datasets" / "robots"
     images = sorted(folder.glob("*.png"))
@@ -159,7 +159,7 @@ async def test_a_model_folder_without_its_weights_fails_the_job(fleet: Fleet, ma
 
 
 def test_the_demo_runs_from_the_queue_to_the_adapter(tmp_path: Path, broker_url: str) -> None:
-    """It ends with the adapter, the pictures, the losses, the GPU-seconds and the cost, and all of them are so."""
+    """It ends with the adapter, the sample images, the losses, the GPU-seconds and the cost, and all of them are so."""
     output = tmp_path / "demo"
     path = os.pathsep.join(str(ROOT / name) for name in ("schemas", "presets", "daemon"))
     env = os.environ | {"PYTHONPATH": path, "TRAINING_AMQP_URL": broker_url}
@@ -169,7 +169,7 @@ def test_the_demo_runs_from_the_queue_to_the_adapter(tmp_path: Path, broker_url:
 
     assert done.returncode == 0, done.stdout + done.stderr
     summary = done.stdout.rpartition("loading the adapter")[2]
-    for name in ("adapter ", "picture before", "picture after", "loss ", "used "):
+    for name in ("adapter ", "sample before", "sample after", "loss ", "used "):
         assert name in summary
     assert (output / "result" / "pytorch_lora_weights.safetensors").stat().st_size > 0
     assert len(list((output / "result" / "samples").glob("*.png"))) == 2

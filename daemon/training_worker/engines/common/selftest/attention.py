@@ -11,7 +11,7 @@ from .child import RIGHT, UNAVAILABLE, Fault, Reporter, compare, end_with_parent
 # the mean; kernels round the probabilities and the result, and measured errors of right ones are 0.2-0.6 %.
 TOLERANCE = 0.02
 
-# Bytes of one piece of the exact scores: on a small card there is little beside them.
+# Bytes of one piece of the exact scores: on a small GPU there is little beside them.
 PIECE = 2**28
 
 # What torch says where a kernel does not take such inputs.

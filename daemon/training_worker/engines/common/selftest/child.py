@@ -46,7 +46,7 @@ class Reporter:
             self.say(ready={"gpu": device, "memoryMib": 0})
             return True
         if not torch.cuda.is_available():
-            self.say(missing="torch finds no card")
+            self.say(missing="torch finds no GPU")
             return False
         memory = torch.cuda.get_device_properties(0).total_memory // 2**20
         self.say(ready={"gpu": torch.cuda.get_device_name(0), "memoryMib": memory})
@@ -76,7 +76,7 @@ def _judged(trial: Trial) -> dict[str, Any]:
 
 
 def end_with_parent() -> None:
-    """Be killed when the parent ends: a child that hangs would keep the card."""
+    """Be killed when the parent ends: a child that hangs would keep the GPU."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

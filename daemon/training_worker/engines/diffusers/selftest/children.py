@@ -18,7 +18,7 @@ SILENCE_LIMIT = 45.0
 # How long the kernel of the system may take to end a process that was killed.
 KILL_LIMIT = 5.0
 
-# A child that has said all may take a while to let go of the card.
+# A child that has said all may take a while to let go of the GPU.
 END_GRACE = 10.0
 
 LAST_BYTES = 4096

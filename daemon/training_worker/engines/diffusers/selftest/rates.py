@@ -22,14 +22,14 @@ TOKENS, WIDTH, WIDE, HEADS = (1536, 4608), 3072, 12288, 24
 SMALL_TOKENS, SMALL_WIDTH, SMALL_WIDE, SMALL_HEADS = (64, 96), 64, 256, 2
 TENSORS, SMALL_TENSORS = 532, 8
 REPEATS = 7
-# Of short operations so many are timed as one, so that the card is never waited for in between.
+# Of short operations so many are timed as one, so that the GPU is never waited for in between.
 BATCH = 20
 
 Rate = dict[str, Any]
 
 
 class Rates:
-    """Measures one card; on a CPU, small ones, which say nothing but that they can be measured."""
+    """Measures one GPU; on a CPU, small ones, which say nothing but that they can be measured."""
 
     def __init__(self, device: str, kernels: Sequence[AttentionKernel]) -> None:
         """Prepare for a device, on which these kernels of attention are right."""
@@ -145,15 +145,15 @@ class Rates:
         return self._wall_seconds(optimizer.step) / self._tensors
 
     def _seconds(self, run: Callable[[], Any], batch: int = BATCH) -> float:
-        """What one of many in a row takes; by the card's own clock, where there is one."""
+        """What one of many in a row takes; by the GPU's own clock, where there is one."""
 
         def many() -> None:
             for _ in range(batch):
                 run()
 
-        return (self._card_seconds(many) if self._device == "cuda" else self._wall_seconds(many)) / batch
+        return (self._gpu_seconds(many) if self._device == "cuda" else self._wall_seconds(many)) / batch
 
-    def _card_seconds(self, run: Callable[[], Any]) -> float:
+    def _gpu_seconds(self, run: Callable[[], Any]) -> float:
         run()
         times = []
         for _ in range(REPEATS):

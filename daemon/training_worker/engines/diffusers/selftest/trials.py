@@ -16,7 +16,7 @@ PROGRAM = "training_worker.engines.diffusers.selftest"
 # Run by its place: the interpreter may have nothing of ours.
 ATTENTION = Path(__file__).parents[2] / "common" / "selftest"
 
-# Children at a time: each loads torch, and holds some GiB of the card.
+# Children at a time: each loads torch, and holds some GiB of the GPU.
 AT_ONCE = 3
 # Compiling a block takes minutes.
 COMPILE_LIMIT = 600.0

@@ -1,4 +1,4 @@
-"""What a real daemon says about itself and its cards."""
+"""What a real daemon publishes about itself and its GPUs."""
 
 import asyncio
 import signal
@@ -22,12 +22,12 @@ from training_schemas.events import (
 
 FAST: dict[str, Any] = {"heartbeat": 0.3, "card_check_interval": 0.2, "healthy_probes": 2, "driver_timeout": 2}
 HOST = ("driver 550.54.15", "cuda 12040")
-CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
-OTHER = "card 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
+GPU = "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+OTHER = "gpu 0 24564 GPU-2 NVIDIA GeForce RTX 4090"
 
 
 async def beat_with(fleet: Fleet, *, job: str | None) -> WorkerHeartbeat:
-    """The first heartbeat in which the first card has this job."""
+    """The first heartbeat in which the first GPU has this job."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             for _, event in await fleet.log():
@@ -37,14 +37,14 @@ async def beat_with(fleet: Fleet, *, job: str | None) -> WorkerHeartbeat:
 
 
 async def changes(fleet: Fleet, count: int) -> list[tuple[str, str, bool]]:
-    """The first changes of cards."""
+    """The first changes of GPUs."""
     events = await fleet.all_events(count, WorkerQuarantined)
     return [(event.gpu, event.reason, event.recovered) for event in events if isinstance(event, WorkerQuarantined)]
 
 
-async def test_a_worker_says_what_it_is_how_it_does_and_that_it_leaves(fleet: Fleet, host: Host) -> None:
-    """From the card's own figures, with the job that is on it."""
-    host.says(*HOST, CARD, "held 1000", "temperature 61", "power 300500", "utilisation 97")
+async def test_a_worker_reports_what_it_is_how_it_does_and_that_it_leaves(fleet: Fleet, host: Host) -> None:
+    """From the GPU's own figures, with the job that is on it."""
+    host.describe(*HOST, GPU, "held 1000", "temperature 61", "power 300500", "utilisation 97")
     fleet.host = host.variables
     daemon = await fleet.start(mode="slow", **FAST)
     (online,) = await fleet.all_events(1, WorkerOnline)
@@ -79,9 +79,9 @@ async def test_a_worker_says_what_it_is_how_it_does_and_that_it_leaves(fleet: Fl
     ]
 
 
-async def test_a_sick_card_takes_no_job_until_it_has_recovered(fleet: Fleet, host: Host) -> None:
-    """The other card of the host goes on."""
-    host.says(CARD, "temperature 97", OTHER)
+async def test_a_sick_gpu_consumes_no_job_until_it_has_recovered(fleet: Fleet, host: Host) -> None:
+    """The other GPU of the host keeps working."""
+    host.describe(GPU, "temperature 97", OTHER)
     fleet.host = host.variables
     await fleet.start(**FAST)
     hot = ("GPU-1", "too hot: 97 C, over 92 C", False)
@@ -92,45 +92,45 @@ async def test_a_sick_card_takes_no_job_until_it_has_recovered(fleet: Fleet, hos
         assert isinstance(claimed, JobClaimed)
         assert claimed.gpu.uuid == "GPU-2"
         await fleet.until(f"job-{number}", JobCompleted)
-    host.says(CARD, "temperature 60", f"card {GPU_IS_LOST} 24564 GPU-2 NVIDIA GeForce RTX 4090")
+    host.describe(GPU, "temperature 60", f"gpu {GPU_IS_LOST} 24564 GPU-2 NVIDIA GeForce RTX 4090")
 
-    told = await changes(fleet, 3)
+    changed = await changes(fleet, 3)
     await fleet.submit("last")
     claimed = await fleet.until("last", JobClaimed)
 
     lost = ("GPU-2", "lost: the driver does not show it any more", False)
-    assert sorted(told) == sorted([hot, ("GPU-1", hot[1], True), lost])
+    assert sorted(changed) == sorted([hot, ("GPU-1", hot[1], True), lost])
     assert isinstance(claimed, JobClaimed)
     assert claimed.gpu.uuid == "GPU-1"
 
 
-async def test_what_a_sick_card_breaks_is_not_held_against_the_job(fleet: Fleet, host: Host) -> None:
-    """The card is looked at when the trainer fails, not only at its next turn."""
-    host.says(CARD)
+async def test_what_a_sick_gpu_breaks_is_not_held_against_the_job(fleet: Fleet, host: Host) -> None:
+    """The GPU is checked when the trainer fails, not only at its next turn."""
+    host.describe(GPU)
     fleet.host = host.variables
     await fleet.start(mode="crash", **FAST | {"card_check_interval": 600})
     await beat_with(fleet, job=None)
-    host.says(CARD, "ecc 0", "temperature 99")
+    host.describe(GPU, "ecc 0", "temperature 99")
 
     await fleet.submit("portrait", max_attempts=1)
     retrying = await fleet.until("portrait", JobRetrying)
 
     assert isinstance(retrying, JobRetrying)
     assert (retrying.reason, retrying.counted) == ("gpuUnhealthy", False)
-    assert retrying.message.startswith("the card is sick: too hot: 99 C, over 92 C; ")
+    assert retrying.message.startswith("the GPU is unhealthy: too hot: 99 C, over 92 C; ")
     assert await changes(fleet, 1) == [("GPU-1", "too hot: 99 C, over 92 C", False)]
 
 
 async def test_a_job_waits_for_memory_that_others_hold(fleet: Fleet, host: Host) -> None:
-    """It is not claimed meanwhile, so that nothing counts against it; the card takes no job in vain."""
-    host.says(CARD, "held 20000", "process 71 20000")
+    """It is not claimed meanwhile, so that nothing counts against it; the GPU consumes no job in vain."""
+    host.describe(GPU, "held 20000", "process 71 20000")
     fleet.host = host.variables
     await fleet.start(**FAST)
     await beat_with(fleet, job=None)
 
     await fleet.submit("portrait", max_attempts=1)
     ((gpu, reason, recovered),) = await changes(fleet, 1)
-    host.says(CARD)
+    host.describe(GPU)
     completed = await fleet.until("portrait", JobCompleted)
 
     assert (gpu, recovered) == ("GPU-1", False)
@@ -141,9 +141,9 @@ async def test_a_job_waits_for_memory_that_others_hold(fleet: Fleet, host: Host)
     assert [one.outcome for one in completed.attempts] == ["completed"]
 
 
-async def test_a_card_that_is_lost_at_the_start_does_not_keep_the_others_from_work(fleet: Fleet, host: Host) -> None:
+async def test_a_gpu_that_is_lost_at_the_start_does_not_keep_the_others_from_work(fleet: Fleet, host: Host) -> None:
     """It is shown, and why it has no jobs."""
-    host.says(f"card {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090", OTHER)
+    host.describe(f"gpu {GPU_IS_LOST} 24564 GPU-1 NVIDIA GeForce RTX 4090", OTHER)
     fleet.host = host.variables
     await fleet.start(**FAST)
     beat = await beat_with(fleet, job=None)
@@ -159,26 +159,26 @@ async def test_a_card_that_is_lost_at_the_start_does_not_keep_the_others_from_wo
     assert claimed.gpu.uuid == "GPU-2"
 
 
-async def test_an_xid_takes_a_card_out(fleet: Fleet, host: Host) -> None:
+async def test_an_xid_quarantines_a_gpu(fleet: Fleet, host: Host) -> None:
     """Though its readings are good."""
-    host.says(CARD)
+    host.describe(GPU)
     fleet.host = host.variables
     await fleet.start(**FAST)
     await beat_with(fleet, job=None)
 
-    host.says(CARD, "xid 95")
+    host.describe(GPU, "xid 95")
 
     assert await changes(fleet, 1) == [("GPU-1", "Xid 95: uncontained memory error", False)]
 
 
 async def test_a_driver_that_hangs_hangs_neither_the_daemon_nor_its_end(fleet: Fleet, host: Host) -> None:
-    """It says so, goes on beating, and stops when it is told to."""
-    host.says(CARD)
+    """It reports that, keeps beating, and stops on request."""
+    host.describe(GPU)
     fleet.host = host.variables
     daemon = await fleet.start(**FAST)
     await beat_with(fleet, job=None)
 
-    host.says(CARD, "hang")
+    host.describe(GPU, "hang")
     ((gpu, reason, recovered),) = await changes(fleet, 1)
     beats = len(await fleet.all_event_ids(WorkerHeartbeat))
     await fleet.all_events(beats + 3, WorkerHeartbeat)

@@ -14,7 +14,7 @@ CONSUMER_TIMEOUT_CONFIG = f"consumer_timeout = {CONSUMER_TIMEOUT * 1000:.0f}"
 CHANNEL_TICK = "[{rabbit, [{channel_tick_interval, 1000}]}]."
 
 
-def impatient(folder: Path) -> PrivateBroker:
+def consumer_timeout_node(folder: Path) -> PrivateBroker:
     """A node, not started yet, with a consumer timeout that strikes within a second after it ran out."""
     node = PrivateBroker(folder, config=CONSUMER_TIMEOUT_CONFIG)
     node.folder.mkdir(parents=True)

@@ -7,21 +7,21 @@ import aio_pika
 import aiormq
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
-from tests.support.impatient import CONSUMER_TIMEOUT
+from tests.support.consumer_timeout import CONSUMER_TIMEOUT
 
 from training_worker.testing.local_broker import PrivateBroker
 
 TIMEOUT = CONSUMER_TIMEOUT + 10
 
 
-async def test_a_delivery_that_is_held_for_too_long_closes_its_channel(impatient_broker: PrivateBroker) -> None:
+async def test_a_delivery_that_is_held_for_too_long_closes_its_channel(consumer_timeout_broker: PrivateBroker) -> None:
     """It is closed with 406 soon after the timeout, and the message goes back to its queue."""
     delivered = asyncio.Event()
 
     async def hold(_: AbstractIncomingMessage) -> None:
         delivered.set()
 
-    async with await aio_pika.connect(impatient_broker.url) as connection:
+    async with await aio_pika.connect(consumer_timeout_broker.url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue("jobs", durable=True, arguments={"x-queue-type": "quorum"})
         await channel.default_exchange.publish(aio_pika.Message(b"job"), "jobs")
