@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from typing import Any
 
 import structlog
 
@@ -32,6 +31,7 @@ from training_worker.storage.reservations import Reservations
 from training_worker.worker.commands import open_inbox
 from training_worker.worker.heartbeat import Doing, Heartbeat
 from training_worker.worker.instance_lock import only_daemon
+from training_worker.worker.kernel_gate import KernelGate
 from training_worker.worker.signals import handled_signals
 from training_worker.worker.slot import Slot
 from training_worker.worker.stages import Ending, Stage
@@ -43,9 +43,6 @@ ABORT_TIMEOUT = 5.0
 
 # How often disk usage is measured: folders are walked for that (seconds).
 DISK_INTERVAL = 600.0
-
-# After so many seconds a GPU is tested again on which nothing was right: what held its memory may be gone.
-SELF_TEST_PAUSE = 600.0
 
 # How often the event loop reports that it runs (seconds).
 PULSE = 1.0
@@ -101,13 +98,13 @@ class Worker:
         self._reservations = Reservations(settings)
         self._slots = self._make_slots()
         self._tests = tests or GpuTests(settings, observe)
-        self._leaving = asyncio.Event()
         self._heartbeat = Heartbeat(
             self._publisher, settings, devices, self._families, self._doing, self._rates, self._tests
         )
         self._admissions = {uuid: self._admission.inner() for uuid in self._slots}
         watched = [(device, self._admissions[device.uuid]) for device in devices if device.uuid in self._admissions]
         self._monitor = Monitor(watched, settings, self._heartbeat.quarantined, observe)
+        self._kernel_gate = KernelGate(self._tests, self._monitor, self._heartbeat)
 
     def _doing(self) -> Doing:
         jobs = {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
@@ -191,7 +188,7 @@ class Worker:
         log.info("leaving", stage=stage.name.lower(), why=why)
         self.stage = max(self.stage, stage)
         self._why = why
-        self._leaving.set()
+        self._kernel_gate.leave()
         self._admission.drain()
         # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
         if stage >= Stage.RELEASING:
@@ -267,44 +264,8 @@ class Worker:
     async def _run_slot(self, uuid: str) -> None:
         slot = self._slots[uuid]
         device = next(device for device in self._devices if device.uuid == uuid)
-        # Trainers are not kept waiting for it; those that still run are not disturbed by a test either.
-        recall = asyncio.create_task(self._tests.recall(device), name=f"recall-{uuid}")
-        try:
-            await slot.reattach()
-            known = await self._unless_leaving(recall) and recall.result()
-        finally:
-            recall.cancel()
-        if known:
-            await self._heartbeat.tested()
-        if known or await self._tested(device):
+        if await self._kernel_gate.passed(device, slot.reattach()):
             await slot.run(self._admissions[uuid], self._families)
-
-    async def _tested(self, device: GpuDevice) -> bool:
-        """Test a slot's GPUs, again and again while they are unfit for jobs; False if the worker leaves before."""
-        while True:
-            test = asyncio.create_task(self._tests.ensure(device), name=f"self-test-{device.uuid}")
-            if not await self._unless_leaving(test):
-                return False
-            unfit = test.result()
-            if unfit is None:
-                self._monitor.absolve(device.uuid)
-                await self._heartbeat.tested()
-                return True
-            self._monitor.condemn(device.uuid, unfit)
-            if not await self._unless_leaving(asyncio.create_task(asyncio.sleep(SELF_TEST_PAUSE), name="pause")):
-                return False
-
-    async def _unless_leaving(self, task: asyncio.Task[Any]) -> bool:
-        """Wait for a task; False if the worker is told to leave first, and the task is cancelled."""
-        leaving = asyncio.create_task(self._leaving.wait(), name="leaving")
-        try:
-            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return task.done()
-        finally:
-            leaving.cancel()
-            task.cancel()
-            # What it started is ended before anything else begins.
-            await asyncio.wait({task})
 
     def _slot_for(self, run: Run) -> Slot:
         """Return the slot of the run's GPU; a new one for the run if the worker has none for it any more."""

@@ -11,7 +11,7 @@ from training_worker.gpu.devices import GpuDevice
 from training_worker.observations import unobserved
 from training_worker.selftest.gpu_tests import GpuTests
 from training_worker.settings import Settings
-from training_worker.worker import worker as worker_module
+from training_worker.worker import kernel_gate
 from training_worker.worker.worker import Worker
 
 GPU = GpuDevice(uuid="GPU-a", name="A", memory_mib=24_564, simulated=False, usd_per_hour=None)
@@ -94,7 +94,7 @@ async def test_a_gpu_without_a_right_kernel_is_quarantined_until_a_test_finds_on
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reason is what the test found."""
-    monkeypatch.setattr(worker_module, "SELF_TEST_PAUSE", 0.01)
+    monkeypatch.setattr(kernel_gate, "RETRY_DELAY", 0.01)
     scene = Scene(tmp_path, "no kernel is right", "no kernel is right")
     scene.tests.may_end.set()
 
@@ -121,7 +121,7 @@ async def test_a_gpu_in_quarantine_for_its_kernels_stays_there_while_the_driver_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats show why."""
-    monkeypatch.setattr(worker_module, "SELF_TEST_PAUSE", 60)
+    monkeypatch.setattr(kernel_gate, "RETRY_DELAY", 60)
     scene = Scene(tmp_path, "no kernel is right")
     scene.tests.may_end.set()
     running = asyncio.create_task(scene.run())
