@@ -12,14 +12,14 @@ from training_schemas.events import JobQueued, WorkerQuarantined
 pytestmark = pytest.mark.trainer
 
 # Seconds for all children: each loads torch.
-LIMIT = 240
+LIMIT = 180
 
-CARD = "card 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
+GPU = "gpu 0 24564 GPU-1 NVIDIA GeForce RTX 4090"
 
 
 async def test_a_gpu_without_a_right_kernel_gets_no_jobs(fleet: Fleet, host: Host) -> None:
     """Torch finds no GPU here, so none of its kernels is right; the daemon's own look at the GPU is fine."""
-    host.describe("driver 550.54.15", "cuda 12040", CARD)
+    host.describe("driver 550.54.15", "cuda 12040", GPU)
     fleet.host = host.variables
     daemon = await fleet.start(engines=real_training.TRAINER)
     await fleet.submit("portrait")
