@@ -91,7 +91,7 @@ class TrainingRun:
         """
         with self._cache as cache, self._with_helpers() as group:
             preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, self._control.check)
-            preparation.encode()
+            preparation.encode(data_on_device=self._spec.execution.data_on_device)
             # The others find in the cache what was encoded.
             group.join()
             with closing(preparation.make_trainer(group)) as trainer:

@@ -41,7 +41,7 @@ class HelperRun:
         group.join()
         with self._cache as cache:
             preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, _go_on)
-            preparation.encode()
+            preparation.encode(data_on_device=self._spec.execution.data_on_device)
             with closing(preparation.make_trainer(group)) as trainer:
                 for step in range(self._begin(trainer), self._parameters.max_train_steps):
                     trainer.step(step + 1, _go_on)
