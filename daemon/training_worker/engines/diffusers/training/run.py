@@ -4,7 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -92,21 +92,25 @@ class TrainingRun:
         """
         with self._cache as cache, self._with_helpers() as group:
             preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, self._control.check)
-            preparation.encode()
+            preparation.encode(data_on_device=self._spec.execution.data_on_device)
             # The others find in the cache what was encoded.
             group.join()
-            trainer = preparation.make_trainer(group)
-            sampler = Sampler(trainer, self._attempt, self._progress)
-            try:
-                self._resume(trainer)
-                group.tell(self._tally.step)
-                trainer.align()
-                self._begin(trainer, sampler)
-                self._train(trainer, sampler)
-                self._finish(trainer, sampler)
-            except TrainingStopped as stop:
-                self._save_checkpoint(trainer)
-                raise TrainingStopped(stop.why, self._tally.step) from None
+            with closing(preparation.make_trainer(group)) as trainer:
+                try:
+                    self._take_all_steps(trainer)
+                except TrainingStopped as stop:
+                    self._save_checkpoint(trainer)
+                    raise TrainingStopped(stop.why, self._tally.step) from None
+
+    def _take_all_steps(self, trainer: Trainer) -> None:
+        """Go on from the checkpoint to the result."""
+        sampler = Sampler(trainer, self._attempt, self._progress)
+        self._resume(trainer)
+        trainer.group.tell(self._tally.step)
+        trainer.align()
+        self._begin(trainer, sampler)
+        self._train(trainer, sampler)
+        self._finish(trainer, sampler)
 
     @contextmanager
     def _with_helpers(self) -> Iterator[SingleProcess]:

@@ -1,5 +1,6 @@
 """A helper's run: its share of each step that the leader's run takes, and nothing else."""
 
+from contextlib import closing
 from pathlib import Path
 
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
@@ -40,10 +41,10 @@ class HelperRun:
         group.join()
         with self._cache as cache:
             preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, _go_on)
-            preparation.encode()
-            trainer = preparation.make_trainer(group)
-            for step in range(self._begin(trainer), self._parameters.max_train_steps):
-                trainer.step(step + 1, _go_on)
+            preparation.encode(data_on_device=self._spec.execution.data_on_device)
+            with closing(preparation.make_trainer(group)) as trainer:
+                for step in range(self._begin(trainer), self._parameters.max_train_steps):
+                    trainer.step(step + 1, _go_on)
 
     def _begin(self, trainer: Trainer) -> int:
         """Stand where the leader stands; returns the steps taken before."""
