@@ -69,9 +69,9 @@ def print_table() -> None:
 
 
 def cell(plan: Plan, card: CardSpec) -> str:
-    """How many times as fast, and how."""
+    """How many times as fast."""
     found = choice_on(plan, card)
-    return NOTHING if found is None else f"{found.gain:.2f}, {how(found)}"
+    return NOTHING if found is None else f"{found.gain:.2f}"
 
 
 def line(plan: Plan, card: CardSpec) -> str:

@@ -71,14 +71,18 @@ def test_checkpointed_flux_keeps_one_hidden_state_a_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "bytes_a_token"),
-    [({"keep_attention": True}, 56 * 6240), ({"stored_blocks": 1}, 91_000), ({"stored_blocks": 10}, 910_000)],
+    ("fields", "least", "most"),
+    [
+        ({"keep_attention": True}, 56 * 6240, 56 * 6240),
+        ({"stored_blocks": 1}, 70_000, 95_000),
+        ({"stored_blocks": 10}, 700_000, 950_000),
+    ],
 )
-def test_what_flux_keeps_instead_of_making_it_again(fields: dict[str, Any], bytes_a_token: float) -> None:
-    """Attention's outputs are 0.36 MB a token in all blocks; all that one block keeps is 91 KB."""
+def test_what_flux_keeps_instead_of_making_it_again(fields: dict[str, Any], least: float, most: float) -> None:
+    """Bytes a token: 0.35 MB of what attention gave in all blocks, and 91 KB of one block, less with leaner layers."""
     kept, none = (phase(work, Phase.TRAINING).parts["activations"] for work in (workload(**fields), workload()))
 
-    assert (kept - none) / (32 * 32 + 512) == pytest.approx(bytes_a_token, rel=0.05)
+    assert least * (1 - ALMOST) <= (kept - none) / (32 * 32 + 512) <= most * (1 + ALMOST)
 
 
 def test_flux_with_all_blocks_but_one_stored_needs_as_much_as_without_checkpointing() -> None:
