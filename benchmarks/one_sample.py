@@ -7,16 +7,14 @@ import torch
 from training_worker.engines.diffusers.diffusion.latents import LatentImage
 from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
 
-CHANNELS = 16
-
 
 class OneImage:
-    """One image of random latents (16, side, side)."""
+    """One image of random latents (channels, side, side)."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, channels: int = 16) -> None:
         self._image = LatentImage(
-            mean=torch.randn(CHANNELS, side, side),
-            std=torch.ones(CHANNELS, side, side),
+            mean=torch.randn(channels, side, side),
+            std=torch.ones(channels, side, side),
             mask=torch.ones(1, side, side),
             sizes=torch.zeros(6),
         )

@@ -41,7 +41,7 @@ class Bench:
         self._folder = folder
         self.dataset = folder / "robots"
         for family in ModelFamily:
-            run_module(f"{PROGRAM}.tiny", str(self.model(family)), family)
+            run_module(f"{PROGRAM}.models.tiny", str(self.model(family)), family)
         run_module("training_worker.engines.demo_dataset", str(self.dataset))
 
     def model(self, family: ModelFamily) -> Path:

@@ -1,13 +1,13 @@
-"""The errors of training-worker. A type exists only where somebody reacts to it.
+"""The errors of training-worker. A type exists only where some code handles it.
 
 TrainingWorkerError
     SettingsError           the operator must change something; exit 78
     BrokerError             the broker cannot be reached, or refuses
         NoBrokerError       none is named, installed, or to be had from Docker (training_worker.testing.local_broker)
-        BrokerLostError     the connection or channel went away; the step is tried again on a new one
+            BrokerLostError     the connection or channel was lost; the step is retried on a new one
     JobLockedError          another worker owns the job
-    NoGpuError              there is no card and none is configured; exit 78
-    LetterError             no such letter in the dead queue, or none that can be put back; exit 1
+        NoGpuError          the host has no GPU and the settings list none; exit 78
+        DeadLetterError     the dead-letter queue has no such dead letter, or none that can be put back; exit 1
     AttemptError            an attempt cannot go on, for a reason of the closed list
 """
 
@@ -23,7 +23,7 @@ class SettingsError(TrainingWorkerError):
 
 
 class NoGpuError(TrainingWorkerError):
-    """NVML shows no card, and the settings list none."""
+    """NVML shows no GPU, and the settings list none."""
 
 
 class BrokerError(TrainingWorkerError):
@@ -31,7 +31,7 @@ class BrokerError(TrainingWorkerError):
 
 
 class BrokerLostError(BrokerError):
-    """The connection or the channel went away in the middle of something."""
+    """The connection or the channel was lost during an operation."""
 
 
 class JobLockedError(TrainingWorkerError):
@@ -39,7 +39,7 @@ class JobLockedError(TrainingWorkerError):
 
 
 class DeadLetterError(TrainingWorkerError):
-    """The dead queue has no such letter, or none that can be put back."""
+    """The dead-letter queue has no such dead letter, or none that can be put back."""
 
 
 class AttemptError(TrainingWorkerError):

@@ -12,7 +12,7 @@ CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@")
 
 
 def without_credentials(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
-    """The entry with no user and no password in any address: what libraries say may quote one."""
+    """Return the entry with user and password removed from every address: a library's message may quote one."""
     return {key: CREDENTIALS.sub("***@", value) if isinstance(value, str) else value for key, value in entry.items()}
 
 

@@ -1,6 +1,6 @@
-"""What a worker tells whoever measures it: frozen records, passed to a function. Nothing here knows of Prometheus.
+"""The observations that a worker reports to whoever measures it, as frozen records. This module knows no Prometheus.
 
-Times are seconds. ``gpu`` is a card's UUID, or those of all of a slot's cards, with commas between.
+Times are seconds. ``gpu`` is a GPU's UUID, or those of all of a slot's GPUs, separated by commas.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from training_schemas.usage import Usage
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the driver says of one card now; None is what the card does not tell.
+    """The driver's reading of one GPU now; None is what the GPU does not report.
 
-    Memory in MiB, clocks in MHz, ``utilisation`` in per cent, ``energy_j`` since the driver was loaded, and
-    ``ecc_uncorrected`` errors since the last reset. ``processes`` are process ids and what each holds. ``mig`` are the
-    UUIDs of the instances, where MIG is on. Of a card that is ``lost``, or that the driver cannot read for a ``fault``,
-    nothing else is known.
+    Memory is in MiB, clocks in MHz, ``utilisation`` in per cent, ``energy_j`` since the driver was loaded, and
+    ``ecc_uncorrected`` counts errors since the last reset. ``processes`` are process ids and what each holds. ``mig``
+    are the UUIDs of the instances, where MIG is on. Of a GPU that is ``lost``, or that the driver cannot read because
+    of a ``fault``, nothing else is known.
     """
 
     uuid: str
@@ -41,7 +41,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended for this worker."""
+    """The outcome of an attempt for this worker."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -52,28 +52,28 @@ class AttemptOutcome(StrEnum):
 
 
 class GpuFound(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker serves with this card, or with these cards together."""
+    """The worker serves with this GPU, or with these GPUs together."""
 
     device: Gpu
     simulated: bool
 
 
 class GpuRead(msgspec.Struct, frozen=True, kw_only=True):
-    """The driver was asked about one card, which may be one of a slot's; ``xids`` is what was heard of it since."""
+    """The driver was asked about one GPU, which may be one of a slot's; ``xids`` are the Xid errors of it since."""
 
     reading: Reading
     xids: list[int]
 
 
 class ServingChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot takes jobs from now on, as far as its cards' health goes; or it does not."""
+    """A slot consumes jobs from now on, as far as its GPUs' health allows, or it stops doing so."""
 
     gpu: str
     serves: bool
 
 
 class JobWaited(msgspec.Struct, frozen=True, kw_only=True):
-    """A job was claimed for the first time, so long after it was submitted."""
+    """A job was claimed for the first time, this long after it was submitted."""
 
     training_type: TrainingType
     seconds: float
@@ -106,7 +106,7 @@ class ProgressMade(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """A trainer was in a phase for so long, and went on to the next or to its end."""
+    """A trainer spent this long in a phase, and went on to the next one or ended."""
 
     training_type: TrainingType
     phase: Phase
@@ -123,25 +123,25 @@ class StepTaken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictionChecked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a completed attempt took, by what its plan said: 1 is as planned, 2 twice as much; None is not known."""
+    """The ratio of what a completed attempt took to its plan's prediction: 2 is twice as much; None is not known."""
 
     step_seconds: float | None
     peak_memory: float | None
 
 
 class LeaseEvent(StrEnum):
-    """What became of the lease of a job of ours."""
+    """The events of a lease of a job that this worker owns or owned."""
 
     RENEWED = "renewed"
     NOT_RENEWED = "notRenewed"
     REJOINED = "rejoined"
-    """The job was taken up again after a lost connection, or by a daemon that was started anew."""
+    """The job was re-attached after a lost connection, or by a restarted daemon."""
     LOST = "lost"
     """Another worker has the job."""
 
 
 class LeaseChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """Something became of a lease."""
+    """Something happened to a lease."""
 
     event: LeaseEvent
 
@@ -153,13 +153,13 @@ class BrokerChanged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdmissionChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """From now on the worker takes jobs, or does not."""
+    """From now on the worker admits jobs, or does not."""
 
     taking: Taking
 
 
 class DiskUse(StrEnum):
-    """What a worker keeps on its disks."""
+    """The kinds of data that a worker keeps on its disks."""
 
     RUNS = "runs"
     CACHES = "caches"
@@ -167,17 +167,17 @@ class DiskUse(StrEnum):
     ENDED = "ended"
     """Attempts of jobs that failed or were cancelled here, beside their outputs."""
     OTHER = "other"
-    """What else is in the state directory."""
+    """Everything else in the state directory."""
 
 
 class DiskMeasured(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker keeps on its disks, in bytes by kind."""
+    """The worker's disk usage was measured, in bytes by kind."""
 
     use: dict[DiskUse, int]
 
 
 class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
-    """The event loop is alive. Told every second."""
+    """The event loop is alive. Reported every second."""
 
 
 Observation = (
@@ -201,4 +201,4 @@ Observer = Callable[[Observation], None]
 
 
 def unobserved(_: Observation) -> None:
-    """Nobody measures."""
+    """Ignore the observation: nobody measures."""

@@ -22,8 +22,8 @@ from training_schemas.jobs import EngineName, GpuCount, TrainingType
 from training_worker.errors import SettingsError
 
 DEFAULT_FILE = Path("/etc/training-worker/worker.toml")
-# Not imported: it is run where there is nothing of ours but itself.
-INVOKE_TRAINER = Path(__file__).parent / "engines" / "invoke" / "invoke_trainer.py"
+# Not imported: it runs in environments that have none of our other modules.
+INVOKE_TRAINER = Path(__file__).parent / "engines" / "invoke"
 DEFAULT_AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
 AMQP_URL = "^amqps?://"
 MANAGEMENT_URL = "^https?://"
@@ -31,16 +31,17 @@ ENVIRONMENT_PREFIX = "TRAINING_"
 
 
 def default_worker_id() -> str:
-    """The host's name, made fit for a routing key."""
+    """Return the host's name, made fit for a routing key."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()).strip("-_")[:128] or "worker"
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a trainer is started and what it can train. The run folder is added to ``command`` as its last argument.
+    """The settings of an engine: how its trainer is started and what it can train.
 
+    The run folder is added to ``command`` as its last argument.
     ``python``, the interpreter of an environment that has the engine's libraries, stands for the command that runs our
-    own program for it. With ``standby``, a trainer waits on each idle card with its libraries loaded; the command must
-    be able to.
+    own program for it. With ``standby``, a trainer waits on each idle GPU with its libraries loaded; the command must
+    support that.
     """
 
     command: Annotated[list[str], Meta(min_length=1)] = []
@@ -52,14 +53,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def program_of(engine: EngineName, python: str) -> list[str]:
-    """The command of our own program for an engine, in the environment of an interpreter."""
+    """Return the command of our own program for an engine, in the environment of an interpreter."""
     if engine is EngineName.INVOKE:
         return [python, str(INVOKE_TRAINER)]
     return [python, "-m", "training_worker.engines.diffusers"]
 
 
 def default_engines() -> dict[EngineName, EngineSettings]:
-    """The built-in trainer, in the daemon's own environment."""
+    """Return the built-in trainer, in the daemon's own environment."""
     return {EngineName.DIFFUSERS: EngineSettings(command=program_of(EngineName.DIFFUSERS, sys.executable))}
 
 
@@ -68,24 +69,24 @@ Delay = Annotated[int, Meta(ge=1, le=86_400)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an operator can set. Times are seconds.
+    """All that an operator can set. Times are seconds.
 
-    With ``amqps://``, ``amqp_ca_file`` says whom to believe that it is the broker, and ``amqp_cert_file`` with
-    ``amqp_key_file`` who we are. ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX 4090:24564MiB"``.
-    ``only_gpus`` are the cards to use, by UUID or by index; without it, all. With ``gpus_per_job`` above 1, so many
-    equal cards serve together the jobs that ask for as many, and no others.
-    ``management_url`` is the broker's management API, which doctor alone asks, and only if it is given.
-    ``models`` is the allow-list: the name that a job uses, and the pipeline folder on this host. ``prices`` are US
-    dollars an hour by words of a card's name, and ``cards`` kinds of cards that the catalogue does not know, or knows
-    otherwise. ``lease`` is how long a job stays with a worker that is gone, and ``grace`` how much longer it waits for
-    it after that; ``max_isolation``, how long a trainer goes on alone; ``stop_grace``, how long it may take to stop.
-    ``retry_delays`` is how long a job that failed waits before its second attempt, its third, and so on. A trainer that
-    says nothing new for ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the
-    encoders make of images and captions is kept for other jobs, up to ``cache_limit`` GiB. What nobody will ask for any
-    more is removed after ``keep_days``, and what ended jobs left beyond ``keep_limit`` GiB, the oldest first. Without
-    ``metrics_port`` no metrics are served. Cards are read every ``card_check_interval``, for at most
-    ``driver_timeout``; one that is hotter than ``hottest_card`` degrees Celsius, or sick otherwise, gets no jobs until
-    ``healthy_probes`` readings in a row are good. A heartbeat is published every ``heartbeat``.
+    With ``amqps://``, ``amqp_ca_file`` holds the authorities that may vouch for the broker, and ``amqp_cert_file`` with
+    ``amqp_key_file`` identify the worker. ``gpus`` stands in where there is no GPU, as ``"NVIDIA GeForce RTX
+    4090:24564MiB"``. ``only_gpus`` are the GPUs to use, by UUID or by index; without it, all. With ``gpus_per_job``
+    above 1, that many equal GPUs serve together the jobs that ask for as many, and no others. ``management_url`` is the
+    broker's management API, which only doctor asks, and only if it is given. ``models`` is the allow-list: the name
+    that a job uses, and the pipeline folder on this host. ``prices`` are US dollars an hour by a part of a GPU's name,
+    and ``cards`` are kinds of GPUs that the catalogue lacks or lists differently. ``lease`` is how long a job stays
+    with a worker that is gone, and ``grace`` how much longer it waits for that worker afterwards; ``max_isolation`` is
+    how long a trainer continues alone, and ``stop_grace`` how long it may take to stop. ``retry_delays`` are how long a
+    failed job waits before its second attempt, its third, and so on. A trainer that records nothing new for
+    ``stall_preparing``, or while it trains for ``stall_training``, counts as stalled. What the encoders make of images
+    and captions is kept for other jobs, up to ``cache_limit`` GiB. What nobody will ask for any more is removed after
+    ``keep_days``, and what ended jobs left beyond ``keep_limit`` GiB, the oldest first. Without ``metrics_port`` no
+    metrics are served. GPUs are read every ``card_check_interval``, for at most ``driver_timeout``; one that is hotter
+    than ``hottest_card`` degrees Celsius, or otherwise unhealthy, gets no jobs until ``healthy_probes`` readings in a
+    row are good. A heartbeat is published every ``heartbeat``.
     """
 
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
@@ -134,7 +135,7 @@ def load_settings(file: Path | None, environ: Mapping[str, str]) -> Settings:
         settings = msgspec.convert(table, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise SettingsError(f"cannot read settings: {error}") from None
-    # Those that are named come to the one that is always there, or in its place.
+    # An engine that the settings name is added to the built-in one, or replaces it.
     given = {name: _resolved(name, engine) for name, engine in settings.engines.items()}
     settings = msgspec.structs.replace(settings, engines=default_engines() | given)
     if settings.amqp_url_file is not None:
@@ -153,7 +154,7 @@ def _url_of(file: str) -> str:
 
 
 def with_certificates(settings: Settings) -> str:
-    """The broker's address with the files for TLS, as the AMQP library takes them. Raises `SettingsError`."""
+    """Return the broker's address with the files for TLS, as the AMQP library expects them. Raises `SettingsError`."""
     files = {
         "cafile": ("amqp_ca_file", settings.amqp_ca_file),
         "certfile": ("amqp_cert_file", settings.amqp_cert_file),
@@ -164,9 +165,9 @@ def with_certificates(settings: Settings) -> str:
         names = ", ".join(name for name, _ in given.values())
         raise SettingsError(f"cannot read settings: {names}: the broker's address does not begin with amqps://")
     for name, path in given.values():
-        # Looked at now: the library would say the same on each of its attempts, and not which file it is.
+        # Checked now: the library would fail on each of its attempts, and not name the file.
         if not os.access(path, os.R_OK):
-            raise SettingsError(f"cannot read {name}: {path} is not there, or not ours to read")
+            raise SettingsError(f"cannot read {name}: {path} does not exist, or this user may not read it")
     query = urlencode({key: str(path) for key, (_, path) in given.items()})
     joint = "&" if "?" in settings.amqp_url else "?"
     return f"{settings.amqp_url}{joint}{query}" if query else settings.amqp_url
@@ -181,7 +182,7 @@ def _resolved(name: EngineName, engine: EngineSettings) -> EngineSettings:
 
 
 def _merge(file: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    # Two settings that say the same thing: an address in the environment counts more than a file named in the file.
+    # Both settings give the address: one in the environment takes precedence over a file named in the settings file.
     if "amqp_url" in environment:
         file.pop("amqp_url_file", None)
     return file | environment

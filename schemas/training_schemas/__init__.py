@@ -1,1 +1,1 @@
-"""The wire of training-worker: jobs, events and commands, and what passes between the daemon and a trainer."""
+"""The wire format of training-worker: jobs, events, commands, and what the daemon and a trainer exchange."""

@@ -1,4 +1,4 @@
-"""What every message has in common: a frozen struct, keyword-only in Python, camelCase on the wire."""
+"""The base of all messages: a frozen struct, keyword-only in Python, camelCase on the wire."""
 
 from typing import Annotated
 
@@ -12,8 +12,8 @@ Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A struct that is read tolerantly: fields of a later minor version are passed over."""
+    """A struct that is read tolerantly: fields of a later minor version are ignored."""
 
 
 class StrictWire(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A struct whose sender is told of every field that nobody would read."""
+    """A struct that is read strictly: the sender gets a fault for every field that nobody would read."""

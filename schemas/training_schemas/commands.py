@@ -18,19 +18,19 @@ class CheckpointJob(Command, frozen=True, kw_only=True, tag="training.job.checkp
 
 
 class SampleJob(Command, frozen=True, kw_only=True, tag="training.job.sampleNow.v1"):
-    """Draw the validation prompts at the next step."""
+    """Draw sample images of the validation prompts at the next step."""
 
 
 class DrainWorker(Command, frozen=True, kw_only=True, tag="training.worker.drain.v1"):
-    """Finish what is running, take nothing new, exit."""
+    """Finish what is running, consume nothing new, exit."""
 
 
 class PauseWorker(Command, frozen=True, kw_only=True, tag="training.worker.pause.v1"):
-    """Take nothing new until resumed."""
+    """Consume nothing new until resumed."""
 
 
 class ResumeWorker(Command, frozen=True, kw_only=True, tag="training.worker.resume.v1"):
-    """Take jobs again."""
+    """Consume jobs again."""
 
 
 JobCommand = CancelJob | CheckpointJob | SampleJob

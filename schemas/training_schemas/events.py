@@ -1,7 +1,7 @@
-"""The events: what the daemons say about jobs and about themselves, as CloudEvents 1.0 in structured JSON mode.
+"""The events: what the daemons publish about jobs and about themselves, as CloudEvents 1.0 in structured JSON mode.
 
 An event's type names its schema and version, ``training.job.progress.v1``. Its routing key on the exchange is
-``job.<job id>.<what>`` or ``worker.<worker id>.<what>``. Readers pass over fields that they do not know.
+``job.<job id>.<what>`` or ``worker.<worker id>.<what>``. Readers ignore fields that they do not know.
 """
 
 from datetime import UTC, datetime
@@ -24,9 +24,9 @@ NO_JOB = "_"
 
 
 class Gpu(Wire, frozen=True, kw_only=True):
-    """A card: its UUID and name as NVML gives them, memory in MiB, and the tier that this makes.
+    """A GPU: its UUID and name as NVML gives them, its memory in MiB, and the tier that follows from it.
 
-    Several that train one job together are one of these: ``count`` equal cards, their UUIDs with commas between.
+    Several GPUs that train one job together are one `Gpu`: ``count`` equal ones, their UUIDs separated by commas.
     """
 
     uuid: str
@@ -37,7 +37,7 @@ class Gpu(Wire, frozen=True, kw_only=True):
 
 
 class Event(Wire, frozen=True, kw_only=True):
-    """What every event says: which worker speaks, and whether its cards are simulated."""
+    """The fields of every event: which worker published it, and whether that worker's GPUs are simulated."""
 
     TYPE: ClassVar[str]
 
@@ -46,7 +46,7 @@ class Event(Wire, frozen=True, kw_only=True):
 
     @property
     def about(self) -> str:
-        """The job or worker that the event is about."""
+        """Return the id of the job or worker that the event is about."""
         return self.worker
 
 
@@ -63,10 +63,11 @@ class JobEvent(Event, frozen=True, kw_only=True):
 
 
 class JobQueued(JobEvent, frozen=True, kw_only=True):
-    """The job is valid and waits for a card of this tier, or for ``gpu_count`` of them.
+    """The job is valid and waits for a GPU of this tier, or for ``gpu_count`` of them.
 
-    ``changes`` are settings that the planner had to change, ``warnings`` what else to know, and ``predicted`` what the
-    job takes on the card that its tier is priced by. ``tiers`` say what it would take on each tier from its own on.
+    ``changes`` are settings that the planner had to change, ``warnings`` are what else the user should know, and
+    ``predicted`` is what the job takes on the GPU that its tier is priced by. ``tiers`` are what it would take on each
+    tier from its own on.
     """
 
     TYPE = "training.job.queued.v1"
@@ -82,7 +83,7 @@ class JobQueued(JobEvent, frozen=True, kw_only=True):
 
 
 class JobRejected(JobEvent, frozen=True, kw_only=True):
-    """The message is not a job that can be trained; it lies in the dead queue. Terminal."""
+    """The message is not a job that can be trained; it lies in the dead-letter queue. Terminal."""
 
     TYPE = "training.job.rejected.v1"
 
@@ -90,10 +91,10 @@ class JobRejected(JobEvent, frozen=True, kw_only=True):
 
 
 class JobClaimed(JobEvent, frozen=True, kw_only=True):
-    """A worker owns the job and starts a trainer; it goes on after ``resume_step`` steps of earlier attempts.
+    """A worker owns the job and starts a trainer; it resumes after ``resume_step`` steps of earlier attempts.
 
-    ``changes`` are the settings that differ from the plan's, for this card's free memory, or since earlier attempts ran
-    out of it. ``predicted`` is what the job should take here, where the card is known.
+    ``changes`` are the settings that differ from the plan's, because of this GPU's free memory or because earlier
+    attempts ran out of it. ``predicted`` is what the job should take here, where the GPU is known.
     """
 
     TYPE = "training.job.claimed.v1"
@@ -116,7 +117,7 @@ class JobPhase(JobEvent, frozen=True, kw_only=True):
 
 
 class JobDataset(JobEvent, frozen=True, kw_only=True):
-    """The data set was read and checked, before anything is on the card."""
+    """The data set was read and checked, before anything is in GPU memory."""
 
     TYPE = "training.job.dataset.v1"
 
@@ -124,7 +125,7 @@ class JobDataset(JobEvent, frozen=True, kw_only=True):
 
 
 class JobProgress(JobEvent, frozen=True, kw_only=True):
-    """An optimizer step was taken. ``seconds_left`` is for training alone, from the rate of the last steps."""
+    """An optimizer step was completed. ``seconds_left`` is for training alone, from the rate of the last steps."""
 
     TYPE = "training.job.progress.v1"
 
@@ -148,7 +149,7 @@ class JobCheckpoint(JobEvent, frozen=True, kw_only=True):
 
 
 class JobSample(JobEvent, frozen=True, kw_only=True):
-    """A picture was drawn with the adapter as it was after ``step`` steps."""
+    """A sample image was drawn with the adapter as it was after ``step`` steps."""
 
     TYPE = "training.job.sample.v1"
 
@@ -158,7 +159,7 @@ class JobSample(JobEvent, frozen=True, kw_only=True):
 
 
 class JobWarning(JobEvent, frozen=True, kw_only=True):
-    """Something the user should know and that does not stop the job."""
+    """A warning that the user should see and that does not stop the job."""
 
     TYPE = "training.job.warning.v1"
 
@@ -166,9 +167,9 @@ class JobWarning(JobEvent, frozen=True, kw_only=True):
 
 
 class JobRetrying(JobEvent, frozen=True, kw_only=True):
-    """The attempt failed, and the job is tried again: on the same card at once, or by whoever takes it after a delay.
+    """The attempt failed, and the job is retried: on the same GPU at once, or by whoever claims it after a delay.
 
-    ``counted`` says whether the failure counts to the job's ``maxAttempts``.
+    ``counted`` states whether the failure counts towards the job's ``maxAttempts``.
     """
 
     TYPE = "training.job.retrying.v1"
@@ -192,10 +193,10 @@ class JobDuplicate(JobEvent, frozen=True, kw_only=True):
 
 
 class JobRefused(JobEvent, frozen=True, kw_only=True):
-    """A submission was refused, since its id is that of another job; that job is not touched.
+    """A submission was refused because its id is that of another job; that job is not affected.
 
-    ``digest`` is the SHA-256 of the refused job's canonical JSON, by which its sender knows it. The message lies in the
-    dead queue.
+    ``digest`` is the SHA-256 of the refused job's canonical JSON, by which its sender recognizes it. The message lies
+    in the dead-letter queue.
     """
 
     TYPE = "training.job.refused.v1"
@@ -204,7 +205,7 @@ class JobRefused(JobEvent, frozen=True, kw_only=True):
 
 
 class JobReleased(JobEvent, frozen=True, kw_only=True):
-    """The worker gave the job back to its queue; ``step`` is the last checkpoint's, 0 where there is none."""
+    """The worker returned the job to its queue; ``step`` is the last checkpoint's, 0 where there is none."""
 
     TYPE = "training.job.released.v1"
 
@@ -216,8 +217,8 @@ class JobReleased(JobEvent, frozen=True, kw_only=True):
 class JobCompleted(JobEvent, frozen=True, kw_only=True):
     """The result lies in ``output_path``; artifacts' paths are relative to it. Terminal.
 
-    ``attempts`` says of each attempt how it ended and what it used, as it does for every end of a job. ``predicted`` is
-    what the last attempt was expected to take, beside what was ``measured``.
+    ``attempts`` states for each attempt how it ended and what it used, as it does for every end of a job. ``predicted``
+    is what the last attempt was expected to take, and ``measured`` what the job took.
     """
 
     TYPE = "training.job.completed.v1"
@@ -236,7 +237,7 @@ class JobCompleted(JobEvent, frozen=True, kw_only=True):
 
 
 class JobFailed(JobEvent, frozen=True, kw_only=True):
-    """The job failed for good and lies in the dead queue. Terminal."""
+    """The job failed for good and lies in the dead-letter queue. Terminal."""
 
     TYPE = "training.job.failed.v1"
 
@@ -259,11 +260,11 @@ class JobCancelled(JobEvent, frozen=True, kw_only=True):
 
 
 class WorkerOnline(Event, frozen=True, kw_only=True):
-    """A worker takes jobs from the queues of these families, up to its cards' tiers.
+    """A worker consumes jobs from the queues of these families, up to its GPUs' tiers.
 
-    ``host`` is the machine's name, ``tiers`` are those of its cards, and ``versions`` those of ``python``, of the
+    ``host`` is the machine's name, ``tiers`` are those of its GPUs, and ``versions`` those of ``python``, of the
     ``driver`` and of the newest ``cuda`` that it runs, as far as they are known. ``rates`` are those that were measured
-    on its cards, the newest first.
+    on its GPUs, the newest first.
     """
 
     TYPE = "training.worker.online.v1"
@@ -279,7 +280,7 @@ class WorkerOnline(Event, frozen=True, kw_only=True):
 
 
 class Taking(StrEnum):
-    """Whether a worker takes jobs."""
+    """The states of a worker's admission: whether it consumes jobs."""
 
     OPEN = "open"
     PAUSED = "paused"
@@ -287,10 +288,10 @@ class Taking(StrEnum):
 
 
 class CardState(Wire, frozen=True, kw_only=True):
-    """How one card does: memory in MiB, ``utilisation`` in per cent; what it does not tell is left out.
+    """The state of one GPU: memory in MiB, ``utilisation`` in per cent; what the GPU does not report is left out.
 
-    ``name`` and ``memory_mib`` are as in `Gpu`. ``job`` is what is trained on it now, and ``quarantined`` why it is
-    given no jobs.
+    ``name`` and ``memory_mib`` are as in `Gpu`. ``job`` is the job that is trained on it now, and ``quarantined``
+    states why it gets no jobs.
     """
 
     gpu: str
@@ -305,10 +306,10 @@ class CardState(Wire, frozen=True, kw_only=True):
 
 
 class WorkerHeartbeat(Event, frozen=True, kw_only=True):
-    """A worker lives; the next one follows after ``interval_seconds``. The disk is that of its state.
+    """A worker is alive; its next heartbeat follows after ``interval_seconds``. The disk is that of its state.
 
-    It says all that is needed to show the worker, so that whoever begins to listen need not have heard it come. But
-    ``rates`` are those alone that were measured since it said them last.
+    A heartbeat holds all that is needed to show the worker, so that a reader need not have received `WorkerOnline`. But
+    ``rates`` are only those that were measured since the last heartbeat.
     """
 
     TYPE = "training.worker.heartbeat.v1"
@@ -324,7 +325,7 @@ class WorkerHeartbeat(Event, frozen=True, kw_only=True):
 
 
 class WorkerDraining(Event, frozen=True, kw_only=True):
-    """A worker takes nothing new, and ends once ``jobs``, which it trains, are finished or given back."""
+    """A worker consumes nothing new, and exits once ``jobs``, which it trains, are finished or released."""
 
     TYPE = "training.worker.draining.v1"
 
@@ -333,7 +334,7 @@ class WorkerDraining(Event, frozen=True, kw_only=True):
 
 
 class WorkerQuarantined(Event, frozen=True, kw_only=True):
-    """A card (its UUID) is sick and is given no jobs; or it has ``recovered`` from that, and is given jobs again."""
+    """A GPU (its UUID) is unhealthy and gets no jobs; or it has ``recovered``, and gets jobs again."""
 
     TYPE = "training.worker.quarantined.v1"
 
@@ -343,7 +344,7 @@ class WorkerQuarantined(Event, frozen=True, kw_only=True):
 
 
 class WorkerOffline(Event, frozen=True, kw_only=True):
-    """A worker takes no more jobs."""
+    """A worker consumes no more jobs."""
 
     TYPE = "training.worker.offline.v1"
 
@@ -380,7 +381,7 @@ TERMINAL_EVENTS = (JobRejected, JobCompleted, JobFailed, JobCancelled)
 
 
 class UnknownEventError(ValueError):
-    """An event of a type or version that this reader does not know; a later daemon may send such."""
+    """The event has a type or version that this reader does not know; a later daemon may publish such."""
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -396,7 +397,7 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
     datacontenttype: str = "application/json"
 
     def read(self) -> Event:
-        """The event inside. Raises `UnknownEventError` or `msgspec.ValidationError`."""
+        """Decode the event inside. Raises `UnknownEventError` or `msgspec.ValidationError`."""
         kind = EVENTS.get(self.type)
         if kind is None:
             raise UnknownEventError(f"cannot read event: unknown type {self.type!r}")
@@ -416,16 +417,16 @@ def wrap(event: Event, *, event_id: str, time: float) -> CloudEvent:
 
 
 def routing_key(event: Event) -> str:
-    """The event's key on the exchange: ``job.<id>.<what>`` or ``worker.<id>.<what>``."""
+    """Return the event's key on the exchange: ``job.<id>.<what>`` or ``worker.<id>.<what>``."""
     _, subject, what, _ = event.TYPE.split(".")
     return f"{subject}.{event.about}.{what}"
 
 
 def encode_event(envelope: CloudEvent) -> bytes:
-    """The message's body."""
+    """Encode the envelope as the message's body."""
     return msgspec.json.encode(envelope)
 
 
 def decode_event(body: bytes) -> CloudEvent:
-    """Read a message's envelope; `CloudEvent.read` gives what is in it."""
+    """Decode a message's envelope; `CloudEvent.read` gives the event inside."""
     return msgspec.json.decode(body, type=CloudEvent)

@@ -13,14 +13,14 @@ JOB_TYPE = "training.job.submit.v1"
 
 
 class ModelFamily(StrEnum):
-    """Base models that share their queues."""
+    """Base models; the types of training of one family share their queues."""
 
     FLUX = "flux"
     SDXL = "sdxl"
 
 
 class TrainingType(StrEnum):
-    """What is trained, and on which family of base models."""
+    """The types of training: what is trained, and on which family of base models."""
 
     FLUX_LORA = "FLUX_LORA"
     SDXL_LORA = "SDXL_LORA"
@@ -29,12 +29,12 @@ class TrainingType(StrEnum):
 
     @property
     def family(self) -> ModelFamily:
-        """The family of base models that this type trains."""
+        """Return the family of base models that this type trains."""
         return ModelFamily(self.value.partition("_")[0].lower())
 
 
 class MemoryTier(StrEnum):
-    """A class of GPU memory: what a job needs at least, and what a card offers."""
+    """A class of GPU memory: what a job needs at least, and what a GPU offers."""
 
     GB8 = "8gb"
     GB16 = "16gb"
@@ -44,12 +44,12 @@ class MemoryTier(StrEnum):
 
     @property
     def gigabytes(self) -> int:
-        """The tier's nominal size in GiB, as on the card's box."""
+        """Return the tier's nominal size in GiB, as the vendor advertises the GPU."""
         return int(self.value.removesuffix("gb"))
 
 
 class CostOptimization(StrEnum):
-    """Which preset a job that names none gets: the cheapest, the usual, or the best result."""
+    """The preset that a job gets if it names none: the cheapest, the usual one, or the one with the best result."""
 
     AGGRESSIVE = "aggressive"
     BALANCED = "balanced"
@@ -57,7 +57,7 @@ class CostOptimization(StrEnum):
 
 
 class EngineName(StrEnum):
-    """Which trainer runs the job; ``auto`` leaves the choice to the worker."""
+    """The engine that trains the job; ``auto`` leaves the choice to the worker."""
 
     AUTO = "auto"
     DIFFUSERS = "diffusers"
@@ -65,15 +65,15 @@ class EngineName(StrEnum):
 
 
 GpuCount = Literal[1, 2, 4, 8]
-"""How many cards train one job together."""
+"""The number of GPUs that train one job together."""
 
 
 class TrainingJob(StrictWire, frozen=True, kw_only=True):
     """A request to train once.
 
-    Only the first four fields are required. What else is left out comes from the preset. Paths are absolute and
-    as the GPU hosts see them; memory is a tier's name, money is US dollars. ``gpu_count`` equal cards of one host share
-    each optimizer step; the memory tier is that of each.
+    Only the first four fields are required. Whatever else is left out comes from the preset. Paths are absolute, as the
+    GPU hosts see them; memory is a tier's name, money is US dollars. ``gpu_count`` equal GPUs of one host share each
+    optimizer step; the memory tier is that of each.
     """
 
     job_id: JobId
@@ -102,5 +102,5 @@ class TrainingJob(StrictWire, frozen=True, kw_only=True):
 
 
 def job_digest(job: TrainingJob) -> str:
-    """SHA-256 of the job's canonical JSON: the same id with another digest is another job."""
+    """Return the SHA-256 of the job's canonical JSON: the same id with another digest is another job."""
     return hashlib.sha256(msgspec.json.encode(job, order="deterministic")).hexdigest()

@@ -1,4 +1,4 @@
-"""The ledger's entries: the turning points of every job, in the order in which the broker put them."""
+"""The ledger's entries: the milestones of every job, in the order in which the broker put them."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from training_schemas.usage import Usage
 
 
 class LedgerEntry(Wire, frozen=True, kw_only=True, tag_field="entry"):
-    """Common to all entries: when it was written (unix seconds, by the writer's clock)."""
+    """The field of all entries: when it was written (unix seconds, by the writer's clock)."""
 
     time: float
 
@@ -41,7 +41,7 @@ class Claimed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.clai
 
 
 class CheckpointSaved(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.checkpoint.v1"):
-    """A later attempt may go on from ``path`` after ``step`` steps."""
+    """A later attempt may resume from ``path`` after ``step`` steps."""
 
     step: int
     path: str
@@ -49,13 +49,13 @@ class CheckpointSaved(AttemptEntry, frozen=True, kw_only=True, tag="training.led
 
 
 class Released(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.released.v1"):
-    """The owner gave the job back."""
+    """The owner returned the job to its queue."""
 
     usage: Usage | None = None
 
 
 class AttemptFailed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.attemptFailed.v1"):
-    """The attempt failed, and the job will be tried again; ``counted`` says whether it counts to `maxAttempts`."""
+    """The attempt failed, and the job will be retried; ``counted`` states whether it counts towards `maxAttempts`."""
 
     reason: str
     message: str
@@ -64,17 +64,17 @@ class AttemptFailed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledge
 
 
 class Requeued(JobEntry, frozen=True, kw_only=True, tag="training.ledger.requeued.v1"):
-    """An operator put a job that had failed back: its end and its failures count no more."""
+    """An operator put a failed job back: its end and its failures no longer count."""
 
 
 class CancelRequested(JobEntry, frozen=True, kw_only=True, tag="training.ledger.cancelRequested.v1"):
-    """Whoever owns or takes the job next is to cancel it."""
+    """A cancellation was requested: whoever owns or claims the job next must cancel it."""
 
 
 class EndEntry(AttemptEntry, frozen=True, kw_only=True):
-    """Common to the terminal entries. ``event`` is the event that tells of the end, as it is published.
+    """The field of all terminal entries: ``event`` is the encoded event that reports the end, as it is published.
 
-    Whoever finds an end whose event may not have been published says it again, with the same id.
+    Whoever finds an end whose event may not have been published publishes it again, with the same id.
     """
 
     event: msgspec.Raw = msgspec.Raw(b"")

@@ -1,4 +1,4 @@
-"""What was planned for a job and what came of it: said in events, so that estimates can be held to account."""
+"""The plan of a job and what it really took: published in events, so that estimates can be checked."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from training_schemas.jobs import EngineName, MemoryTier, TrainingType
 
 
 class SettingChange(Wire, frozen=True, kw_only=True):
-    """A setting, by its name on the wire, that is not what was asked for or what the preset says; and why."""
+    """A setting, by its name on the wire, that differs from the job's or the preset's value; and why."""
 
     setting: str
     before: Any
@@ -18,10 +18,10 @@ class SettingChange(Wire, frozen=True, kw_only=True):
 
 
 class Prediction(Wire, frozen=True, kw_only=True):
-    """What a job is expected to take on a kind of card, or on several of it.
+    """The prediction of what a job takes on one kind of GPU, or on several of it.
 
-    ``gpu_seconds`` and ``cost_usd`` are for the whole job, on all its cards; the peak is each card's.
-    ``from_measurements`` says that its worker has measured the step before, on such a card with such settings.
+    ``gpu_seconds`` and ``cost_usd`` are for the whole job, on all its GPUs; the peak is each GPU's.
+    ``from_measurements`` states that its worker has measured the step before, on such a GPU with such settings.
     """
 
     card: str
@@ -40,9 +40,9 @@ class TierPrediction(Wire, frozen=True, kw_only=True):
 
 
 class Measured(Wire, frozen=True, kw_only=True):
-    """What a job took: all its attempts together, but for the peak and the step, which are the last one's.
+    """The measurement of a job: of all its attempts together, except the peak and the step, which are the last one's.
 
-    ``peak_vram_mib`` is what the trainer held of its card, without the driver's own part; None where there is no card.
+    ``peak_vram_mib`` is what the trainer held of its GPU, without the driver's own part; None where there is no GPU.
     """
 
     gpu_seconds: float
@@ -52,10 +52,10 @@ class Measured(Wire, frozen=True, kw_only=True):
 
 
 class MeasuredRate(Wire, frozen=True, kw_only=True):
-    """How long an optimizer step has taken on a kind of card, or on ``gpu_count`` of it together.
+    """The duration of an optimizer step on one kind of GPU, or on ``gpu_count`` of it together.
 
-    It is a mean in which the newest job counts as much as all before it. ``settings`` are those that a step
-    depends on, without what is as usual.
+    It is a mean in which the newest job counts as much as all before it. ``settings`` are those that a step depends on,
+    without those that have their usual value.
     """
 
     card: str

@@ -1,6 +1,6 @@
-"""The run's progress: what a trainer tells, one JSON record a line, in ``progress.jsonl`` of its run folder.
+"""The run's progress: what a trainer reports, one JSON record a line, in ``progress.jsonl`` of its run folder.
 
-The file is append-only and each record is written whole, so that a daemon can stop reading at any byte and go on later.
+The file is append-only and each record is written whole, so that a daemon can stop reading at any byte and resume.
 """
 
 from enum import StrEnum
@@ -13,7 +13,7 @@ from training_schemas.base import Wire
 
 
 class Phase(StrEnum):
-    """What a trainer is doing; the first five are preparation."""
+    """The phases of a run; the first five are preparation."""
 
     STARTING = "starting"
     CHECKING_DATASET = "checkingDataset"
@@ -27,7 +27,7 @@ class Phase(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why an attempt failed. A closed list: each reason has one policy (see docs/states.md)."""
+    """The reasons why an attempt fails, a closed list: each reason has one policy (see docs/states.md)."""
 
     DATASET_MISSING = "datasetMissing"
     DATASET_INVALID = "datasetInvalid"
@@ -54,14 +54,14 @@ class Fault(Wire, frozen=True, kw_only=True):
 
 
 class ProgressRecord(Wire, frozen=True, kw_only=True, tag_field="record"):
-    """Common to all records: a count from 1 without holes, and when (unix seconds)."""
+    """The fields of all records: a count from 1 without gaps, and the time (unix seconds)."""
 
     sequence: Annotated[int, Meta(ge=1)]
     time: float
 
 
 class PhaseRecord(ProgressRecord, frozen=True, kw_only=True, tag="phase"):
-    """A phase began; ``total`` items lie ahead in it where that can be counted."""
+    """A phase began; ``total`` items lie ahead in it, where that can be counted."""
 
     phase: Phase
     total: int | None = None
@@ -87,15 +87,15 @@ class DatasetSummary(Wire, frozen=True, kw_only=True):
 
 
 class DatasetRecord(ProgressRecord, frozen=True, kw_only=True, tag="dataset"):
-    """The data set was read and checked, and this is what it holds."""
+    """The data set was read and checked; ``dataset`` is its summary."""
 
     summary: DatasetSummary
 
 
 class StepRecord(ProgressRecord, frozen=True, kw_only=True, tag="step"):
-    """An optimizer step was taken: its number from 1, the mean loss of its samples, and the rate that it used.
+    """An optimizer step was completed: its number from 1, the mean loss of its samples, and its learning rate.
 
-    A loss that is not finite, which JSON cannot say, is null; the daemon then stops the run.
+    A loss that is not finite, which JSON cannot express, is null; the daemon then stops the run.
     """
 
     step: int
@@ -112,7 +112,7 @@ class CheckpointRecord(ProgressRecord, frozen=True, kw_only=True, tag="checkpoin
 
 
 class SampleRecord(ProgressRecord, frozen=True, kw_only=True, tag="sample"):
-    """A picture was drawn with the adapter as it was after ``step`` steps."""
+    """A sample image was drawn with the adapter as it was after ``step`` steps."""
 
     step: int
     path: str
@@ -120,7 +120,7 @@ class SampleRecord(ProgressRecord, frozen=True, kw_only=True, tag="sample"):
 
 
 class WarningRecord(ProgressRecord, frozen=True, kw_only=True, tag="warning"):
-    """Something the user should know and that does not stop the run."""
+    """A warning that the user should see and that does not stop the run."""
 
     message: str
 
@@ -135,12 +135,12 @@ class Artifact(Wire, frozen=True, kw_only=True):
 
 
 class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
-    """The run ended well. The last record of its file.
+    """The run succeeded. The last record of its file.
 
     ``first_loss`` and ``last_loss`` are those of the first and the last optimizer step of the whole job, whose noise
-    levels differ; ``fixed_loss_before`` and ``fixed_loss_after`` are taken on one fixed set of images, noise and
-    noise levels, and can be compared; not every engine has them. ``peak_vram_mib`` is the most that the trainer held of
-    its card.
+    levels differ; ``fixed_loss_before`` and ``fixed_loss_after`` are computed on one fixed set of images, noise and
+    noise levels, and can be compared; not every engine has them. ``peak_vram_mib`` is the most memory that the trainer
+    held of its GPU.
     """
 
     steps: int
@@ -154,14 +154,14 @@ class DoneRecord(ProgressRecord, frozen=True, kw_only=True, tag="done"):
 
 
 class StoppedRecord(ProgressRecord, frozen=True, kw_only=True, tag="stopped"):
-    """The run stopped before its end because it was told to, or found itself an orphan. The last record."""
+    """The run stopped before its end because it was asked to, or found itself an orphan. The last record."""
 
     step: int
     why: str
 
 
 class FailedRecord(ProgressRecord, frozen=True, kw_only=True, tag="failed"):
-    """The run failed, and knows why. The last record."""
+    """The run failed for a known reason. The last record."""
 
     reason: FailureReason
     message: str
@@ -184,5 +184,5 @@ _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 
 def decode_record(line: bytes) -> AnyRecord:
-    """Read one line of a progress file. Raises `msgspec.ValidationError` or `msgspec.DecodeError`."""
+    """Decode one line of a progress file. Raises `msgspec.ValidationError` or `msgspec.DecodeError`."""
     return _decoder.decode(line)

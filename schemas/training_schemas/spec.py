@@ -1,6 +1,6 @@
-"""The run's spec: what a trainer is told, in ``spec.json`` of its run folder.
+"""The run's spec: what a trainer is given, in ``spec.json`` of its run folder.
 
-A spec is resolved: presets, overrides and defaults are settled, and a trainer never has to guess.
+A spec is resolved: presets, overrides and defaults are applied, and a trainer never has to guess.
 """
 
 from enum import StrEnum
@@ -22,10 +22,11 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class TimestepSampler(StrEnum):
-    """How the noise level of a sample is drawn.
+    """The distributions that the noise level of a sample is drawn from.
 
-    Uniform in [0, 1], or that pushed towards noise by a shift: one that the job gives, or one that grows with the
-    number of image tokens, as when FLUX draws. ``sigmoid`` is that of a normal variable: mostly levels in the middle.
+    ``uniform`` is uniform in [0, 1]; the shifted ones are pushed towards noise, by a shift that the job gives or by one
+    that grows with the number of image tokens, as in FLUX. ``sigmoid`` is that of a normal variable: mostly middle
+    levels.
     """
 
     SHIFT = "shift"
@@ -43,7 +44,7 @@ class WeightDtype(StrEnum):
 
 
 class Quantization(StrEnum):
-    """How the frozen base model's linear weights are kept in memory: as ``weightDtype`` says, or smaller."""
+    """The ways to keep the frozen base model's linear weights in memory: as ``weightDtype`` states, or smaller."""
 
     NONE = "none"
     FP8 = "fp8"
@@ -52,7 +53,7 @@ class Quantization(StrEnum):
 
 
 class OptimizerName(StrEnum):
-    """What turns gradients into steps."""
+    """The optimizers that a run can use."""
 
     ADAMW = "adamw"
     ADAMW_8BIT = "adamw8bit"
@@ -61,7 +62,7 @@ class OptimizerName(StrEnum):
 
 
 class LrScheduler(StrEnum):
-    """How the learning rate changes over a run, by the names of diffusers."""
+    """The schedules of the learning rate over a run, by the names of diffusers."""
 
     CONSTANT = "constant"
     CONSTANT_WITH_WARMUP = "constant_with_warmup"
@@ -72,7 +73,7 @@ class LrScheduler(StrEnum):
 
 
 class LoraTargets(StrEnum):
-    """Which layers of the denoiser an adapter is put beside."""
+    """The layers of the denoiser that get an adapter."""
 
     ATTENTION = "attention"
     ATTENTION_AND_FEED_FORWARD = "attentionAndFeedForward"
@@ -82,10 +83,11 @@ class LoraTargets(StrEnum):
 class TrainingParameters(StrictWire, frozen=True, kw_only=True):
     """The settings that every type of training has. Sizes are pixels, intervals are optimizer steps, 0 for never.
 
-    One optimizer step sees ``batch_size * gradient_accumulation_steps`` images. What is cached is computed once, before
+    One optimizer step uses ``batch_size * gradient_accumulation_steps`` images. What is cached is computed once, before
     training, and the model that made it is not in memory while it trains. ``trigger_word`` is put before captions that
-    do not hold it, ``caption_prefix`` before all; ``caption_dropout`` is the share of samples that are trained without
-    a caption, and shuffling is of the parts between commas. Rates of text encoders are only used where they learn.
+    do not contain it, ``caption_prefix`` before all; ``caption_dropout`` is the share of samples that are trained
+    without a caption, and captions are shuffled by their parts between commas. Rates of text encoders are only used
+    where these are trained.
     """
 
     resolution: Annotated[int, Meta(ge=64, le=2048, multiple_of=16)]
@@ -166,7 +168,7 @@ class AttentionKernel(StrEnum):
     MATH = "math"
 
 
-class Execution(StrictWire, frozen=True, kw_only=True):
+class Execution(StrictWire, frozen=True, kw_only=True, omit_defaults=False):
     """How a GPU computes a step: nothing here changes what is learned, but for rounding.
 
     ``attention_kernels`` are those that may be used, the fastest first; without any that was tested, cuDNN's is left
@@ -187,15 +189,15 @@ class Execution(StrictWire, frozen=True, kw_only=True):
     data_on_device: bool = False
 
 
-class RunSpec(StrictWire, frozen=True, kw_only=True):
+class RunSpec(StrictWire, frozen=True, kw_only=True, omit_defaults=False):
     """One attempt at one job.
 
     ``model_path`` is a diffusers pipeline folder. ``attempt_path`` is the attempt's own folder: checkpoints, samples
-    and the result go there and nowhere else. ``cache_path`` is the host's own folder of what encoders made, shared by
-    its runs, each of which leaves at most ``cache_limit_mib`` there; without one, a run keeps it in its own folder.
+    and the result go there and nowhere else. ``cache_path`` is the host's own folder of encoder outputs, shared by its
+    runs, each of which leaves at most ``cache_limit_mib`` there; without one, a run keeps them in its own folder.
     ``resume_from`` is a checkpoint folder of an earlier attempt. ``device`` is a torch device; the daemon has already
-    made the ``gpu_count`` cards that it means the only ones visible. ``engine_config`` is the run in the words of an
-    engine that is not ours, all but its paths.
+    made the run's ``gpu_count`` GPUs the only visible ones. ``engine_config`` is the run in the format of an engine
+    that is not ours, except its paths.
     """
 
     job_id: JobId
@@ -227,7 +229,7 @@ class RunLease(StrictWire, frozen=True, kw_only=True):
 
 
 class RunRequest(StrEnum):
-    """What a trainer is asked for while it runs: a line each in ``requests.jsonl``, honoured at the next step."""
+    """The requests to a running trainer: one line each in ``requests.jsonl``, honoured at the next step."""
 
     CHECKPOINT = "checkpoint"
     SAMPLE = "sample"

@@ -1,7 +1,7 @@
 """The states of a job, and which may follow which (see docs/states.md).
 
-The events of a job, each taken once and in their order, lead it from state to state. An event may arrive twice after a
-lost confirm; its id is then the same, and telling the two apart is the reader's business.
+The events of a job, each applied once and in order, lead it from state to state. An event may arrive twice after a
+lost confirm; its id is then the same, and the reader must ignore the second one.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from training_schemas.progress import Phase
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The states in the life of a job."""
 
     SUBMITTED = "submitted"
     QUEUED = "queued"
@@ -49,11 +49,11 @@ _ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
 TERMINAL_STATES = _ENDED | {JobState.REJECTED}
 
-# How a worker parts with a job; it may do so before a trainer was started, without having said `claimed`.
+# The states in which a worker parts with a job; it may do so before a trainer was started, without `claimed`.
 _PARTED = _ENDED | {JobState.RETRYING, JobState.RELEASED}
 _WAITING = _PARTED | {JobState.CLAIMED}
 
-# Whoever is lost says nothing: the next owner's claim may follow anything that a running job does.
+# A lost worker publishes nothing: the next owner's claim may follow anything that a running job does.
 _RUNNING = _WAITING | {JobState.TRAINING, JobState.CHECKPOINTING, JobState.SAMPLING, JobState.EXPORTING}
 
 NEXT_STATES: dict[JobState, frozenset[JobState]] = {
@@ -95,17 +95,17 @@ _EVENT_STATES: dict[type[JobEvent], JobState] = {
     JobCancelled: JobState.CANCELLED,
 }
 
-# Said of one submission. It may be the second one of a job that is further; of that job they say nothing.
+# About one submission. It may be the second one of a job that is further; they do not report that job's state.
 _SUBMISSION_EVENTS = (JobQueued, JobRejected, JobDuplicate)
 _MOVED_BY_A_SUBMISSION = frozenset({JobState.SUBMITTED, JobState.QUEUED, JobState.REJECTED, JobState.FAILED})
 
 
 class IllegalTransitionError(ValueError):
-    """An event that cannot follow on the state that the job is in."""
+    """An event cannot follow in the job's state."""
 
 
 def reported_state(event: JobEvent) -> JobState | None:
-    """The state that an event tells of by itself; None for one that says nothing of it, such as a warning."""
+    """Return the state that an event reports by itself; None for one that reports none, such as a warning."""
     match event:
         case JobPhase():
             return _PHASE_STATES.get(event.phase, JobState.PREPARING)
@@ -118,23 +118,23 @@ def reported_state(event: JobEvent) -> JobState | None:
 def next_state(state: JobState, event: JobEvent) -> JobState:
     """The state of a job once ``event`` has happened in ``state``. Raises `IllegalTransitionError`.
 
-    What is said of a submission leaves a job that is further where it is. Only `JobQueued` after a failure counts: an
-    operator put the job back.
+    A submission's event leaves a job that is further where it is. Only `JobQueued` after a failure counts: an operator
+    put the job back.
     """
-    told = reported_state(event)
-    if told is None:
+    reported = reported_state(event)
+    if reported is None:
         return state
     if isinstance(event, _SUBMISSION_EVENTS):
-        return told if state in _MOVED_BY_A_SUBMISSION and told in NEXT_STATES[state] else state
-    if told not in NEXT_STATES[state]:
+        return reported if state in _MOVED_BY_A_SUBMISSION and reported in NEXT_STATES[state] else state
+    if reported not in NEXT_STATES[state]:
         raise IllegalTransitionError(f"cannot follow job {event.job_id}: {type(event).__name__} in state {state}")
-    return told
+    return reported
 
 
 def state_after(events: Iterable[JobEvent]) -> JobState:
-    """The state of a job after its events, from its submission on. Raises `IllegalTransitionError`.
+    """Return the state of a job after its events, from its submission on. Raises `IllegalTransitionError`.
 
-    The late words of an owner who was superseded, whose attempt is lower than one already heard of, are passed over.
+    Late events of a superseded owner, whose attempt is lower than one already seen, are ignored.
     """
     state, attempt = JobState.SUBMITTED, 0
     for event in events:

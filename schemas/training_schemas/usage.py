@@ -1,4 +1,4 @@
-"""What an attempt used of its card, and how it ended: said in events, and added up from the ledger."""
+"""The usage of an attempt, and how it ended: published in events, and added up from the ledger."""
 
 from typing import Annotated
 
@@ -8,10 +8,10 @@ from training_schemas.base import Wire
 
 
 class Usage(Wire, frozen=True, kw_only=True):
-    """What an attempt has used so far: seconds of its card, added up over several, and US dollars where it has a price.
+    """The usage of an attempt so far: seconds of its GPU, added up over several, and US dollars where it has a price.
 
     ``wasted_gpu_seconds`` of them, known once the attempt has ended, led to nothing that is kept: they came after the
-    last checkpoint. ``energy_wh``, watt-hours of its cards, is known then, too, if they count them.
+    last checkpoint. ``energy_wh``, watt-hours of its GPUs, is also known then, if they count them.
     """
 
     gpu_seconds: float
@@ -21,10 +21,10 @@ class Usage(Wire, frozen=True, kw_only=True):
 
 
 class AttemptSummary(Wire, frozen=True, kw_only=True):
-    """How one attempt at a job ended.
+    """The summary of one attempt at a job: how it ended, and what it used.
 
-    ``outcome`` is ``completed``, ``failed``, ``cancelled``, ``released`` or ``lost``: of that one, nobody heard the
-    end, and its ``usage`` is what it had used at its last checkpoint. ``reason`` is that of the failure.
+    ``outcome`` is ``completed``, ``failed``, ``cancelled``, ``released`` or ``lost``: the end of a lost attempt was not
+    recorded, and its ``usage`` is what it had used at its last checkpoint. ``reason`` is that of the failure.
     """
 
     attempt: Annotated[int, Meta(ge=1)]

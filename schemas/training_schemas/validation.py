@@ -1,4 +1,4 @@
-"""Reading what strangers send: a message becomes a struct, or the list of all that is wrong with it."""
+"""Strict reading of other parties' messages: a message becomes a struct, or the list of all that is wrong with it."""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -11,14 +11,14 @@ from training_schemas.progress import Fault
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 
-# All that decoding what a stranger sent may raise: the last two come from deep nesting and from broken UTF-8.
+# All that decoding a foreign message may raise: the last two come from deep nesting and from broken UTF-8.
 UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 T = TypeVar("T", bound=StrictWire)
 
 
 class InvalidMessageError(ValueError):
-    """A message that was refused; ``faults`` names the path and the reason of each fault."""
+    """A message was refused; ``faults`` names the path and the reason of each fault."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{fault.path or 'message'}: {fault.reason}" for fault in faults))
@@ -53,7 +53,7 @@ def convert_strictly(value: Any, kind: type[T]) -> T:
 
 
 def refused(path: str, reason: str) -> InvalidMessageError:
-    """An error for one fault."""
+    """Return an error for one fault."""
     return InvalidMessageError([Fault(path=path, reason=reason)])
 
 

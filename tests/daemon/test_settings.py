@@ -322,7 +322,11 @@ def test_the_files_for_tls_come_into_the_address(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "file", "reason"),
     [
-        ("amqps://broker/", "/no/such.pem", "cannot read amqp_ca_file: /no/such.pem is not there, or not ours to read"),
+        (
+            "amqps://broker/",
+            "/no/such.pem",
+            "cannot read amqp_ca_file: /no/such.pem does not exist, or this user may not read it",
+        ),
         ("amqp://broker/", "/etc/hosts", "amqp_ca_file: the broker's address does not begin with amqps://"),
     ],
 )

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tests.engines.conftest import PARAMETERS
 
-from training_schemas.progress import FailureReason, Fault
+from training_schemas.progress import FailureReason
 from training_schemas.spec import FluxLoraParameters
+from training_worker.engines.common.protocol.failures import Fault, TrainingFailure
 from training_worker.engines.diffusers.data.dataset import Dataset, read_dataset
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 
 def never() -> None:

@@ -1,14 +1,17 @@
 """Runs of the engine ``invoke``: their upstream configs, written by hand, and the program as the daemon starts it."""
 
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from training_schemas.jobs import ModelFamily, TrainingType
+import msgspec
+from tests.engines.conftest import PARAMETERS
 
-PROGRAM = Path(__file__).parents[2] / "daemon/training_worker/engines/invoke/invoke_trainer.py"
+from training_schemas.jobs import ModelFamily, TrainingType
+from training_worker.engines.invoke.spec import Spec
+
+PROGRAM = Path(__file__).parents[2] / "daemon/training_worker/engines/invoke"
 INTERPRETER = os.environ.get("INVOKE_TRAINING_PYTHON", "")
 TOKEN = "<concept>"
 
@@ -49,14 +52,6 @@ OWN: dict[TrainingType, dict[str, Any]] = {
 }
 
 
-def load_program() -> Any:
-    """Import the program from its file, as an interpreter without our packages reads it."""
-    found: Any = importlib.util.spec_from_file_location("invoke_trainer", PROGRAM)
-    module: Any = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 def engine_config(kind: TrainingType, *, loader: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """A config of upstream's for the tiny models, but for what the program fills in."""
     data_loader: dict[str, Any] = {"type": LOADERS[kind], "resolution": 64}
@@ -76,6 +71,22 @@ def engine_config(kind: TrainingType, *, loader: dict[str, Any] | None = None, *
         "data_loader": data_loader | (loader or {}),
         **changes,
     }
+
+
+def spec_of(dataset: Path, kind: TrainingType = TrainingType.FLUX_LORA, **changes: Any) -> Spec:
+    """A spec for reading a data set."""
+    parameters = msgspec.to_builtins(msgspec.structs.replace(PARAMETERS, **changes))
+    return Spec(
+        job_id="job",
+        training_type=kind.value,
+        model=Path("/model"),
+        dataset=dataset,
+        attempt=dataset.parent / "attempt",
+        device="cpu",
+        parameters=parameters,
+        config=engine_config(kind),
+        resume_from=None,
+    )
 
 
 def start(folder: Path) -> "subprocess.Popen[bytes]":

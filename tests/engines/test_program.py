@@ -27,7 +27,7 @@ from training_schemas.progress import (
     StoppedRecord,
 )
 from training_schemas.spec import LEASE_FILE, PROGRESS_FILE, RunLease
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
+from training_worker.engines.common.export.files import ADAPTER_FILE
 
 pytestmark = pytest.mark.trainer
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
+from training_worker.engines.common.export.files import ADAPTER_FILE
 from training_worker.engines.diffusers.diffusion.batches import BatchSource, Item
 from training_worker.engines.diffusers.diffusion.latents import LatentImage
 from training_worker.engines.diffusers.diffusion.text_embeddings import Texts, TextSource
 from training_worker.engines.diffusers.models.loader import ModelLoader
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
 from training_worker.engines.diffusers.training.trainer import Trainer

@@ -38,7 +38,7 @@ async def test_from_install_to_undo(host: Host) -> None:
                 assert machine.run("stat", "--format=%a %U", "/etc/training-worker/amqp-url").split() == ["600", "root"]
                 host.configure()
             machine.run("sh", "-c", line)
-        await host.until("StatusText", lambda text: text == "connected; no job on 1 card(s)")
+        await host.until("StatusText", lambda text: text == "connected; no job on 1 GPU(s)")
 
         trainer = await host.train("portrait", LONG // 2)
         for line in lines_below("Upgrade and change of settings, with jobs running"):
@@ -87,7 +87,7 @@ async def test_a_key_for_tls_is_a_credential(host: Host) -> None:
         machine.run("systemctl", "reload", UNIT)
 
         assert (host.shown("ActiveState"), host.shown("MainPID")) == ("active", daemon)
-        assert host.shown("StatusText") == "not connected to the broker; no job on 1 card(s)"
+        assert host.shown("StatusText") == "not connected to the broker; no job on 1 GPU(s)"
         key = "/run/credentials/training-worker.service/worker.key"
         assert machine.run("stat", "--format=%U %a", key).split() == ["training-worker", "400"]
     finally:

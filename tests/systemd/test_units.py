@@ -24,7 +24,7 @@ async def test_installed_and_started_it_trains_a_job(host: Host) -> None:
 
     assert host.shown("ActiveState") == "active"
     assert host.shown("User") == "training-worker"
-    await host.until("StatusText", lambda text: text == "connected; no job on 1 card(s)")
+    await host.until("StatusText", lambda text: text == "connected; no job on 1 GPU(s)")
     await host.train("portrait", 60)
     await host.until("StatusText", lambda text: text == "connected; training portrait on SIMULATED-0")
     assert (await host.completed("portrait")).steps == 60
@@ -39,7 +39,7 @@ async def test_it_is_ready_without_a_broker(host: Host) -> None:
     host.start()
 
     assert host.shown("ActiveState") == "active"
-    assert host.shown("StatusText") == "not connected to the broker; no job on 1 card(s)"
+    assert host.shown("StatusText") == "not connected to the broker; no job on 1 GPU(s)"
 
 
 async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
@@ -50,7 +50,7 @@ async def test_training_goes_on_while_it_is_reloaded(host: Host) -> None:
     # Whether systemctl waits is decided within milliseconds: more than once.
     for _ in range(3):
         host.machine.run("systemctl", "reload", UNIT)
-        assert host.shown("StatusText") != "starting anew"
+        assert host.shown("StatusText") != "restarting"
         assert host.shown("ActiveState") == "active"
         await host.until("StatusText", lambda text: text.startswith("connected; training portrait"))
 
@@ -76,7 +76,7 @@ async def test_it_is_reloading_until_the_next_program_is_ready(host: Host, comma
     seen = [dict(line.split("=", 1) for line in state.split("\t")) for state in host.watch(*command)]
 
     assert {state["MainPID"] for state in seen} == {daemon}
-    assert [state["ActiveState"] for state in seen if state["StatusText"] == "starting anew"] == ["reloading"]
+    assert [state["ActiveState"] for state in seen if state["StatusText"] == "restarting"] == ["reloading"]
     # Once, and never anything else.
     changes = [state for state, _ in itertools.groupby(state["ActiveState"] for state in seen)]
     assert changes in (["active", "reloading", "active"], ["reloading", "active"])
@@ -190,7 +190,7 @@ async def test_one_daemon_for_each_card(host: Host) -> None:
     try:
         machine.run("systemctl", "enable", "--now", *units)
         for unit in units:
-            await host.until("StatusText", lambda text: text == "connected; no job on 1 card(s)", unit)
+            await host.until("StatusText", lambda text: text == "connected; no job on 1 GPU(s)", unit)
         for job in ("portrait", "second"):
             await host.fleet.submit(
                 job, dataset_path="/datasets/set", output_path=f"/models/{job}", max_train_steps=200

@@ -1,7 +1,7 @@
-"""The settlement: what is decided once an attempt has ended, written down, and then carried out.
+"""The completion of an attempt: what follows from its end is decided, recorded, and then carried out.
 
-It is written into the run folder first. A daemon that dies on the way is followed by one that carries out the same
-decision, and says the same words.
+The decision is recorded in the run folder first. If the daemon dies in between, the next one carries out the same
+decision, and publishes the same event.
 """
 
 from collections.abc import Sequence
@@ -38,10 +38,10 @@ log = structlog.get_logger()
 
 
 class Closing(Wire, frozen=True, kw_only=True):
-    """What ends an attempt: an entry for the ledger, the last event, and what becomes of the job.
+    """The completion of an attempt: an entry for the ledger, the last event, and what happens to the job.
 
-    ``delay`` is for how long the job waits before it is back in its queue (seconds), and ``avoid`` the worker that
-    should leave it to others. ``here`` is for one that is tried again at once, on the same card.
+    ``delay`` is how long the job waits before it is back in its queue (seconds), and ``avoid`` the worker that should
+    leave it to others. ``here`` is set if the job is retried at once, on the same GPU.
     """
 
     entry: Completed | Failed | Cancelled | Released | AttemptFailed
@@ -53,9 +53,9 @@ class Closing(Wire, frozen=True, kw_only=True):
 
 
 class FinalizedAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended for this worker, what it used, and whether another one follows here.
+    """The end of an attempt for this worker, what it used, and whether another one follows here.
 
-    ``final`` is for the end of a job that has no result, said by this worker.
+    ``final`` is set if the job ended without a result, by this worker's decision.
     """
 
     outcome: AttemptOutcome
@@ -82,9 +82,9 @@ class Completion:
         self._run = run
 
     def decide(self, outcome: Outcome, delays: Sequence[int]) -> Closing:
-        """Put into words how the attempt ended and what follows, and write it down.
+        """Decide how the attempt ended and what follows, and record it.
 
-        ``delays`` are how long a job waits before it is tried again elsewhere (seconds).
+        ``delays`` are how long a job waits before it is retried elsewhere (seconds).
         """
         closing = self._closing(outcome, delays)
         if self._run is not None:
@@ -183,11 +183,12 @@ class Completion:
     def _end(self, entry: TerminalEntry, outcome: AttemptOutcome, kind: type[JobEvent], **fields: Any) -> Closing:
         attempts = list(self._ownership.history.after(entry).attempts)
         event = self._outbox.encode(kind, **fields, usage=entry.usage, attempts=attempts)
-        # The ledger keeps the event too: should we die before it is said, whoever finds the entry says it for us.
+        # The ledger keeps the event too: if this daemon dies before it is published, whoever finds the entry publishes
+        # it.
         return Closing(entry=msgspec.structs.replace(entry, event=event.event), last_event=event, outcome=outcome)
 
     async def carry_out(self, closing: Closing) -> FinalizedAttempt:
-        """Say and write how the attempt ended, and give up the job: for good, for now, or not at all."""
+        """Publish and record how the attempt ended, and give up the job: for good, for now, or not at all."""
         if isinstance(closing.entry, EndEntry):
             ours = await self._finish(closing, closing.entry)
         else:
@@ -204,7 +205,7 @@ class Completion:
     async def _finish(self, closing: Closing, entry: TerminalEntry) -> bool:
         await self._outbox.flush()
         if isinstance(entry, Failed):
-            # The letter goes first: a failure that nobody can look at afterwards would be a lost job.
+            # The dead letter goes first: a failure that nobody can look at afterwards would be a lost job.
             await self._dead_letter(closing, entry)
         if not await self._ownership.report(entry):
             return False
@@ -218,7 +219,7 @@ class Completion:
 
     async def _dead_letter(self, closing: Closing, entry: Failed) -> None:
         event = decode_event(bytes(closing.last_event.event)).read()
-        assert isinstance(event, JobFailed)  # noqa: S101 - what a failure is told with
+        assert isinstance(event, JobFailed)  # noqa: S101 - the event of every failure
         await dead_letter_job(
             self._ownership.connection,
             self._queued.message().body,
@@ -232,7 +233,7 @@ class Completion:
 
     async def _pass_on(self, closing: Closing, entry: Released | AttemptFailed) -> bool:
         if closing.here:
-            assert isinstance(entry, AttemptFailed)  # noqa: S101 - only a failure is tried again
+            assert isinstance(entry, AttemptFailed)  # noqa: S101 - only a failure is retried
             return await self._ownership.try_again(entry)
         job = self._queued if closing.avoid is None else self._queued.elsewhere(closing.avoid)
         return await self._ownership.give_back(entry, job, closing.delay)

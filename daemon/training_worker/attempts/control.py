@@ -1,4 +1,4 @@
-"""Wishes: what is asked of a job while it is being trained."""
+"""Control requests: what is asked of a job while it is being trained."""
 
 import asyncio
 
@@ -13,10 +13,10 @@ log = structlog.get_logger()
 
 
 class ControlRequests:
-    """What has been asked of a job that is being trained.
+    """The requests to a job that is being trained.
 
     ``stop`` is set once its trainer is to end, ``abort`` once it is to end without grace, and ``detach`` once it is to
-    be left to another daemon. Before the job has a run folder, and with it a trainer that can be asked, requests wait.
+    be left to another daemon. Requests wait until the job has a run folder, and with it a trainer that can be asked.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ControlRequests:
         self._slot_order: str | None = None
 
     def for_next_job(self) -> "ControlRequests":
-        """Nothing is asked of the next job yet; what was asked of the slot holds for it too."""
+        """Return the requests to the next job: none yet, except those to the whole slot."""
         control = ControlRequests()
         control.detach, control.abort = self.detach, self.abort
         if self._slot_order is not None:
@@ -38,12 +38,12 @@ class ControlRequests:
         return control
 
     def release(self, why: str) -> None:
-        """The slot is to give back whatever it trains."""
+        """Return to its queue whatever the slot trains."""
         self._slot_order = why
         self.end(why)
 
     def receive(self, body: bytes) -> None:
-        """Take a command from the job's inbox."""
+        """Handle a command from the job's inbox."""
         try:
             command = decode_job_command(body)
         except UNREADABLE as error:
@@ -59,7 +59,7 @@ class ControlRequests:
                 self._request(RunRequest.SAMPLE)
 
     def attach(self, folder: RunDirectory) -> None:
-        """The job has a trainer: what it was asked for waits no longer; what an earlier daemon ordered still holds."""
+        """Send waiting requests to the job's trainer, which now exists; stop it if an earlier daemon ordered that."""
         self._folder = folder
         order = folder.find(STOP_FILE, StopOrder)
         if order is not None:
@@ -72,16 +72,16 @@ class ControlRequests:
             folder.request(request)
 
     def detached(self) -> None:
-        """The attempt is over; what comes now is for the next one."""
+        """Note that the attempt is over; later requests are for the next one."""
         self._folder = None
 
     def cancel(self) -> None:
-        """The job is not wanted any more."""
+        """Cancel the job."""
         self.cancelled = True
         self.end("cancelled")
 
     def end(self, why: str) -> None:
-        """The trainer is to save a checkpoint and end."""
+        """Have the trainer save a checkpoint and end."""
         if not self.stop.is_set() or self.cancelled:
             self.why = why
         self._write_order()
@@ -94,6 +94,6 @@ class ControlRequests:
             self._folder.request(request)
 
     def _write_order(self) -> None:
-        # Before the trainer hears of it: should this daemon die now, the next one must not take its end for a crash.
+        # Before the trainer gets it: should this daemon die now, the next one must not take its end for a crash.
         if self._folder is not None:
             self._folder.write(STOP_FILE, StopOrder(why=self.why, cancelled=self.cancelled))

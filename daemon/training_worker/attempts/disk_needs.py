@@ -1,4 +1,4 @@
-"""The room on the disk that a run needs, reserved before it begins."""
+"""The disk space that a run needs, reserved before it begins."""
 
 from pathlib import Path
 
@@ -29,9 +29,9 @@ def reserve(  # noqa: PLR0913, PLR0917 - all that decides it
     settings: Settings,
     reservation: Reservation,
 ) -> None:
-    """Reserve what a run will write. Raises `AttemptError` if there is no room for it on this host's disks."""
+    """Reserve what a run will write. Raises `AttemptError` if this host's disks have no room for it."""
     if room.device.simulated:
-        # So are the models that it trains: tiny ones, of which the model of disk knows nothing.
+        # A simulated GPU trains tiny models, which the model of disk space does not cover.
         return
     job = queued.job
     need = need_of(workload_of(queued.plan.training_type, parameters, gpu_count=job.gpu_count), parameters)
@@ -45,12 +45,12 @@ def reserve(  # noqa: PLR0913, PLR0917 - all that decides it
 
 
 def need_of(work: Workload, parameters: FluxLoraParameters | SdxlParameters) -> DiskNeed:
-    """What a run with these settings writes."""
+    """Return what a run with these settings writes."""
     return disk_need(work, keep_checkpoints=parameters.keep_checkpoints, sample_every=parameters.sample_every)
 
 
 def reserve_as_planned(queued: QueuedJob, reservation: Reservation, settings: Settings) -> Shortage | None:
-    """Reserve what a job needs by its plan, before it is claimed. None if it has the room, or its claim will tell."""
+    """Reserve what a job needs by its plan, before its claim. None if it has the room, or its claim will fail."""
     plan = queued.plan
     if path_faults(queued.job, settings):
         return None
@@ -62,7 +62,7 @@ def reserve_as_planned(queued: QueuedJob, reservation: Reservation, settings: Se
 
 
 def keep_reserved(run: Run, reservation: Reservation) -> None:
-    """Reserve what a run that is there still needs. Never fails: at worst nothing is reserved."""
+    """Reserve what an existing run still needs. Never fails: at worst nothing is reserved."""
     spec = run.spec
     try:
         need = need_of(workload_of_spec(spec), parameters_of_spec(spec))

@@ -1,4 +1,4 @@
-"""Which engine and which model train a job on this worker."""
+"""The choice of the engine and the model that train a job on this worker."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ MODEL_INDEX_FILE = "model_index.json"
 # How the names of a family's pipelines begin in diffusers.
 PIPELINE_NAMES = {ModelFamily.FLUX: "Flux", ModelFamily.SDXL: "StableDiffusionXL"}
 
-# Engines that begin anew whatever there is: their checkpoints are for people.
+# Engines that always begin at step 0: their checkpoints are for people.
 NEVER_RESUMING = {EngineName.INVOKE}
 
-# Which engine a job that leaves the choice gets: the first that can. The last one can train whatever is planned for it.
+# The engines for a job that leaves the choice: the first that can. The last one can train whatever is planned for it.
 PREFERENCES = {
     ModelFamily.FLUX: (EngineName.DIFFUSERS,),
     ModelFamily.SDXL: (EngineName.INVOKE, EngineName.DIFFUSERS),
@@ -35,10 +35,10 @@ DEFAULT_MODELS = {
 
 
 def choose_engine(job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters, settings: Settings) -> EngineName:
-    """The engine that trains a job with these settings on this worker. Raises `AttemptError`.
+    """Choose the engine that trains a job with these settings on this worker. Raises `AttemptError`.
 
-    Where the job leaves the choice, FLUX is the built-in trainer's, and SDXL invoke-training's, if it is here and has
-    all that the settings ask for. Another worker may have the engine that this one lacks.
+    Where the job leaves the choice, FLUX is trained by the built-in trainer, and SDXL by invoke-training, if this
+    worker has it and it supports all the settings. Another worker may have the engine that this one lacks.
     """
     kind = job.training_type
     for name in PREFERENCES[kind.family] if job.engine is EngineName.AUTO else (job.engine,):
@@ -50,10 +50,10 @@ def choose_engine(job: TrainingJob, parameters: FluxLoraParameters | SdxlParamet
 
 
 def served_types(settings: Settings) -> set[TrainingType]:
-    """The training types of which this worker can train each job that leaves the choice of the engine.
+    """Return the training types of which this worker can train each job that leaves the choice of the engine.
 
-    Other engines are for jobs that ask for them, or in their turn before the last: to have one of those alone is not
-    enough, since a queue holds jobs of all engines, and what cannot be trained here counts to the job's attempts.
+    Other engines are for jobs that ask for them, or are tried before the last one: to have only one of those is not
+    enough, since a queue holds jobs of all engines, and what cannot be trained here counts towards the job's attempts.
     """
     last = {family: settings.engines.get(names[-1]) for family, names in PREFERENCES.items()}
     return {
@@ -62,13 +62,13 @@ def served_types(settings: Settings) -> set[TrainingType]:
 
 
 class ModelIndex(msgspec.Struct, frozen=True):
-    """What of a pipeline's ``model_index.json`` tells its family."""
+    """The part of a pipeline's ``model_index.json`` that identifies its family."""
 
     pipeline: str = msgspec.field(name="_class_name")
 
 
 def model_families(settings: Settings) -> set[ModelFamily]:
-    """The families of the models that jobs may use here; a folder that says nothing may be of any."""
+    """Return the families of the models that jobs may use here; a folder that names none may be of any."""
     known = [_family_of(folder) for folder in settings.models.values()]
     return set(ModelFamily) if None in known else {family for family in known if family is not None}
 
@@ -82,7 +82,7 @@ def _family_of(folder: Path) -> ModelFamily | None:
 
 
 def engine_config(engine: EngineName, plan: Plan, parameters: FluxLoraParameters | SdxlParameters) -> dict[str, Any]:
-    """The run in the engine's own words, where they are not ours."""
+    """Return the run in the engine's own format, if that is not ours."""
     return invoke_config(plan.training_type, parameters, plan.upstream) if engine is EngineName.INVOKE else {}
 
 

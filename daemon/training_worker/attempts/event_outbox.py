@@ -1,4 +1,4 @@
-"""The reporter: publishes one attempt's events in their order, each with its sequence number."""
+"""The outbox of an attempt's events: publishes them in order, each with its sequence number."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ from training_worker.runs.run_directory import Bookmark, Cursor
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that waits to be published, and where the attempt's telling stands once it is."""
+    """A message that waits to be published, and the attempt's cursor once it is."""
 
     exchange: str
     key: str
@@ -25,7 +25,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NumberedEvent(Wire, frozen=True, kw_only=True):
-    """An attempt's last event, put into words: its number, its id, its routing key, and the event itself."""
+    """An attempt's encoded event: its number, its id, its routing key, and the event itself."""
 
     sequence: int
     event_id: str
@@ -39,15 +39,15 @@ Publish = Callable[[str, str, Message], Awaitable[object]]
 class EventOutbox:
     """Numbers an attempt's events and hands them to a task that publishes them one after the other.
 
-    `emit` never waits: a trainer is not held up by a broker that is away. Entries of the ledger go the same way, so
-    that everybody sees both in one order.
+    `emit` never waits: a trainer is not delayed by an unreachable broker. Entries of the ledger go the same way, so
+    that all readers see both in one order.
 
     Args:
-        speaker: puts events into words.
+        publisher: encodes events.
         publish: publishes and waits for the confirm.
-        job_id: whose attempt it is.
+        job_id: the attempt's job.
         attempt: its number.
-        bookmark: how far an earlier daemon has come, and where it is kept; what was said is not said again.
+        bookmark: how far an earlier daemon has come, and where that is kept; what was published is not published again.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class EventOutbox:
         self._queue: asyncio.Queue[OutgoingMessage] = asyncio.Queue()
 
     def has_published(self, offset: int) -> bool:
-        """Whether what stands in the progress file before ``offset`` has been told, by whichever daemon."""
+        """Return whether the progress file before ``offset`` has been published, by this daemon or an earlier one."""
         return offset <= self._bookmark.cursor.offset
 
     @property
     def started(self) -> bool:
-        """Whether anything was said of this attempt."""
+        """Whether anything of this attempt was published."""
         return self._bookmark.cursor.sequence > 0
 
     def emit(self, kind: type[JobEvent], *, upto: int | None = None, **fields: Any) -> None:
-        """Say something about the job; with it, all is told that the progress file holds before offset ``upto``."""
+        """Publish an event; with it, the progress file before offset ``upto`` counts as published."""
         if upto is not None:
             self._next = msgspec.structs.replace(self._next, offset=upto)
         self.publish(self.encode(kind, **fields))
 
     def encode(self, kind: type[JobEvent], **fields: Any) -> NumberedEvent:
-        """Put the next thing to be said into words; it must be said next."""
+        """Encode the next event; it must be published next."""
         sequence = self._next.sequence + 1
         event_id = f"{self._job_id}/{self._attempt}/{sequence}"
         numbers = {"job_id": self._job_id, "attempt": self._attempt, "sequence": sequence}
@@ -85,14 +85,14 @@ class EventOutbox:
         return NumberedEvent(sequence=sequence, event_id=event_id, key=encoded.key, event=msgspec.Raw(encoded.body))
 
     def publish(self, event: NumberedEvent) -> None:
-        """Say it, unless it has been said."""
+        """Publish the event, unless it has been published."""
         if event.sequence <= self._bookmark.cursor.sequence:
             return
         self._next = msgspec.structs.replace(self._next, sequence=event.sequence)
         self._put(self._publisher.exchange, event.key, event_message(event.event_id, bytes(event.event)))
 
     def write(self, entry: AnyEntry) -> None:
-        """Write into the ledger, in its turn."""
+        """Write an entry into the ledger, in order with the events."""
         self._put("", self._publisher.ledger, persistent(msgspec.json.encode(entry)))
 
     def _put(self, exchange: str, key: str, message: Message) -> None:

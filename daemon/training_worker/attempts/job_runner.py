@@ -1,4 +1,4 @@
-"""An owned job: from the claim to the settlement, with one attempt after the other in between."""
+"""The runner of an owned job: from the claim to the completion, with one attempt after the other in between."""
 
 import asyncio
 import time
@@ -44,7 +44,7 @@ from training_worker.settings import Settings
 from training_worker.storage.ended_jobs import EndedJob, note_ended
 from training_worker.storage.reservations import Reservation, Reservations
 
-# Failures that may be the card's.
+# Failures that the GPU may have caused.
 SUSPICIOUS = (
     FailureReason.TRAINER_CRASHED,
     FailureReason.STALLED,
@@ -52,17 +52,17 @@ SUSPICIOUS = (
     FailureReason.HOST_UNFIT,
 )
 
-# Looks at the cards of these UUIDs (with commas between) and says what is wrong with one, if anything is.
+# Reads the GPUs of these UUIDs (separated by commas) and returns what is wrong with one, if anything is.
 FindFault = Callable[[str], Awaitable[str | None]]
 
-# Whether others hold so much of the cards of these UUIDs that a job which needs so many MiB has no room.
+# Whether others hold so much of the GPUs of these UUIDs that a job that needs this many MiB has no room.
 IsCrowded = Callable[[str, int], Awaitable[bool]]
 
 log = structlog.get_logger()
 
 
 class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a slot works with, the same for all of its jobs."""
+    """The context that a slot works with, the same for all of its jobs."""
 
     device: GpuDevice
     settings: Settings
@@ -77,12 +77,12 @@ class SlotContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobRunner:
-    """One job that is ours, on one slot; ``reservation`` is its room on the host's disks.
+    """The training of one owned job on one slot; ``reservation`` is its space on the host's disks.
 
     ``found`` is the run that an earlier daemon left, if one did.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a job has of its own
+    def __init__(  # noqa: PLR0913, PLR0917 - each job has its own
         self,
         queued: QueuedJob,
         ownership: Ownership,
@@ -102,7 +102,7 @@ class JobRunner:
         self._run: Run | None = found
 
     async def run(self) -> None:
-        """Train and settle. Returns when nothing of the job is left with this worker, or when it is detached."""
+        """Train the job to its end. Returns when nothing of it is left with this worker, or when it is detached."""
         async with asyncio.TaskGroup() as group:
             holding = group.create_task(self._hold(), name="hold")
             self._report_wait()
@@ -112,7 +112,7 @@ class JobRunner:
                 holding.cancel()
 
     def _report_wait(self) -> None:
-        """Say how long the job waited, at its first claim; of one that nobody knows the age of, nothing."""
+        """Report how long the job waited, at its first claim, if its age is known."""
         first = self._found is None and self._ownership.before.attempt == 0
         if first and self._queued.submitted_at > 0:
             waited = max(0.0, time.time() - self._queued.submitted_at)
@@ -134,17 +134,17 @@ class JobRunner:
         return RunLease(deadline=deadline, max_isolation=self._settings.max_isolation)
 
     async def _attempt(self) -> bool:
-        """One attempt. True if another one follows here."""
+        """Make one attempt. True if another one follows here."""
         training_type, tier = self._queued.plan.training_type, self._queued.plan.tier
         self._context.observe(AttemptStarted(training_type=training_type, tier=tier, gpu=self._device.uuid))
         found, self._found = self._found, None
         early = None if found is not None else await self._prepare()
-        outbox = self._make_reporter()
+        outbox = self._make_outbox()
         async with asyncio.TaskGroup() as group:
-            telling = group.create_task(outbox.run(), name="reporter")
+            publishing = group.create_task(outbox.run(), name="outbox")
             outcome = early or await self._train(outbox, found)
             end = None if isinstance(outcome, Detached) else await self._finalize(outcome, outbox)
-            telling.cancel()
+            publishing.cancel()
         if end is None:
             return False
         self._context.observe(
@@ -160,7 +160,7 @@ class JobRunner:
         await self._clean_up(end)
         return end.again
 
-    def _make_reporter(self) -> EventOutbox:
+    def _make_outbox(self) -> EventOutbox:
         folder = None if self._run is None else self._run.folder
         ownership = self._ownership
         return EventOutbox(
@@ -168,7 +168,7 @@ class JobRunner:
         )
 
     async def _prepare(self) -> Outcome | None:
-        """Make the run; or say how the attempt ended before it began."""
+        """Make the run; return how the attempt ended if it cannot begin."""
         before = self._ownership.before
         if (result := await asyncio.to_thread(read_result, self._queued.job)) is not None:
             return Done(record=result)
@@ -185,7 +185,7 @@ class JobRunner:
 
     def _check_limits(self, before: JobHistory) -> None:
         if too_often_lost(before):
-            message = f"given up: {MOST_LOST} attempts ended with their workers, and none of them was heard of again"
+            message = f"given up: {MOST_LOST} attempts ended with their workers, and none of them reported its end"
             raise AttemptError(FailureReason.WORKER_LOST, message)
         limit = self._queued.job.max_cost_usd
         if limit is not None and before.cost_usd >= limit:
@@ -226,11 +226,11 @@ class JobRunner:
     async def _train(self, outbox: EventOutbox, found: Run | None) -> Outcome | Detached:
         run = self._run
         assert run is not None  # noqa: S101 - prepared, or found
-        supervisor = self._make_runner(run, outbox)
+        supervisor = self._make_supervisor(run, outbox)
         if not outbox.started:
             self._announce(run, outbox)
         if run.folder.find(CLOSING_FILE, Closing) is not None:
-            # What it comes to has been written down; what was to be said before that may not have been said.
+            # The decision was recorded; events before it may not have been published.
             return await supervisor.look_back(run.last_sign(), rebooted=False)
         self._control.attach(run.folder)
         follow = self._start_trainer if found is None else self._find_trainer
@@ -245,21 +245,21 @@ class JobRunner:
                 return outcome
 
     async def _blamed(self, outcome: Broken, run: Run) -> Broken:
-        """What a sick card has broken is not held against the job."""
+        """Attribute the failure to the GPU if that is unhealthy, not to the job."""
         fault = await self._context.find_fault(run.record.device.uuid)
         if fault is None:
             return outcome
-        message = f"the card is sick: {fault}; {outcome.message}"
+        message = f"the GPU is unhealthy: {fault}; {outcome.message}"
         return msgspec.structs.replace(outcome, reason=FailureReason.GPU_UNHEALTHY, message=message)
 
-    def _make_runner(self, run: Run, outbox: EventOutbox) -> Supervisor:
+    def _make_supervisor(self, run: Run, outbox: EventOutbox) -> Supervisor:
         record, job = run.record, self._queued.job
         device = self._device
-        meter = UsageMeter(device.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=device.count)
+        usage = UsageMeter(device.usd_per_hour, started=record.started_at, clock=time.time, gpu_count=device.count)
         resumes = record.engine not in NEVER_RESUMING
-        measures = Timings(self._context.observe, run.spec.training_type, device.uuid)
+        timings = Timings(self._context.observe, run.spec.training_type, device.uuid)
         progress = ProgressReader(
-            run.folder, meter, outbox, self._ownership, measures, saved_step=record.resumed_step, resumes=resumes
+            run.folder, usage, outbox, self._ownership, timings, saved_step=record.resumed_step, resumes=resumes
         )
         limits = Limits(
             stop_grace=self._settings.stop_grace,
@@ -267,7 +267,7 @@ class JobRunner:
             stall_training=self._settings.stall_training,
             budget_usd=None if job.max_cost_usd is None else job.max_cost_usd - record.claim_record.before.cost_usd,
         )
-        return Supervisor(run.folder, meter, progress, self._control, limits)
+        return Supervisor(run.folder, usage, progress, self._control, limits)
 
     def _announce(self, run: Run, outbox: EventOutbox) -> None:
         record = run.record
@@ -296,7 +296,7 @@ class JobRunner:
         return await self._follow(child, run, supervisor)
 
     async def _follow(self, child: ChildProcess, run: Run, supervisor: Supervisor) -> Outcome | Detached:
-        """See a trainer that runs to its end, and add what energy it took."""
+        """Follow a running trainer to its end, and add the energy that it used."""
         outcome = await supervisor.follow(child)
         if isinstance(outcome, Detached):
             return outcome
@@ -317,12 +317,12 @@ class JobRunner:
             log.warning("trainer_gone", pid=identity.pid, folder=str(run.folder.path))
             await asyncio.to_thread(identity.kill_leftovers)
             outcome = await supervisor.look_back(run.last_sign(), rebooted=not identity.same_boot)
-        # It waited for this run, and the daemon died before it could tell it.
-        unheard = isinstance(outcome, Broken) and not run.has_begun
-        return Stopped(step=run.record.resumed_step) if unheard else outcome
+        # The standby trainer waited for this run, and the daemon died before it handed the run over.
+        not_begun = isinstance(outcome, Broken) and not run.has_begun
+        return Stopped(step=run.record.resumed_step) if not_begun else outcome
 
     async def _promote(self, run: Run, done: Done, outbox: EventOutbox) -> Outcome:
-        # Whoever was cut off must not put its result in the place of the next owner's.
+        # A superseded owner must not put its result in the place of the next owner's.
         if not await self._ownership.confirm():
             return done
         try:

@@ -1,4 +1,4 @@
-"""How an attempt ended."""
+"""The possible outcomes of an attempt."""
 
 import msgspec
 
@@ -10,7 +10,7 @@ NOTHING_USED = Usage(gpu_seconds=0.0)
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer ended well; ``seconds_per_step`` is what a step of it took on average."""
+    """The trainer succeeded; ``seconds_per_step`` is the mean duration of its steps."""
 
     record: DoneRecord
     usage: Usage = NOTHING_USED
@@ -18,7 +18,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer stopped before its end; a later attempt can go on after ``step`` steps."""
+    """The trainer stopped before its end; a later attempt can resume after ``step`` steps."""
 
     step: int
     usage: Usage = NOTHING_USED
@@ -35,12 +35,12 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def because_of(cls, error: AttemptError, usage: Usage = NOTHING_USED) -> "Broken":
-        """The outcome of an attempt that could not go on."""
+        """Return the outcome of an attempt that cannot go on."""
         return cls(reason=error.reason, message=error.message, faults=error.faults, usage=usage)
 
 
 class Detached(msgspec.Struct, frozen=True, kw_only=True):
-    """The trainer runs on, and is left to the daemon that comes next."""
+    """The trainer continues, and is left to the next daemon."""
 
 
 Outcome = Done | Stopped | Broken

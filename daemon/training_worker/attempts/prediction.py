@@ -1,4 +1,4 @@
-"""What a run will take on its card, before it starts; and what a job has taken, once it has ended."""
+"""The prediction of what a run will take on its GPU, and the measurement of what a job has taken."""
 
 from training_presets.cards import CardSpec, cost_usd, find_card
 from training_presets.duration import estimate_time
@@ -13,14 +13,14 @@ from training_worker.attempts.step_rates import StepRates
 from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.nvml import MIB
 
-# How many times as long as planned a step may take before it is told: the model of time is off by 1.84 at worst.
+# How many times as long as planned a step may take without a warning: the model of time is off by 1.84 at worst.
 SLOWER = 2.5
 
 
 def predict_here(
     work: Workload, engine: EngineName, device: GpuDevice, extra: list[CardSpec], rates: StepRates
 ) -> Prediction | None:
-    """What a run takes on a card of this host, at the rate it had here before; None if nobody knows the card."""
+    """Predict what a run takes on a GPU of this host, at its measured rate if any; None if the GPU is unknown."""
     spec = find_card(device.name, device.memory_mib, extra)
     measured = rates.find(device, engine, work)
     if spec is None:
@@ -37,23 +37,23 @@ def predict_here(
 
 
 def overruns(predicted: Prediction | None, done: Done, device: GpuDevice) -> list[str]:
-    """What a run took clearly more of than its plan said, in words; none of a card that is only simulated."""
+    """Describe what a run took clearly more of than planned; nothing for a simulated GPU."""
     if predicted is None or device.simulated:
         return []
     found = []
     peak, step, total = done.record.peak_vram_mib, done.seconds_per_step, done.usage.gpu_seconds
     planned = _planned_peak(predicted)
     if peak is not None and peak > planned:
-        found.append(f"the trainer held {peak} MiB of its card, and the plan said {planned}")
+        found.append(f"the trainer held {peak} MiB of its GPU, and the plan predicted {planned}")
     if step is not None and step > SLOWER * predicted.seconds_per_step:
-        found.append(f"a step took {step:.3g} s, and the plan said {predicted.seconds_per_step:.3g}")
+        found.append(f"a step took {step:.3g} s, and the plan predicted {predicted.seconds_per_step:.3g}")
     if total > RANGE[1] * predicted.gpu_seconds:
-        found.append(f"the attempt took {total:.0f} GPU-seconds, and the plan said {predicted.gpu_seconds:.0f}")
+        found.append(f"the attempt took {total:.0f} GPU-seconds, and the plan predicted {predicted.gpu_seconds:.0f}")
     return found
 
 
 def ratios(predicted: Prediction | None, done: Done, device: GpuDevice) -> tuple[float | None, float | None]:
-    """Seconds a step and peak memory by what was planned, where both are known; of a simulated card neither."""
+    """Return seconds a step and peak memory by what was planned, where both are known; neither for a simulated GPU."""
     if predicted is None or device.simulated:
         return None, None
     step, peak = done.seconds_per_step, done.record.peak_vram_mib
@@ -64,12 +64,12 @@ def ratios(predicted: Prediction | None, done: Done, device: GpuDevice) -> tuple
 
 
 def _planned_peak(predicted: Prediction) -> int:
-    # The trainer's count begins where the driver's own part ends.
+    # The trainer counts only its own memory, without the driver's part.
     return predicted.peak_vram_mib - int(CONTEXT) // MIB
 
 
 def measure(done: Done, attempts: list[AttemptSummary]) -> Measured:
-    """What a job that has completed took."""
+    """Return what a completed job took."""
     costs = [attempt.usage.cost_usd for attempt in attempts if attempt.usage.cost_usd is not None]
     return Measured(
         gpu_seconds=sum(attempt.usage.gpu_seconds for attempt in attempts),

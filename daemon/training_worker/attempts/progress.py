@@ -1,4 +1,4 @@
-"""The teller: turns what a trainer records into events, and keeps what follows from them."""
+"""The reader of a trainer's progress: publishes its records as events, and keeps the attempt's state."""
 
 import asyncio
 import math
@@ -38,27 +38,27 @@ log = structlog.get_logger()
 class ProgressReader:
     """Follows one attempt's progress file.
 
-    What an earlier daemon has told is read as well, and not told again. ``phase_began`` is set with each phase, and
-    ``alarm`` when the trainer must be stopped, for the reason in ``trouble``. Checkpoints of an engine that never
-    ``resumes`` from one are told, but nothing is kept by them.
+    What an earlier daemon has published is read as well, and not published again. ``phase_began`` is set with each
+    phase, and ``alarm`` when the trainer must be stopped, for the reason in ``trouble``. Checkpoints of an engine that
+    never ``resumes`` from one are published, but count as nothing saved.
     """
 
-    def __init__(  # noqa: PLR0913 - what it reads, and all that it tells
+    def __init__(  # noqa: PLR0913 - what it reads, and all that it reports to
         self,
         folder: RunDirectory,
-        meter: UsageMeter,
+        usage: UsageMeter,
         outbox: EventOutbox,
         ownership: Ownership,
-        measures: Timings,
+        timings: Timings,
         *,
         saved_step: int,
         resumes: bool = True,
     ) -> None:
         self._folder = folder
-        self._meter = meter
+        self._usage = usage
         self._outbox = outbox
         self._ownership = ownership
-        self._timings = measures
+        self._timings = timings
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self._last_step_at: float | None = None
         self.phase = Phase.STARTING
@@ -72,14 +72,14 @@ class ProgressReader:
         self.trouble: AttemptError | None = None
 
     def raise_alarm(self, reason: FailureReason, message: str) -> None:
-        """The trainer must be stopped."""
+        """Have the trainer stopped."""
         if self.trouble is None:
             log.warning("alarm", reason=reason, message=message)
             self.trouble = AttemptError(reason, message)
             self.alarm.set()
 
     async def follow(self, ended: asyncio.Event) -> None:
-        """Tell all records, until ``ended`` is set and the file is read to its end."""
+        """Publish all records, until ``ended`` is set and the file is read to its end."""
         async for line, offset in follow_lines(self._folder.progress, ended):
             try:
                 record = decode_record(line)
@@ -90,7 +90,7 @@ class ProgressReader:
             new = not self._outbox.has_published(offset)
             self._timings.apply(record, new=new)
             if new:
-                self._tell(record, offset)
+                self._publish(record, offset)
 
     def _apply(self, record: AnyRecord) -> None:
         self.last = record
@@ -103,13 +103,13 @@ class ProgressReader:
                 self._apply_step(record)
             case CheckpointRecord() if self._resumes:
                 self.saved_step = record.step
-                self._meter.kept(record.time)
+                self._usage.kept(record.time)
                 self._ownership.note(self._entry(record))
             case _:
                 pass
 
     def _apply_step(self, record: StepRecord) -> None:
-        self._meter.step(record.step, record.time)
+        self._usage.step(record.step, record.time)
         if self._last_step_at is not None:
             self.longest_step = max(self.longest_step, record.time - self._last_step_at)
         self._last_step_at = record.time
@@ -117,7 +117,7 @@ class ProgressReader:
             message = f"cannot go on: the loss of step {record.step} is not finite"
             self.raise_alarm(FailureReason.LOSS_NOT_FINITE, message)
 
-    def _tell(self, record: AnyRecord, offset: int) -> None:
+    def _publish(self, record: AnyRecord, offset: int) -> None:
         emit = self._outbox.emit
         match record:
             case PhaseRecord():
@@ -135,10 +135,10 @@ class ProgressReader:
             case WarningRecord():
                 emit(JobWarning, upto=offset, message=record.message)
             case StepRecord() | DoneRecord() | StoppedRecord() | FailedRecord():
-                pass  # the outcome, once the process has ended too
+                pass  # part of the outcome, once the process has ended too
 
     def _entry(self, record: CheckpointRecord) -> CheckpointSaved:
-        usage = self._meter.usage()
+        usage = self._usage.usage()
         return self._ownership.entry(CheckpointSaved, step=record.step, path=record.path, usage=usage)
 
     def _report_step(self, record: StepRecord, offset: int) -> None:
@@ -150,7 +150,7 @@ class ProgressReader:
             total_steps=record.total_steps,
             loss=record.loss,
             learning_rate=record.learning_rate,
-            usage=self._meter.usage(),
-            steps_per_minute=self._meter.steps_per_minute(),
-            seconds_left=self._meter.seconds_left(record.total_steps - record.step),
+            usage=self._usage.usage(),
+            steps_per_minute=self._usage.steps_per_minute(),
+            seconds_left=self._usage.seconds_left(record.total_steps - record.step),
         )

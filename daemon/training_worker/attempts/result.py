@@ -1,4 +1,4 @@
-"""From a finished attempt to the job's output: one rename, and a manifest beside the files."""
+"""The promotion of a finished attempt to the job's output: one rename, and a manifest beside the files."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the last attempt at a result was planned to take, and took; times are unix seconds."""
+    """The prediction for the last attempt, and what it took; times are unix seconds."""
 
     started_at: float
     finished_at: float
@@ -30,7 +30,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the output says about itself, in ``manifest.json``."""
+    """The description of the output, in its ``manifest.json``."""
 
     job: TrainingJob
     worker_version: str
@@ -40,7 +40,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def read_result(job: TrainingJob) -> DoneRecord | None:
-    """How the job ended, if its finished result is there already: the ledger forgets after a while."""
+    """Read how the job ended, if its finished result exists already: the ledger forgets after a while."""
     try:
         manifest = msgspec.json.decode((output_folder(job) / MANIFEST_FILE).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):
@@ -49,11 +49,11 @@ def read_result(job: TrainingJob) -> DoneRecord | None:
 
 
 def promote(job: TrainingJob, spec: RunSpec, result: DoneRecord, account: Account) -> DoneRecord:
-    """Make a finished attempt the job's output, by one rename, and drop what earlier ones left.
+    """Make a finished attempt the job's output, by one rename, and remove what earlier ones left.
 
-    Done before, it is not done again: a daemon may have died right after it. Returns what stands in the job's output.
+    It is done only once: a daemon may have died right after it. Returns the record of the job's output.
 
-    Raises `AttemptError` if the output cannot be written any more.
+    Raises `AttemptError` if the output cannot be written.
     """
     manifest = Manifest(job=job, worker_version=__version__, spec=spec, result=result, account=account)
     folder, output = Path(spec.attempt_path), output_folder(job)

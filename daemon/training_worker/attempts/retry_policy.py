@@ -8,14 +8,14 @@ import msgspec
 from training_schemas.progress import FailureReason
 from training_worker.ledger.job_history import JobHistory
 
-# A job whose attempts end without a word may be what kills the workers.
+# A job whose attempts all end without a report may be what kills the workers.
 MOST_LOST = 5
-# And one whose attempts all end with a sick card, what makes the cards sick.
+# A job whose attempts all end with an unhealthy GPU may be what makes the GPUs unhealthy.
 MOST_UNHEALTHY = 3
 
 
 class Action(StrEnum):
-    """What becomes of a job after a failed attempt."""
+    """The action that follows a failed attempt."""
 
     RETRY_HERE = "retryHere"
     RETRY_ELSEWHERE = "retryElsewhere"
@@ -23,7 +23,7 @@ class Action(StrEnum):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reason calls for; ``counts`` says whether such a failure counts to the job's `maxAttempts`."""
+    """The action for a reason; ``counts`` states whether such a failure counts towards the job's `maxAttempts`."""
 
     action: Action
     counts: bool
@@ -52,7 +52,7 @@ POLICY: dict[FailureReason, Rule] = {
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What is done about one failure; ``delay`` is in seconds, 0 unless the job is retried elsewhere."""
+    """The reaction to one failure; ``delay`` is in seconds, 0 unless the job is retried elsewhere."""
 
     action: Action
     counted: bool
@@ -62,10 +62,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def decide(
     reason: FailureReason, *, before: JobHistory, max_attempts: int, steps_down_left: bool, delays: Sequence[int]
 ) -> Decision:
-    """What follows from a failure for ``reason`` in a job with the history ``before`` it.
+    """Decide what follows from a failure for ``reason`` in a job with the history ``before`` it.
 
-    ``steps_down_left`` says whether the job has settings left that need less memory. ``delays``, of which there is at
-    least one, are the seconds to wait after the first counted failure, the second, and so on; the last one stays.
+    ``steps_down_left`` states whether the job has settings left that need less memory. ``delays``, of which there is at
+    least one, are the seconds to wait after the first counted failure, the second, and so on; the last one repeats.
     """
     rule = POLICY[reason]
     given_up = _gives_up(reason, rule, before, max_attempts, steps_down_left)
@@ -87,8 +87,8 @@ def _gives_up(reason: FailureReason, rule: Rule, before: JobHistory, max_attempt
 
 
 def too_often_lost(history: JobHistory) -> bool:
-    """Whether so many attempts were never heard of again that the job is given up, as `workerLost`.
+    """Return whether so many attempts never reported their end that the job is given up, as `workerLost`.
 
-    Asked before the job is claimed: an attempt that is under way looks like a lost one.
+    This must be asked before the job is claimed: a running attempt looks like a lost one.
     """
     return history.lost >= MOST_LOST

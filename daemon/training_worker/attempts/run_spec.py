@@ -1,4 +1,4 @@
-"""An attempt: one owned job on one card, from its settings to a spec that a trainer can run, and to its result."""
+"""The spec of an attempt: a job's plan, fitted to one GPU, in the form that a trainer can run."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlParameters:
-    """The plan's settings, a step further down the ladder for each time that the job has run out of memory."""
+    """Return the plan's settings, one step further down the ladder for each time that the job ran out of memory."""
     if not before.out_of_memory:
         return plan.parameters
     ladder = plan.ladder
@@ -41,16 +41,16 @@ def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlPar
 
 
 def fitted(plan: Plan, before: JobHistory, memory_mib: int) -> FluxLoraParameters | SdxlParameters:
-    """The settings for a card with so much free memory, after what has happened before. Raises `AttemptError`."""
+    """Return the settings for a GPU with this much free memory, after earlier failures. Raises `AttemptError`."""
     try:
-        # What ran out of memory was what had room by the model: the next try is below that, not below the plan.
+        # What ran out of memory had room by the model: the next attempt is below that, not below the plan.
         return stepped_down(fit(plan, memory_mib), before)
     except DoesNotFitError as error:
-        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this card: the job {error}") from None
+        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this GPU: the job {error}") from None
 
 
 def crowded_out(plan: Plan, room: Room) -> int | None:
-    """How many MiB a job needs at least, if the card would have them and nothing but others' use keeps it out."""
+    """Return how many MiB a job needs at least, if the GPU has them and only others' use of it leaves no room."""
     try:
         fit(plan, room.free_mib)
     except DoesNotFitError as error:
@@ -59,7 +59,7 @@ def crowded_out(plan: Plan, room: Room) -> int | None:
 
 
 def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What of a spec's parameters differs from the plan's, by its name on the wire."""
+    """Return what of a spec's parameters differs from the plan's, by its name on the wire."""
     planned = msgspec.to_builtins(plan.parameters)
     return {name: value for name, value in parameters.items() if planned[name] != value}
 
@@ -67,7 +67,7 @@ def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
 def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
     queued: QueuedJob, attempt: int, before: JobHistory, room: Room, settings: Settings, reservation: Reservation
 ) -> RunSpec:
-    """Settle everything that a trainer must know, on a card with so much room; what it will write is reserved.
+    """Resolve everything that a trainer must know, on a GPU with this much room; reserve what it will write.
 
     Raises `AttemptError`, naming what is missing and where.
     """
@@ -112,7 +112,7 @@ def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
 
 
 def resume_point(before: JobHistory) -> CheckpointSaved | None:
-    """The last checkpoint that can be read on this host."""
+    """Return the last checkpoint that can be read on this host."""
     return next((saved for saved in reversed(before.checkpoints) if Path(saved.path).is_dir()), None)
 
 

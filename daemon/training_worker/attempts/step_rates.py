@@ -1,4 +1,4 @@
-"""The rates: how long steps have taken on this host, by card, engine and settings; plans made here use them."""
+"""The rates: how long steps have taken on this host, by GPU, engine and settings; plans made here use them."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ FILE = "rates.json"
 # Enough for every setting that a host sees in a while; the oldest is forgotten first.
 MOST_RATES = 500
 
-# How many of them are told: they are said anew on each connection.
+# How many of them are published: on each connection again.
 MOST_PUBLISHED = 50
 
 # How much the newest measurement counts against those before it.
@@ -28,10 +28,10 @@ NEWEST = 0.5
 # What the length of a step does not depend on.
 IRRELEVANT = ("steps", "images", "validation_prompts", "validation_inference_steps", "checkpoints")
 
-# What the kind of a card that is none begins with.
+# Prefix of the kind of a simulated GPU.
 SIMULATED = "simulated "
 
-# What settings are where nobody says otherwise, as they are written.
+# The default settings, as they are written.
 USUAL = [
     (field.name, msgspec.to_builtins(field.default)) for field in msgspec.structs.fields(Workload) if not field.required
 ]
@@ -47,11 +47,11 @@ class StepRates:
         self._seconds: dict[str, float] = self._load()
 
     def find(self, device: GpuDevice, engine: EngineName, work: Workload) -> float | None:
-        """Seconds a step of such a workload by an engine on such a card; None if there has been none."""
+        """Return the seconds a step of such a workload by an engine on such a GPU; None if there has been none."""
         return self._seconds.get(_key(device, engine, work))
 
     def note(self, device: GpuDevice, engine: EngineName, work: Workload, seconds: float) -> None:
-        """A step of such a workload took so long on average."""
+        """Record how long a step of such a workload took on average."""
         key = _key(device, engine, work)
         before = self._seconds.pop(key, None)
         self._seconds[key] = seconds if before is None else NEWEST * seconds + (1 - NEWEST) * before
@@ -60,13 +60,13 @@ class StepRates:
         self._save()
 
     def newest(self, devices: Iterable[GpuDevice]) -> list[MeasuredRate]:
-        """Those of these kinds of cards that were measured last, the newest first."""
+        """Return the rates of these kinds of GPUs that were measured last, the newest first."""
         kinds = {_kind(device) for device in devices}
         known = ((*key.partition(" {"), seconds) for key, seconds in reversed(self._seconds.items()))
-        told = (
+        rates = (
             _published_rate(kind, mark + settings, seconds) for kind, mark, settings, seconds in known if kind in kinds
         )
-        return list(islice((rate for rate in told if rate is not None), MOST_PUBLISHED))
+        return list(islice((rate for rate in rates if rate is not None), MOST_PUBLISHED))
 
     def _load(self) -> dict[str, float]:
         try:
@@ -74,7 +74,7 @@ class StepRates:
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:
-            # They are measured anew.
+            # They are measured again.
             log.warning("rates_unreadable", path=str(self._path), error=str(error))
             return {}
 
@@ -98,7 +98,7 @@ def _kind(device: GpuDevice) -> str:
 
 
 def _published_rate(kind: str, text: str, seconds: float) -> MeasuredRate | None:
-    """A rate as events have it; None if its settings are not what this version writes."""
+    """Return a rate as events have it; None if its settings are not what this version writes."""
     try:
         settings = msgspec.json.decode(text, type=dict[str, Any])
         kind_of_training, engine = TrainingType(settings.pop("training_type")), EngineName(settings.pop("engine"))

@@ -1,6 +1,6 @@
-"""The runner: waits for the end of one attempt's trainer, stops it where it must, and judges how it ended.
+"""The supervisor: waits for the end of one attempt's trainer, stops it where it must, and judges how it ended.
 
-It knows nothing of queues. It may have been another daemon that started the trainer.
+It knows nothing of queues. Another daemon may have started the trainer.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from training_worker.runs.run_directory import RunDirectory
 # A step that takes longer than the bound is no stall, if others took nearly as long.
 STALLED_STEPS = 10
 
-# How often the sizes of the trainer's output files are looked at (seconds).
+# How often the sizes of the trainer's output files are checked (seconds).
 OUTPUT_CHECKS = 10.0
 
 log = structlog.get_logger()
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a trainer may take to stop, and to say nothing new (seconds); and what it may cost (US dollars)."""
+    """The limits of a trainer: seconds to stop in, and without a new record; and its cost in US dollars."""
 
     stop_grace: float
     stall_preparing: float
@@ -36,31 +36,31 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Supervisor:
-    """Sees one attempt's trainer through."""
+    """Follows one attempt's trainer to its end."""
 
     def __init__(
         self,
         folder: RunDirectory,
-        meter: UsageMeter,
+        usage: UsageMeter,
         progress: ProgressReader,
         control: ControlRequests,
         limits: Limits,
     ) -> None:
         self._folder = folder
-        self._meter = meter
+        self._usage = usage
         self._progress = progress
         self._control = control
         self._limits = limits
 
     async def follow(self, child: ChildProcess) -> Outcome | Detached:
-        """See a trainer that runs to its end."""
+        """Follow a running trainer to its end."""
         ended = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._progress.follow(ended), name="tail")
             watching = group.create_task(self._watch(), name="watchdog")
             shortening = group.create_task(self._shorten_output(), name="output")
             end = await self._end_of(child)
-            self._meter.stop()
+            self._usage.stop()
             watching.cancel()
             shortening.cancel()
             ended.set()
@@ -79,11 +79,11 @@ class Supervisor:
                 log.warning("output_not_shortened", error=str(error))
 
     async def look_back(self, last_sign: float, *, rebooted: bool) -> Outcome:
-        """Judge a trainer that ended while nobody watched, and gave its last sign of life then (unix seconds).
+        """Judge a trainer that ended while no daemon watched, and gave its last sign of life then (unix seconds).
 
         If the host was ``rebooted`` meanwhile, its end was no fault of its own.
         """
-        self._meter.stop(last_sign)
+        self._usage.stop(last_sign)
         ended = asyncio.Event()
         ended.set()
         await self._progress.follow(ended)
@@ -104,8 +104,8 @@ class Supervisor:
         try:
             return await child.stop(self._limits.stop_grace, control.abort)
         except TimeoutError:
-            # It hangs in the kernel, as under a broken driver. The job is not kept waiting for it.
-            log.error("trainer_cannot_be_killed", pid=child.pid)  # noqa: TRY400 - the traceback says nothing
+            # The trainer hangs in the kernel, as under a broken driver. The job must not wait for it.
+            log.error("trainer_cannot_be_killed", pid=child.pid)  # noqa: TRY400 - the traceback adds nothing
             return UNKNOWN
 
     async def _watch(self) -> None:
@@ -132,7 +132,7 @@ class Supervisor:
     def _until_spent(self) -> float:
         if self._limits.budget_usd is None:
             return float("inf")
-        left = self._meter.seconds_until(self._limits.budget_usd)
+        left = self._usage.seconds_until(self._limits.budget_usd)
         return float("inf") if left is None else left
 
     @property
@@ -140,12 +140,12 @@ class Supervisor:
         return self._control.stop.is_set() or self._progress.alarm.is_set()
 
     def _judge(self, end: Exit) -> Outcome:
-        progress, usage = self._progress, self._meter.usage_if_lost()
+        progress, usage = self._progress, self._usage.usage_if_lost()
         match progress.last:
-            # Its end may have been our own signal, come too late.
+            # Its end may have been caused by our own late signal.
             case DoneRecord() if end.status == 0 or end == UNKNOWN or self._asked_to_stop:
                 return Done(
-                    record=progress.last, usage=self._meter.usage(), seconds_per_step=self._meter.seconds_per_step()
+                    record=progress.last, usage=self._usage.usage(), seconds_per_step=self._usage.seconds_per_step()
                 )
             case FailedRecord(reason=reason, message=message, faults=faults):
                 tail = self._folder.output_tail()
@@ -161,7 +161,7 @@ class Supervisor:
             case _:
                 return Broken(
                     reason=FailureReason.TRAINER_CRASHED,
-                    message=f"trainer ended without a word in phase {progress.phase}: {end}",
+                    message=f"trainer ended without reporting a result in phase {progress.phase}: {end}",
                     output_tail=self._folder.output_tail(),
                     usage=usage,
                 )

@@ -1,4 +1,4 @@
-"""The measures of one attempt: durations of phases and steps, from the records of its trainer."""
+"""The timings of one attempt: durations of phases and steps, from the records of its trainer."""
 
 import math
 
@@ -16,7 +16,7 @@ from training_worker.observations import Observer, PhaseEnded, ProgressMade, Ste
 
 
 class Timings:
-    """Follows the records by their own times, so that a daemon that finds the trainer again measures on."""
+    """Follows the records by their own times, so that a daemon that re-attaches to the trainer continues them."""
 
     def __init__(self, observe: Observer, training_type: TrainingType, gpu: str) -> None:
         self._observe = observe
@@ -26,7 +26,7 @@ class Timings:
         self._last_step: float | None = None
 
     def apply(self, record: AnyRecord, *, new: bool) -> None:
-        """The next record; one that is not ``new`` was told, and counted, by an earlier daemon."""
+        """Apply the next record; one that is not ``new`` was published, and counted, by an earlier daemon."""
         if new:
             self._observe(ProgressMade(gpu=self._gpu, time=record.time))
         match record:

@@ -1,4 +1,4 @@
-"""What a run's spec asks of a GPU, as the models of memory and time see it."""
+"""The workload of a run's spec, as the models of memory and time see it."""
 
 import msgspec
 
@@ -10,7 +10,7 @@ from training_schemas.spec import PARAMETERS, FluxLoraParameters, RunSpec, SdxlP
 
 
 def workload_of_spec(spec: RunSpec) -> Workload:
-    """What a spec says, as the models of memory and time see it.
+    """Return the workload of a spec.
 
     A daemon of an earlier version may have written it: settings that are newer have their defaults.
     """
@@ -18,7 +18,7 @@ def workload_of_spec(spec: RunSpec) -> Workload:
 
 
 def parameters_of_spec(spec: RunSpec) -> FluxLoraParameters | SdxlParameters:
-    """The settings of a spec, as `workload_of_spec` reads them."""
+    """Return the settings of a spec, as `workload_of_spec` reads them."""
     family = spec.training_type.family
     defaults = default_preset(family, MINIMUM_TIERS[spec.training_type], CostOptimization.BALANCED).parameters
     return msgspec.convert(defaults | spec.parameters, PARAMETERS[family])

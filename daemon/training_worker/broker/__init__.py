@@ -1,1 +1,1 @@
-"""The broker's side: names, connection, topology, and what a job's ownership stands on: lock, lease and ledger."""
+"""The broker's side: names, connection, topology, and the sessions that a job's ownership depends on."""

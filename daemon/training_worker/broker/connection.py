@@ -1,4 +1,4 @@
-"""The link: sessions one after the other, each opened when the last one was lost."""
+"""The connection: sessions one after the other, each opened when the last one was lost."""
 
 import asyncio
 import random
@@ -74,11 +74,11 @@ class Connection:
         """The session, once there is one that is not known to be lost."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.connected)
-            assert self._session is not None  # noqa: S101 - what was waited for
+            assert self._session is not None  # noqa: S101 - the condition that was waited for
             return self._session
 
     async def serve(self, on_session: Callable[[Session], Awaitable[None]]) -> None:
-        """Set something up on each session anew; for ever."""
+        """Set something up on each session; for ever."""
         while True:
             session = await self.session()
             try:
@@ -90,8 +90,8 @@ class Connection:
     async def publish(self, exchange: str, key: str, message: Message) -> None:
         """Publish, for as long as it takes; at least once.
 
-        Again on the next session if this one is lost, or if the message came back: somebody deleted its queue, and a
-        new session declares it anew.
+        The message is published again on the next session if this one is lost, or if the message was returned: its
+        queue was deleted, and a new session declares it again.
         """
         while True:
             session = await self.session()

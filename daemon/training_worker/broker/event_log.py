@@ -1,4 +1,4 @@
-"""Reading a stream of messages: what was written since a time, then what is written now."""
+"""Reading a stream of messages: first those since a time, then new ones."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ PREFETCH = 500
 
 
 async def read_log(session: Session, stream: str, since: float) -> AsyncIterator[bytes]:
-    """The bodies of a stream's messages, for ever. Raises `BrokerLostError`.
+    """Yield the bodies of a stream's messages, for ever. Raises `BrokerLostError`.
 
     A stream finds a time by the chunk: the first messages may be older than ``since`` (unix seconds).
     """

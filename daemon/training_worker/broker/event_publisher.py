@@ -12,7 +12,7 @@ from training_worker.broker.session import persistent
 
 
 class EncodedEvent(msgspec.Struct, frozen=True):
-    """An event in words, and its routing key."""
+    """An encoded event, and its routing key."""
 
     key: str
     event_id: str
@@ -20,12 +20,12 @@ class EncodedEvent(msgspec.Struct, frozen=True):
 
     @property
     def message(self) -> Message:
-        """Ready to be published."""
+        """Return the message to publish."""
         return event_message(self.event_id, self.body)
 
 
 class EventPublisher:
-    """Says things in the name of one worker."""
+    """Publishes events in the name of one worker."""
 
     def __init__(self, connection: Connection, worker: str, *, simulated: bool, clock: Callable[[], float]) -> None:
         self._connection = connection
@@ -34,19 +34,19 @@ class EventPublisher:
         self._clock = clock
 
     def state(self, kind: type[Event], event_id: str, **fields: Any) -> EncodedEvent:
-        """Put something into words; its time is now."""
+        """Encode an event; its time is now."""
         event = kind(worker=self._worker, simulated=self._simulated, **fields)
         body = encode_event(wrap(event, event_id=event_id, time=self._clock()))
         return EncodedEvent(routing_key(event), event_id, body)
 
     @property
     def exchange(self) -> str:
-        """Where events go."""
+        """The exchange of events."""
         return self._connection.names.events
 
     @property
     def ledger(self) -> str:
-        """Where turning points go."""
+        """The stream of the ledger."""
         return self._connection.names.ledger
 
     async def publish(self, encoded: EncodedEvent) -> None:
@@ -55,11 +55,11 @@ class EventPublisher:
 
 
 def encoded_event(body: bytes) -> EncodedEvent:
-    """What was said before, ready to be published again."""
+    """Return an event that was encoded before, ready to be published again."""
     envelope = decode_event(body)
     return EncodedEvent(routing_key(envelope.read()), envelope.id, body)
 
 
 def event_message(event_id: str, body: bytes) -> Message:
-    """An event as a message; its type is the one that its envelope names."""
+    """Return an event as a message; its type is the one that its envelope names."""
     return persistent(body, content_type=CONTENT_TYPE, message_id=event_id, type=decode_event(body).type)

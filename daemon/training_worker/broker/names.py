@@ -6,11 +6,11 @@ from training_schemas.jobs import MemoryTier, ModelFamily
 
 SUBMIT_KEY = "submit"
 
-# By which the ledger is reached through the control exchange: clients need no right to write to queues by name, which
-# would be that of writing to all of them.
+# The key of the ledger on the control exchange: clients need no right to write to queues by name, which would allow
+# writing to all of them.
 LEDGER_KEY = "ledger"
 
-# In a command's key in place of one worker's id.
+# Replaces a worker's id in a command's key.
 ALL_WORKERS = "all"
 
 
@@ -36,7 +36,7 @@ class Names(msgspec.Struct, frozen=True):
 
     @property
     def events(self) -> str:
-        """Topic exchange: what is said about jobs and workers."""
+        """Topic exchange: events about jobs and workers."""
         return f"{self.prefix}.events"
 
     @property
@@ -46,7 +46,7 @@ class Names(msgspec.Struct, frozen=True):
 
     @property
     def ledger(self) -> str:
-        """Stream: the turning points of all jobs."""
+        """Stream: the milestones of all jobs."""
         return f"{self.prefix}.ledger"
 
     @property
@@ -56,15 +56,15 @@ class Names(msgspec.Struct, frozen=True):
 
     @property
     def dead(self) -> str:
-        """Queue: what gave up."""
+        """Queue: dead letters."""
         return f"{self.prefix}.dead"
 
     def tier_queue(self, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1) -> str:
-        """Queue: jobs that wait for a card of this tier or higher, or for so many of them."""
+        """Queue: jobs that wait for a GPU of this tier or higher, or for this many of them."""
         return f"{self.prefix}.tier.{tier_key(family, tier, gpu_count)}"
 
     def delay_queue(self, seconds: int) -> str:
-        """Queue: where jobs wait for so long before they go back to their tier queues."""
+        """Queue: jobs that wait this long before they return to their tier queues."""
         return f"{self.prefix}.retry.{seconds}"
 
     def owner(self, job_id: str) -> str:
@@ -72,26 +72,26 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.prefix}.owner.{job_id}"
 
     def lease(self, job_id: str) -> str:
-        """Queue: the copies of the job that come back if its owner is gone."""
+        """Queue: the copies of the job that return if its owner is gone."""
         return f"{self.prefix}.lease.{job_id}"
 
 
 def tier_key(family: ModelFamily, tier: MemoryTier, gpu_count: int = 1) -> str:
-    """The routing key of a tier queue, as ``flux.24gb``, or ``flux.2x24gb`` for several cards."""
+    """Return the routing key of a tier queue, as ``flux.24gb``, or ``flux.2x24gb`` for several GPUs."""
     several = "" if gpu_count == 1 else f"{gpu_count}x"
     return f"{family}.{several}{tier}"
 
 
 def delayed_key(seconds: int, key: str) -> str:
-    """The routing key of a job that goes to ``key`` after so long, as ``30.flux.24gb``."""
+    """Return the routing key of a job that goes to ``key`` after this delay, as ``30.flux.24gb``."""
     return f"{seconds}.{key}"
 
 
 def job_key(job_id: str) -> str:
-    """The routing key of commands to a job's owner."""
+    """Return the routing key of commands to a job's owner."""
     return f"job.{job_id}"
 
 
 def worker_key(worker_id: str) -> str:
-    """The routing key of commands to one worker, or to ``all``."""
+    """Return the routing key of commands to one worker, or to ``all``."""
     return f"worker.{worker_id}"

@@ -1,7 +1,8 @@
 """The least rights that each kind of user needs on the broker: what it may configure, write and read.
 
-Everything is a regular expression over names, as RabbitMQ takes them. A fleet that must be safe from others' workers
-has a virtual host of its own: workers write to queues by name, which RabbitMQ grants for all queues of a host or none.
+Everything is a regular expression over names, as RabbitMQ expects. A fleet that must be safe from others' workers
+needs a virtual host of its own: workers write to queues by name, which RabbitMQ grants for all queues of a host or
+none.
 """
 
 import re
@@ -16,13 +17,13 @@ from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names
 NOTHING = "^$"
 ANY_KEY = ".*"
 
-# The exclusive queues that a worker has the broker name: its inbox.
+# The exclusive queue whose name a worker leaves to the broker: its inbox.
 BROKER_NAMED = r"amq\.gen-.*"
 DEFAULT_EXCHANGE = r"amq\.default"
 
 
 class Role(StrEnum):
-    """Who connects."""
+    """The kinds of users that connect."""
 
     WORKER = "worker"
     BACKEND = "backend"
@@ -30,7 +31,7 @@ class Role(StrEnum):
 
 
 class TopicRights(msgspec.Struct, frozen=True, kw_only=True):
-    """By which routing keys a user may publish to a topic exchange, and bind queues to it."""
+    """The routing keys by which a user may publish to a topic exchange, and bind queues to it."""
 
     exchange: str
     write: str
@@ -38,7 +39,7 @@ class TopicRights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user may do, as patterns."""
+    """The rights of a user, as patterns."""
 
     configure: str
     write: str
@@ -47,7 +48,7 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rights_of(role: Role, names: Names) -> Rights:
-    """The least that a user of this role needs."""
+    """Return the least rights that a user of this role needs."""
     match role:
         case Role.WORKER:
             return _worker(names)
@@ -58,7 +59,7 @@ def rights_of(role: Role, names: Names) -> Rights:
 
 
 def commands(role: Role, names: Names, *, user: str, vhost: str = "/") -> list[list[str]]:
-    """The `rabbitmqctl` commands that give a user these rights, and no others."""
+    """Return the `rabbitmqctl` commands that give a user these rights, and no others."""
     rights = rights_of(role, names)
     own = ["rabbitmqctl", "set_permissions", "-p", vhost, user, rights.configure, rights.write, rights.read]
     topics = [
@@ -69,7 +70,7 @@ def commands(role: Role, names: Names, *, user: str, vhost: str = "/") -> list[l
 
 
 def command_lines(role: Role, names: Names, *, user: str, vhost: str = "/") -> list[str]:
-    """The same, to be pasted into a shell."""
+    """Return the same commands, to be pasted into a shell."""
     return [shlex.join(command) for command in commands(role, names, user=user, vhost=vhost)]
 
 

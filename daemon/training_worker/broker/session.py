@@ -1,7 +1,7 @@
-"""A session: one connection to the broker, from its opening to its loss. Nothing outlives it but what is on the broker.
+"""A session: one connection to the broker, from its opening to its loss. Only what is on the broker outlives it.
 
-The connection is a plain one: after a loss nothing is restored behind our back, since whether a job is still ours is a
-question that has to be asked anew.
+The connection is a plain one: after a loss nothing is restored silently, since whether a job is still ours must be
+checked again.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from training_worker.errors import BrokerError, BrokerLostError
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
-# After a power loss, the broker holds a lock for two of these, seconds. An address with ?heartbeat=N has its own.
+# After a power loss, the broker holds a lock for two of these, seconds. An address with ?heartbeat=N sets its own.
 HEARTBEAT = 20
 
 T = TypeVar("T")
@@ -39,21 +39,21 @@ def broker_errors() -> Iterator[None]:
     except DeliveryError as error:
         raise BrokerError(f"message was returned: {error}") from error
     except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
-        # The libraries mix the two up: a call that timed out cancels whatever else waits on its channel, of which a
-        # task would end unnoticed; and a connection that is cancelled while it opens may raise an error of its own.
+        # The libraries confuse the two: a call that timed out cancels whatever else waits on its channel, and the task
+        # of that would end unnoticed; and a connection that is cancelled while it opens may raise an error of its own.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise asyncio.CancelledError from error
         raise BrokerLostError(f"{type(error).__name__}: {error}") from error
     except Exception as error:
-        # What who waits on a channel gets if it is closed meanwhile for no reason given.
+        # The error of a wait on a channel that is closed meanwhile for no given reason.
         if type(error) is not Exception:
             raise
         raise BrokerLostError("channel closed") from error
 
 
 def address_of(url: str) -> URL:
-    """The broker's address, with our heartbeat. Raises `BrokerError` if it is none."""
+    """Return the broker's address, with our heartbeat. Raises `BrokerError` if it is none."""
     try:
         address = make_url(url)
     except ValueError as error:
@@ -64,7 +64,7 @@ def address_of(url: str) -> URL:
 
 
 def tls_advice(address: URL, error: str) -> str:
-    """What an operator may have to change, where TLS is what failed. Its own words name no setting."""
+    """Name what an operator may have to change if TLS failed. The library's message names no setting."""
     if address.scheme != "amqps":
         return ""
     if "CERTIFICATE_VERIFY_FAILED" in error:
@@ -75,7 +75,7 @@ def tls_advice(address: URL, error: str) -> str:
 
 
 def persistent(body: bytes, **properties: Any) -> Message:
-    """A JSON message that survives the broker's restart."""
+    """Return a JSON message that survives the broker's restart."""
     properties.setdefault("content_type", "application/json")
     return Message(body, delivery_mode=DeliveryMode.PERSISTENT, **properties)
 
@@ -98,7 +98,7 @@ class Session:
     ) -> "Session":
         """Connect and declare the topology, within a bounded time. Raises `BrokerError`.
 
-        Without ``declare``, what is there is taken as it is: it takes no right to declare where a worker has been.
+        Without ``declare``, the topology is used as it is: no right to declare is needed where a worker has been.
         """
         address = address_of(url)
         try:
@@ -127,7 +127,7 @@ class Session:
         return session
 
     async def _is_declared(self, names: Names) -> bool:
-        """Whether the last of the topology is there. Asking takes no rights, and the channel if it is not."""
+        """Return whether the last of the topology exists. The check needs no rights, but may close the channel."""
         channel = await self._connection.channel(publisher_confirms=False)
         try:
             await channel.get_queue(names.events_log)
@@ -144,7 +144,7 @@ class Session:
         self.lost.set()
 
     async def channel(self, *, prefetch: int) -> AbstractChannel:
-        """A channel of its own; ``prefetch`` 0 sets no limit. Raises `BrokerLostError`."""
+        """Open a separate channel; ``prefetch`` 0 sets no limit. Raises `BrokerLostError`."""
         with broker_errors():
             channel = await self._connection.channel(publisher_confirms=False)
             if prefetch:
@@ -152,7 +152,7 @@ class Session:
             return channel
 
     async def watch(self, channel: AbstractChannel) -> None:
-        """From now on this session counts as lost if the broker closes the channel or cancels one of its consumers.
+        """Count this session as lost from now on if the broker closes the channel or cancels one of its consumers.
 
         Nobody would notice otherwise: a consumer that is gone looks like one that has nothing to do.
         """
@@ -161,7 +161,7 @@ class Session:
         channel.close_callbacks.add(self._on_close)
 
     async def unwatch(self, channel: AbstractChannel) -> None:
-        """What happens to the channel from now on is our own doing. Raises `BrokerLostError`."""
+        """Ignore from now on what happens to the channel: it is our own doing. Raises `BrokerLostError`."""
         underlying = await self._underlying(channel)
         underlying.on_consumer_cancel_callbacks.discard(self._on_close)
         channel.close_callbacks.discard(self._on_close)
@@ -171,7 +171,7 @@ class Session:
             return await channel.get_underlay_channel()
 
     async def close_channel(self, channel: AbstractChannel) -> None:
-        """Close one of this session's channels; what it held goes back. Raises `BrokerLostError`."""
+        """Close one of this session's channels; unacknowledged deliveries return. Raises `BrokerLostError`."""
         await self.unwatch(channel)
         with broker_errors():
             await channel.close()
@@ -182,7 +182,7 @@ class Session:
             await self._exchanges[exchange].publish(message, key, mandatory=mandatory)
 
     async def offer(self, exchange: str, key: str, message: Message) -> bool:
-        """Publish to whoever listens now. False if nobody does. Raises `BrokerError`."""
+        """Publish to the consumers of this moment. False if there are none. Raises `BrokerError`."""
         with broker_errors():
             try:
                 await self._exchanges[exchange].publish(message, key, mandatory=True)

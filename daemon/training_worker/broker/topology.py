@@ -1,4 +1,4 @@
-"""What must be on the broker before anything else: exchanges, queues and streams. Declaring is idempotent."""
+"""The exchanges, queues and streams that must exist before anything else. Declaring them is idempotent."""
 
 from collections.abc import Collection, Iterator
 from typing import get_args
@@ -14,17 +14,17 @@ from training_worker.broker.names import LEDGER_KEY, SUBMIT_KEY, Names, delayed_
 LEDGER_AGE = "30D"
 EVENTS_AGE = "7D"
 
-# A stream drops whole segments: small ones keep its age close to what is promised.
+# A stream drops whole segments: small ones keep its age close to the configured one.
 STREAM_SEGMENT_BYTES = 50_000_000
 
-# Counts deliveries that came back: a daemon that died, a race lost while going idle. Neither is the job's fault, so
-# this is far above what happens; it only stops a message that kills every daemon that looks at it.
+# Counts deliveries that returned: a daemon that died, a race lost while going idle. Neither is the job's fault, so
+# this is far above what happens; it only stops a message that kills every daemon that reads it.
 DELIVERY_LIMIT = 1000
 LOOKS_LIMIT = 1_000_000
 
 
 class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A durable queue or stream as it must be: its arguments, and by which exchange and key letters reach it."""
+    """A durable queue or stream as it must be: its arguments, and the exchanges and keys that it is bound by."""
 
     name: str
     arguments: FieldTable
@@ -32,17 +32,17 @@ class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def topic_exchanges(names: Names) -> tuple[str, ...]:
-    """All exchanges of the fleet; they are durable topic exchanges."""
+    """Return all exchanges of the fleet; they are durable topic exchanges."""
     return (names.jobs, names.control, names.events, names.retry)
 
 
 def shared_queues(names: Names, delays: Collection[int] = ()) -> Iterator[QueueSpec]:
-    """All that is shared by the fleet, and a queue for each of the delays (seconds). The last is the log of events.
+    """List what the fleet shares, and a queue for each of the delays (seconds). The last is the log of events.
 
-    Leases and locks are declared when a job is claimed, and tier queues for several cards when the first worker or job
+    Leases and locks are declared when a job is claimed, and tier queues for several GPUs when the first worker or job
     needs them.
     """
-    # Looking at a letter counts as a delivery, and RabbitMQ 4 drops what was delivered 20 times.
+    # Looking at a dead letter counts as a delivery, and RabbitMQ 4 drops what was delivered 20 times.
     dead_letters: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": LOOKS_LIMIT}
     yield QueueSpec(name=names.dead, arguments=dead_letters)
     yield QueueSpec(name=names.intake, arguments=_work_queue(names), bindings=((names.jobs, SUBMIT_KEY),))
@@ -60,7 +60,7 @@ def shared_queues(names: Names, delays: Collection[int] = ()) -> Iterator[QueueS
 
 
 def every_tier_queue(names: Names) -> Iterator[QueueSpec]:
-    """The tier queues that may be there, those for several cards with them."""
+    """List the tier queues that may exist, including those for several GPUs."""
     for family in ModelFamily:
         for tier in MemoryTier:
             for count in get_args(GpuCount):
@@ -68,7 +68,7 @@ def every_tier_queue(names: Names) -> Iterator[QueueSpec]:
 
 
 def tier_queue(names: Names, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1) -> QueueSpec:
-    """The queue of jobs that wait for so many cards of a tier."""
+    """Return the queue of jobs that wait for this many GPUs of a tier."""
     key = tier_key(family, tier, gpu_count)
     bindings = ((names.jobs, key), (names.jobs, f"*.{key}"))
     return QueueSpec(name=names.tier_queue(family, tier, gpu_count), arguments=_work_queue(names), bindings=bindings)
@@ -85,7 +85,7 @@ async def declare_topology(channel: AbstractChannel, names: Names, delays: Colle
 async def declare_tier_queue(
     channel: AbstractChannel, names: Names, family: ModelFamily, tier: MemoryTier, gpu_count: int = 1
 ) -> AbstractQueue:
-    """Declare a `tier_queue`. The jobs' exchange must be there."""
+    """Declare a `tier_queue`. The jobs' exchange must exist."""
     return await _declare(channel, tier_queue(names, family, tier, gpu_count))
 
 
@@ -97,7 +97,7 @@ async def _declare(channel: AbstractChannel, spec: QueueSpec) -> AbstractQueue:
 
 
 async def delete_topology(channel: AbstractChannel, names: Names, delays: Collection[int] = ()) -> None:
-    """Delete all that `declare_topology` declares, with what is in it. For fleets that were only tried out."""
+    """Delete all that `declare_topology` declares, with its contents. For fleets that were only tests."""
     tiers = [spec.name for spec in every_tier_queue(names)]
     waiting = [names.delay_queue(seconds) for seconds in delays]
     for queue in (names.intake, names.dead, names.ledger, names.events_log, *tiers, *waiting):
@@ -111,12 +111,12 @@ def _work_queue(names: Names) -> FieldTable:
 
 
 def _delay_queue(names: Names, seconds: int) -> FieldTable:
-    # Letters keep their routing key, ``30.flux.24gb``, which the tier queue is bound by as well.
+    # Dead letters of this queue keep their routing key, ``30.flux.24gb``, which the tier queue is bound by as well.
     return at_least_once(names.jobs) | {"x-message-ttl": seconds * 1000}
 
 
 def at_least_once(exchange: str, key: str | None = None) -> FieldTable:
-    """Arguments of a quorum queue whose dead letters are not lost on the way to ``exchange``."""
+    """Return the arguments of a quorum queue whose dead letters are not lost on the way to ``exchange``."""
     routing: FieldTable = {} if key is None else {"x-dead-letter-routing-key": key}
     return routing | {
         "x-queue-type": "quorum",

@@ -1,4 +1,4 @@
-"""The commands, and how their errors end: a line that says what is wrong, and a status that says whose turn it is."""
+"""The commands, and how their errors end: one line with the cause, and an exit status by who must act."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What a command needs is imported by the command: the daemon has no use for the demo, nor `presets` for AMQP.
 
-# sysexits(3): the input is wrong, the broker is away, the operator must change something.
+# sysexits(3): the input is wrong, the broker is unreachable, the operator must change something.
 EX_DATAERR = 65
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
@@ -44,13 +44,13 @@ def app() -> None:
 @click.option(
     "--check",
     is_flag=True,
-    help="Only read the settings, but for the broker's address, look for the cards, and say what is wrong.",
+    help="Only read the settings, except the broker's address, look for the GPUs, and report what is wrong.",
 )
 def run(config: Path | None, *, verbose: bool, check: bool) -> None:
-    """Run the daemon on this host until it is told to stop.
+    """Run the daemon on this host until it is stopped.
 
-    SIGTERM gives a running job back to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP starts
-    the daemon anew in place, while training goes on.
+    SIGTERM returns a running job to the queue; SIGINT finishes it first; another one ends it at once. SIGHUP restarts
+    the daemon in place, while training continues.
     """
     from training_worker.gpu.devices import worker_gpus  # noqa: PLC0415
     from training_worker.logging_config import configure_logging  # noqa: PLC0415
@@ -73,7 +73,7 @@ def run(config: Path | None, *, verbose: bool, check: bool) -> None:
 
 
 def _without_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a check: what systemd runs on a reload cannot see the credentials of the daemon."""
+    """Return the environment of a check: what systemd runs on a reload cannot see the credentials of the daemon."""
     rest = {name: value for name, value in environ.items() if name not in CREDENTIALS}
     # Any address with which all settings for TLS make sense.
     return rest | {"TRAINING_AMQP_URL": "amqps://localhost/"}
@@ -81,7 +81,7 @@ def _without_credentials(environ: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _observed(settings: "Settings") -> "Iterator[Observer]":
-    """Where the worker's observations go: to the metrics, where they are wanted."""
+    """Yield the observer of the worker: it serves the metrics, if the settings ask for them."""
     if settings.metrics_port is None:
         yield lambda _: None
         return
@@ -113,7 +113,7 @@ def watch(job_id: str) -> None:
 @app.command()
 @click.argument("job_id")
 def cancel(job_id: str) -> None:
-    """Cancel a job, waiting or running, and say which it was."""
+    """Cancel a job, waiting or running, and show which it was."""
     from training_worker.cli.job_commands import cancel_job  # noqa: PLC0415
 
     sys.exit(cancel_job(job_id))
@@ -131,7 +131,7 @@ def checkpoint(job_id: str) -> None:
 @app.command()
 @click.argument("job_id")
 def sample(job_id: str) -> None:
-    """Have a running job draw its sample pictures now."""
+    """Have a running job draw its sample images now."""
     from training_worker.cli.job_commands import sample_job  # noqa: PLC0415
 
     sys.exit(sample_job(job_id))
@@ -140,7 +140,7 @@ def sample(job_id: str) -> None:
 @app.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def workers(*, as_json: bool) -> None:
-    """Show the workers that were heard within the last minutes: their cards, and what each of them does.
+    """Show the workers that were online within the last minutes: their GPUs, and what each of them does.
 
     The exit status is 1 if there is none.
     """
@@ -152,7 +152,7 @@ def workers(*, as_json: bool) -> None:
 @app.command()
 @click.argument("worker_id", metavar="WORKER|all")
 def drain(worker_id: str) -> None:
-    """Have a worker finish what it trains, take nothing new, and end."""
+    """Have a worker finish what it trains, consume nothing new, and end."""
     from training_worker.cli.job_commands import command_worker  # noqa: PLC0415
 
     sys.exit(command_worker(worker_id, "drain"))
@@ -161,7 +161,7 @@ def drain(worker_id: str) -> None:
 @app.command()
 @click.argument("worker_id", metavar="WORKER|all")
 def pause(worker_id: str) -> None:
-    """Have a worker take nothing new until it is resumed."""
+    """Have a worker consume nothing new until it is resumed."""
     from training_worker.cli.job_commands import command_worker  # noqa: PLC0415
 
     sys.exit(command_worker(worker_id, "pause"))
@@ -170,7 +170,7 @@ def pause(worker_id: str) -> None:
 @app.command()
 @click.argument("worker_id", metavar="WORKER|all")
 def resume(worker_id: str) -> None:
-    """Have a paused worker take jobs again."""
+    """Have a paused worker consume jobs again."""
     from training_worker.cli.job_commands import command_worker  # noqa: PLC0415
 
     sys.exit(command_worker(worker_id, "resume"))
@@ -178,13 +178,13 @@ def resume(worker_id: str) -> None:
 
 @app.group()
 def dead() -> None:
-    """Look at what gave up, put it back, or drop it."""
+    """Look at dead letters, put their jobs back, or drop them."""
 
 
 @dead.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(*, as_json: bool) -> None:
-    """List the dead queue, oldest first."""
+    """List the dead-letter queue, oldest first."""
     from training_worker.cli.dead_letter_commands import list_dead_letters  # noqa: PLC0415
 
     list_dead_letters(as_json=as_json)
@@ -203,7 +203,7 @@ def show(job_id: str, *, as_json: bool) -> None:
 @dead.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 def requeue(job_ids: tuple[str, ...]) -> None:
-    """Put jobs back: their attempts begin anew, from the last checkpoint."""
+    """Put jobs back: their attempts are counted again from none, and resume from the last checkpoint."""
     from training_worker.cli.dead_letter_commands import requeue_dead_letters  # noqa: PLC0415
 
     requeue_dead_letters(job_ids)
@@ -212,7 +212,7 @@ def requeue(job_ids: tuple[str, ...]) -> None:
 @dead.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 def drop(job_ids: tuple[str, ...]) -> None:
-    """Drop all letters of these jobs for good."""
+    """Drop all dead letters of these jobs for good."""
     from training_worker.cli.dead_letter_commands import drop_dead_letters  # noqa: PLC0415
 
     drop_dead_letters(job_ids)
@@ -234,9 +234,9 @@ def presets(*, as_json: bool) -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file of the worker (TOML).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(config: Path | None, *, as_json: bool) -> None:
-    """Say what this host has and lacks for training, and what mends it.
+    """Show what this host has and lacks for training, and what fixes it.
 
-    The exit status is 1 if anything is an error. Nothing is changed, and nothing is put on a card.
+    The exit status is 1 if anything is an error. Nothing is changed, and no GPU memory is used.
     """
     from training_worker.cli.doctor_command import show_findings  # noqa: PLC0415
 
@@ -244,9 +244,9 @@ def doctor(config: Path | None, *, as_json: bool) -> None:
 
 
 @app.command()
-@click.option("--per-gpu", is_flag=True, help="A unit for each card, training-worker@N, in place of one for all.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--undo", is_flag=True, help="Take back what was installed; settings and state stay.")
+@click.option("--per-gpu", is_flag=True, help="A unit for each GPU, training-worker@N, in place of one for all.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
+@click.option("--undo", is_flag=True, help="Remove what was installed; settings and state stay.")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), help="The root of an image, for its build.")
 def install(root: Path, *, per_gpu: bool, dry_run: bool, undo: bool) -> None:
     """Put the units of systemd in place on this host, and show each step."""
@@ -267,7 +267,7 @@ def demo(output: Path, steps: int) -> None:
 
 def main() -> None:
     """Run the program ``training-worker``."""
-    # The AMQP libraries log every lost connection as an error, with a traceback. It is said once, by whom it concerns.
+    # The AMQP libraries log every lost connection as an error, with a traceback. Our own code reports it once.
     logging.basicConfig(level=logging.CRITICAL)
     try:
         app(prog_name="training-worker")
@@ -287,6 +287,6 @@ def _fail(error: Exception, status: int) -> None:
     from training_worker.worker.systemd_notify import Notifier  # noqa: PLC0415
 
     print(f"training-worker: {error}", file=sys.stderr)
-    # What `systemctl status` shows of a unit that did not start.
+    # Shown by `systemctl status` for a unit that did not start.
     Notifier(os.environ).status(str(error))
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""dead list, show, requeue and drop."""
+"""The commands dead list, show, requeue and drop."""
 
 import asyncio
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def show_dead_letters(job_id: str, *, as_json: bool) -> None:
     """Print all about a job's dead letters. Raises `DeadLetterError` if it has none."""
     dead_letters = asyncio.run(AsyncTrainingWorkerAPI().dead_letters(job_id))
     if not dead_letters:
-        raise DeadLetterError(f"the dead queue has no letter of {job_id}")
+        raise DeadLetterError(f"the dead-letter queue has no dead letter of {job_id}")
     if as_json:
         _print_json(dead_letters)
         return
@@ -69,7 +69,7 @@ def _print_json(dead_letters: list[DeadLetter]) -> None:
 
 
 def _as_json(dead_letter: DeadLetter) -> dict[str, Any]:
-    """The dead letter with its body as JSON where it is JSON, and as text elsewhere."""
+    """Return the dead letter with its body as JSON where it is JSON, and as text elsewhere."""
     try:
         body = msgspec.json.decode(dead_letter.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,6 +1,6 @@
 """The demo: a tiny FLUX LoRA from the queue to the adapter, by the same daemon and trainer that real jobs get.
 
-What is small or stands in: the base model is random and tiny, the card is simulated, and training runs on the CPU.
+Some of it is small or simulated: the base model is random and tiny, the GPU is simulated, and training runs on the CPU.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from training_worker.errors import TrainingWorkerError
 from training_worker.testing.local_broker import find_broker
 
 JOB_ID = "robot"
-# Of its own, on whatever broker it is.
+# The demo's own, on whatever broker it is.
 PREFIX = f"training-demo-{os.getpid()}"
 CARD = "NVIDIA GeForce RTX 4090:24564MiB"
 MODEL = "black-forest-labs/FLUX.1-dev"
@@ -43,11 +43,11 @@ JOB_TIMEOUT = 1200.0
 
 
 class DemoError(TrainingWorkerError):
-    """Something that the demo promises is not so."""
+    """A promise of the demo does not hold."""
 
 
 class Verified(msgspec.Struct, frozen=True, rename="camel"):
-    """What the check of the adapter says."""
+    """The result of the adapter's check."""
 
     adapter: Path
     tensors: int
@@ -56,20 +56,20 @@ class Verified(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def run_demo(output: Path, steps: int) -> None:
-    """Run all of it below ``output`` and print what came out. Raises `TrainingWorkerError` if anything is amiss."""
+    """Run the whole demo below ``output`` and print the result. Raises `TrainingWorkerError` if anything is wrong."""
     folder = _make_folder(output.resolve())
     with find_broker() as broker:
-        _say(f"broker: {broker.description}")
-        _say("making a tiny FLUX pipeline and a data set of ten drawn pictures")
+        _report(f"broker: {broker.description}")
+        _report("making a tiny FLUX pipeline and a data set of ten drawn images")
         _child("training_worker.engines.diffusers.models.tiny", folder / "model")
         _child("training_worker.engines.demo_dataset", folder / "dataset")
         try:
             with _daemon(folder, broker.url):
-                completed, pictures = asyncio.run(_train(folder, broker.url, steps))
+                completed, samples = asyncio.run(_train(folder, broker.url, steps))
         finally:
             asyncio.run(_clean_up(broker.url))
-    _say("loading the adapter into a fresh pipeline")
-    _summarise(folder, completed, pictures, _verify(folder))
+    _report("loading the adapter into a fresh pipeline")
+    _summarise(folder, completed, samples, _verify(folder))
 
 
 def _make_folder(folder: Path) -> Path:
@@ -94,11 +94,11 @@ def _child(module: str, *arguments: Path) -> str:
 
 @contextmanager
 def _daemon(folder: Path, url: str) -> Iterator[None]:
-    """A daemon with a simulated card; it must end cleanly, too."""
+    """Run a daemon with a simulated GPU; it must end cleanly, too."""
     config = folder / "worker.toml"
     config.write_text(_settings(folder))
     log = folder / "worker.log"
-    _say(f"starting a daemon with a simulated card: {CARD} (its log: {log})")
+    _report(f"starting a daemon with a simulated GPU: {CARD} (its log: {log})")
     with log.open("wb") as file:
         command = [sys.executable, "-m", "training_worker", "run", "--config", str(config)]
         daemon = subprocess.Popen(  # noqa: S603
@@ -154,17 +154,17 @@ def _job(folder: Path, steps: int) -> TrainingJob:
 async def _train(folder: Path, url: str, steps: int) -> tuple[JobCompleted, list[Path]]:
     api = AsyncTrainingWorkerAPI(url, prefix=PREFIX)
     receipt = await api.submit_job(_job(folder, steps))
-    _say(f"submitted job {receipt.job_id} with preset {receipt.plan.preset}")
-    pictures = []
+    _report(f"submitted job {receipt.job_id} with preset {receipt.plan.preset}")
+    samples = []
     async with asyncio.timeout(JOB_TIMEOUT):
         with make_view(receipt.job_id) as view:
             async for event in api.events(receipt.job_id, since=receipt.submitted_at - 10):
                 view.show(event)
                 if isinstance(event, JobSample):
-                    pictures.append(folder / "result" / "samples" / Path(event.path).name)
+                    samples.append(folder / "result" / "samples" / Path(event.path).name)
     if not isinstance(event, JobCompleted):
         raise DemoError(f"job ended otherwise than completed: {event}")
-    return event, pictures
+    return event, samples
 
 
 async def _clean_up(url: str) -> None:
@@ -177,14 +177,14 @@ def _verify(folder: Path) -> Verified:
     return msgspec.json.decode(line, type=Verified, dec_hook=lambda _, value: Path(value))
 
 
-def _summarise(folder: Path, completed: JobCompleted, pictures: list[Path], verified: Verified) -> None:
+def _summarise(folder: Path, completed: JobCompleted, samples: list[Path], verified: Verified) -> None:
     usage = completed.usage
     before, after = completed.fixed_loss_before or math.nan, completed.fixed_loss_after or math.nan
     wrong = [
         what
         for what, is_so in {
             "the adapter is not in the result": verified.adapter.is_relative_to(folder) and verified.bytes > 0,
-            "there are no pictures before and after": len(pictures) == 2 and all(p.is_file() for p in pictures),  # noqa: PLR2004
+            "there are no samples before and after": len(samples) == 2 and all(path.is_file() for path in samples),  # noqa: PLR2004
             "training did not lower the loss on fixed noise": after < before,
             "no GPU-seconds were counted": usage.gpu_seconds > 0,
             "no cost was counted": (usage.cost_usd or 0) > 0,
@@ -197,12 +197,12 @@ def _summarise(folder: Path, completed: JobCompleted, pictures: list[Path], veri
 adapter        {verified.adapter}
                {verified.bytes} bytes, {verified.tensors} tensors, all taken by diffusers' load_lora_weights;
                it changes the model's output by up to {verified.max_output_difference:.4g}
-picture before {pictures[0]}
-picture after  {pictures[1]}
+sample before  {samples[0]}
+sample after   {samples[1]}
 loss           first {completed.first_loss:.4f}, last {completed.last_loss:.4f} (each step at its own noise levels)
                on fixed noise {before:.4f} before, {after:.4f} after
-used           {money(usage)} (simulated card)""")
+used           {money(usage)} (simulated GPU)""")
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(f"demo: {text}", flush=True)

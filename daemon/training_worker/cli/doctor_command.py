@@ -1,4 +1,4 @@
-"""doctor: what a host has and lacks, in words or as JSON."""
+"""The command doctor: what a host has and lacks, as text or as JSON."""
 
 import os
 from itertools import groupby
@@ -19,10 +19,10 @@ INDENT = "  "
 
 
 def show_findings(config: Path | None, *, as_json: bool) -> int:
-    """Print what all checks find; the exit status: 1 if anything is an error. Raises `SettingsError`."""
+    """Print what all checks find; return the exit status: 1 if anything is an error. Raises `SettingsError`."""
     settings = load_settings(config, os.environ)
-    # Engines take a while to load; a pipe is not told.
-    with Console(stderr=True).status("looking at the host, its engines and the broker"):
+    # Engines take a while to load; a pipe gets no status.
+    with Console(stderr=True).status("checking the host, its engines and the broker"):
         findings = list(examine(settings))
     if as_json:
         # "mend" is the former name of "fix", for one release more.

@@ -1,4 +1,4 @@
-"""submit, watch and cancel, and what else is asked of jobs and workers."""
+"""The commands submit, watch and cancel, and other requests to jobs and workers."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ SLACK = 10.0
 
 
 def read_job(file: str) -> TrainingJob:
-    """A job from a JSON file, or from standard input for ``-``. Raises `InvalidMessageError`."""
+    """Read a job from a JSON file, or from standard input for ``-``. Raises `InvalidMessageError`."""
     try:
         body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
@@ -26,10 +26,10 @@ def read_job(file: str) -> TrainingJob:
 
 
 def submit_file(file: str, *, watch: bool) -> int:
-    """Publish a job; with ``watch``, show it to its end. The exit status."""
+    """Publish a job; with ``watch``, show it to its end. Return the exit status."""
     receipt = asyncio.run(AsyncTrainingWorkerAPI().submit_job(read_job(file)))
     plan = receipt.plan
-    print(f"{receipt.job_id}: submitted, {plan.training_type} with preset {plan.preset}, for cards of {plan.tier}")
+    print(f"{receipt.job_id}: submitted, {plan.training_type} with preset {plan.preset}, for GPUs of {plan.tier}")
     print(f"{receipt.job_id}: {describe_estimate(receipt.estimate)}")
     if not watch:
         return 0
@@ -37,7 +37,7 @@ def submit_file(file: str, *, watch: bool) -> int:
 
 
 def watch_job(job_id: str) -> int:
-    """Show a job's events of the last day until it ends. 0 if it was completed, else 1."""
+    """Show a job's events of the last day until it ends. Return 0 if it was completed, else 1."""
     return asyncio.run(_watch(job_id, None, None))
 
 
@@ -53,7 +53,7 @@ def _is_good(event: JobEvent) -> bool:
 
 
 def cancel_job(job_id: str) -> int:
-    """Ask for a job's end. 0 if that changes anything, else 1."""
+    """Cancel a job. Return 0 if that changes anything, else 1."""
     answer = asyncio.run(AsyncTrainingWorkerAPI().cancel(job_id))
     print(f"{job_id}: {_described(answer)}")
     return 0 if answer.state in (CancelState.WAITING, CancelState.RUNNING, CancelState.CANCELLED) else 1
@@ -62,11 +62,11 @@ def cancel_job(job_id: str) -> int:
 def _described(answer: CancelAnswer) -> str:
     match answer.state:
         case CancelState.WAITING:
-            return "waiting; whoever takes it cancels it"
+            return "waiting; the worker that claims it will cancel it"
         case CancelState.RUNNING if answer.worker is not None:
-            return f"running; told {answer.worker}, attempt {answer.attempt}"
+            return f"running; sent to {answer.worker}, attempt {answer.attempt}"
         case CancelState.RUNNING:
-            return "running; told its worker"
+            return "running; sent to its worker"
         case CancelState.UNKNOWN:
             return "unknown; nothing was written about it in the last day"
         case ended:
@@ -74,17 +74,17 @@ def _described(answer: CancelAnswer) -> str:
 
 
 def checkpoint_job(job_id: str) -> int:
-    """Ask for a checkpoint. 0 if an owner took the command, else 1."""
+    """Ask for a checkpoint. Return 0 if an owner received the command, else 1."""
     return _command_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().checkpoint_now(job_id)), "a checkpoint")
 
 
 def sample_job(job_id: str) -> int:
-    """Ask for sample pictures. 0 if an owner took the command, else 1."""
-    return _command_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().sample_now(job_id)), "sample pictures")
+    """Ask for sample images. Return 0 if an owner received the command, else 1."""
+    return _command_job(job_id, asyncio.run(AsyncTrainingWorkerAPI().sample_now(job_id)), "sample images")
 
 
-def _command_job(job_id: str, told: bool, what: str) -> int:
-    if told:
+def _command_job(job_id: str, delivered: bool, what: str) -> int:
+    if delivered:
         print(f"{job_id}: asked its worker for {what}")
         return 0
     print(f"training-worker: nobody trains {job_id} now", file=sys.stderr)
@@ -92,11 +92,11 @@ def _command_job(job_id: str, told: bool, what: str) -> int:
 
 
 def command_worker(worker_id: str, command: str) -> int:
-    """Send ``drain``, ``pause`` or ``resume`` to a worker or to all. 0 if one took it, else 1."""
+    """Send ``drain``, ``pause`` or ``resume`` to a worker or to all. Return 0 if one received it, else 1."""
     api = AsyncTrainingWorkerAPI()
     calls = {"drain": api.drain, "pause": api.pause, "resume": api.resume}
     if asyncio.run(calls[command](worker_id)):
-        print(f"{worker_id}: told to {command}")
+        print(f"{worker_id}: sent {command}")
         return 0
     who = "no worker" if worker_id == ALL_WORKERS else f"no worker {worker_id}"
     print(f"training-worker: {who} is connected", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Showing a job: one live view on a terminal, plain lines elsewhere."""
+"""The views of a job: one live view on a terminal, plain lines elsewhere."""
 
 import sys
 from types import TracebackType
@@ -39,7 +39,7 @@ BAR_WIDTH = 40
 
 
 class View(Protocol):
-    """Something that shows events; a context manager."""
+    """A view that shows events; a context manager."""
 
     def show(self, event: JobEvent) -> None:
         """Show one more event."""
@@ -52,20 +52,20 @@ class View(Protocol):
 
 
 def make_view(job_id: str) -> View:
-    """The view that fits standard output."""
+    """Return the view that fits standard output."""
     return LiveView(job_id) if sys.stdout.isatty() else PlainView(job_id)
 
 
 def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each event
-    """An event in a line."""
+    """Describe an event in one line."""
     match event:
         case JobQueued():
-            cards = "a card" if event.gpu_count == 1 else f"{event.gpu_count} cards"
-            return f"queued for {cards} of {event.tier}, preset {event.preset}" + "".join(
+            gpus = "a GPU" if event.gpu_count == 1 else f"{event.gpu_count} GPUs"
+            return f"queued for {gpus} of {event.tier}, preset {event.preset}" + "".join(
                 f"; {describe_change(change)}" for change in event.changes
             )
         case JobClaimed():
-            after = f", going on after step {event.resume_step}" if event.resume_step else ""
+            after = f", resuming after step {event.resume_step}" if event.resume_step else ""
             several = f"{event.gpu.count} x " if event.gpu.count > 1 else ""
             return f"attempt {event.attempt} on {event.worker}: {several}{event.gpu.name}, engine {event.engine}{after}"
         case JobDataset(summary=found):
@@ -84,7 +84,7 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
             return f"released after step {event.step} ({event.why}); back in the queue"
         case JobRetrying():
             where = "here, at once" if event.here else f"in {event.delay_seconds:.0f} s or later"
-            return f"attempt {event.attempt} failed: {event.reason}: {event.message}; tried again {where}"
+            return f"attempt {event.attempt} failed: {event.reason}: {event.message}; retried {where}"
         case JobDuplicate():
             return f"submitted again after it was {event.outcome}: nothing is trained"
         case JobRefused():
@@ -100,7 +100,7 @@ def describe(event: JobEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one line
 
 
 def describe_estimate(estimate: CostEstimate) -> str:
-    """An estimate in a line."""
+    """Describe an estimate in one line."""
     low, high = estimate.hours_range
     cost = "price unknown"
     if estimate.estimated_cost_usd is not None and estimate.cost_range_usd is not None:
@@ -113,7 +113,7 @@ def describe_estimate(estimate: CostEstimate) -> str:
 
 
 def money(usage: Usage) -> str:
-    """GPU-seconds and dollars."""
+    """Format GPU-seconds and dollars."""
     cost = "price unknown" if usage.cost_usd is None else f"{usage.cost_usd:.4f} USD"
     return f"{usage.gpu_seconds:.1f} GPU-s  {cost}"
 
@@ -131,7 +131,7 @@ def _duration(seconds: float) -> str:
 
 
 def describe_change(change: SettingChange) -> str:
-    """A changed setting in a line."""
+    """Describe a changed setting in one line."""
     return f"{change.setting} {change.after} instead of {change.before}, {change.why}"
 
 
@@ -140,7 +140,7 @@ def _faults(event: JobFailed | JobRejected) -> list[str]:
 
 
 class PlainView:
-    """A line for each event."""
+    """The plain view: a line for each event."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
@@ -159,7 +159,7 @@ class PlainView:
 
 
 class LiveView:
-    """What passed as lines, and below them the present state, redrawn in place."""
+    """The live view: past events as lines, and below them the present state, redrawn in place."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
@@ -170,7 +170,7 @@ class LiveView:
         self._progress: JobProgress | None = None
 
     def show(self, event: JobEvent) -> None:
-        """Take in one more event."""
+        """Show one more event."""
         self._follow(event)
         match event:
             case JobPhase():
@@ -186,7 +186,7 @@ class LiveView:
         try:
             self._state = next_state(self._state, event)
         except IllegalTransitionError:
-            # A view that was opened in the middle of a job's life takes an event at its word.
+            # A view that was opened in the middle of a job's life adopts the state that the event reports.
             self._state = reported_state(event) or self._state
 
     def _render(self) -> Group:

@@ -1,4 +1,4 @@
-"""The command ``plan``: a job file, a preset or settings on the line; one card or all; a table, JSON or a picture."""
+"""The command ``plan``: a job file, a preset or settings as options; one GPU or all; a table, JSON or a plot."""
 
 import os
 import re
@@ -16,7 +16,7 @@ TYPES = ("FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE")
 
 
 def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
-    """Width and height, from one number or two."""
+    """Parse width and height, from one number or two."""
     sides = SIZE.fullmatch(text)
     width, height = (int(sides["width"]), int(sides["height"] or sides["width"])) if sides else (0, 0)
     if not (min(width, height) >= SMALLEST and max(width, height) <= LARGEST):
@@ -26,11 +26,11 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tu
 
 @click.command()
 @click.argument("file", required=False)
-@click.option("--gpu", help="The card, as in 'RTX 4090' or 'A100 80GB'; all cards without it.")
+@click.option("--gpu", help="The GPU, as in 'RTX 4090' or 'A100 80GB'; all known GPUs without it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Compare the models of memory and time with published figures.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw peak memory over resolution and batch size (PNG).")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings file of a worker, for its cards and prices.")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file of a worker, for its GPUs and prices.")
 @click.option("--type", "training_type", type=click.Choice(TYPES), help="What to train, with the settings below.")
 @click.option("--preset", help="A preset, as it is planned for --type (a LoRA without it).")
 @click.option("--resolution", default="512", show_default=True, callback=_size, help="Pixels a side, or 512x768.")
@@ -45,7 +45,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tu
     type=click.Choice(("attention", "attentionAndFeedForward", "allLinear")),
     default="attention",
     show_default=True,
-    help="The layers that the adapter is put beside.",
+    help="The layers that get an adapter.",
 )
 @click.option(
     "--quantize", type=click.Choice(("none", "fp8", "int8", "nf4")), default="none", show_default=True, help="The base."
@@ -64,7 +64,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tu
     show_default=True,
     help="The optimizer.",
 )
-@click.option("--gradient-checkpointing", is_flag=True, help="Make activations anew instead of keeping them.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Recompute activations instead of keeping them.")
 @click.option("--cache-text", is_flag=True, help="Encode captions once, and free the text encoders.")
 @click.option("--cache-latents", is_flag=True, help="Encode images once, and free the autoencoder.")
 @click.option("--train-text-encoder", is_flag=True, help="Train the text encoders too.")
@@ -72,8 +72,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tu
 def plan(**options: Any) -> None:
     """Show what a job takes before it starts: settings, memory by phase and part, time and price.
 
-    With FILE or --preset, a job is planned as it would be, down to where it fits. With --type, the settings on the
-    line are taken as they are. With --check, the models are held against published figures.
+    With FILE or --preset, a job is planned as it would be, down to where it fits. With --type, the settings given as
+    options are used as they are. With --check, the models are compared with published figures.
     """
     # Loaded here: no other command needs it.
     from training_worker.cli import plan_output  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""plan and presets: what would be trained with what, how long it takes and what it costs."""
+"""The output of plan and presets: what would be trained with what, how long it takes and what it costs."""
 
 import sys
 from pathlib import Path
@@ -37,7 +37,7 @@ SHOWN = {
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a setting takes on a card: memory by phase and part in GiB, time, and US dollars where a price is known.
+    """The needs of a setting on a GPU: memory by phase and part in GiB, time, and US dollars where a price is known.
 
     ``gain`` says how many times as much the plan as it was would cost there, and ``execution`` how a step is computed.
     """
@@ -58,7 +58,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def job_of_preset(preset: str, training_type: str | None) -> TrainingJob:
-    """A job that says no more than its preset, and its type where that is no LoRA. Raises `InvalidMessageError`."""
+    """Return a job that names only its preset, and its type where that is no LoRA. Raises `InvalidMessageError`."""
     kind = training_type or f"{preset.partition('_')[0].upper()}_LORA"
     if kind not in set(TrainingType):
         raise refused("--preset", f"unknown preset {preset!r}; one of {', '.join(presets())}")
@@ -68,7 +68,7 @@ def job_of_preset(preset: str, training_type: str | None) -> TrainingJob:
 
 
 def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json: bool) -> None:
-    """Print a job's plan: what it is trained with, on which cards. Raises `InvalidMessageError`."""
+    """Print a job's plan: its settings, and what it takes on which GPUs. Raises `InvalidMessageError`."""
     plan = plan_job(job)
     if gpu is not None:
         cards = _cards(gpu, settings)
@@ -78,7 +78,7 @@ def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json:
     if as_json:
         print(msgspec.json.encode(msgspec.to_builtins(plan) | {"estimate": estimate, "tiers": tiers}).decode())
         return
-    table = Table("setting", "value", title=f"{plan.training_type}, preset {plan.preset}, cards of {plan.tier} or more")
+    table = Table("setting", "value", title=f"{plan.training_type}, preset {plan.preset}, GPUs of {plan.tier} or more")
     for name, value in msgspec.to_builtins(plan.parameters).items():
         table.add_row(name, str(value))
     console = Console()
@@ -92,12 +92,12 @@ def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json:
 
 
 def show_workload(work: Workload, gpu: str | None, settings: Settings, *, as_json: bool) -> None:
-    """Print what these very settings take on a card, or on all. Raises `InvalidMessageError` for an unknown card."""
+    """Print what these settings take on a GPU, or on all. Raises `InvalidMessageError` for an unknown GPU."""
     _print_answers([_answer(work, card, settings) for card in _cards(gpu, settings)], as_json=as_json)
 
 
 def show_check(*, as_json: bool) -> None:
-    """Print the published table beside ours."""
+    """Print the published figures beside ours."""
     comparisons = [compare(measurement) for measurement in measurements()]
     summary = summarise(comparisons)
     if as_json:
@@ -111,13 +111,13 @@ def show_check(*, as_json: bool) -> None:
     console.print(
         f"peak memory: {summary.memory_median:.1%} off in the median, {summary.memory_worst:.1%} at worst; "
         f"seconds a pass: a factor {summary.time_median:.2f} in the median, {summary.time_worst:.2f} at worst; "
-        f"{summary.cards_agreed} of {summary.cards} cards agreed on",
+        f"{summary.cards_agreed} of {summary.cards} GPUs agreed on",
         soft_wrap=True,
     )
 
 
 def show_presets(*, as_json: bool) -> None:
-    """Print all presets, with what each takes on the card that its tier is priced by."""
+    """Print all presets, with what each takes on the GPU that its tier is priced by."""
     if as_json:
         print(msgspec.json.encode(list(presets().values())).decode())
         return
@@ -126,7 +126,7 @@ def show_presets(*, as_json: bool) -> None:
         found = recommend_presets(kind, None, CostOptimization.BALANCED)["recommendations"]
         by_name = {one["preset"]: one for one in found}
         for name in [name for name in presets() if name in by_name]:
-            # As they are trained on the least card of the tier, which may be less than the starting point.
+            # As they are trained on the smallest GPU of the tier, which may be less than the starting point.
             config = by_name[name]["config"] | by_name[name]["config"]["config_overrides"]
             settings = (str(config[column]) for column in SHOWN.values())
             table.add_row(name, str(kind), *settings, *_estimate_cells(by_name[name]["estimate"]))
@@ -134,9 +134,9 @@ def show_presets(*, as_json: bool) -> None:
 
 
 def plot_memory(work: Workload, gpu: str, settings: Settings, path: Path) -> None:
-    """Draw the predicted peak over resolutions and batch sizes, with the card's own memory."""
+    """Draw the predicted peak over resolutions and batch sizes, with the GPU's own memory."""
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - only who plots needs it
+        from matplotlib.figure import Figure  # noqa: PLC0415 - only plots need it
     except ImportError:
         raise refused("--plot", "matplotlib is needed: pip install 'training-worker[plot]'") from None
     card = _cards(gpu, settings)[0]
@@ -167,12 +167,12 @@ def _cards(gpu: str | None, settings: Settings) -> list[CardSpec]:
         return [*settings.cards, *catalogue().cards]
     if (card := named_card(gpu, settings.cards)) is None:
         known = ", ".join(dict.fromkeys(card.name for card in catalogue().cards))
-        raise refused("--gpu", f"unknown card {gpu!r}; known: {known}")
+        raise refused("--gpu", f"unknown GPU {gpu!r}; known: {known}")
     return [card]
 
 
 def _on_card(plan: Plan, card: CardSpec, settings: Settings) -> Answer:
-    """A job on a card that is all its own: with the settings that cost least there."""
+    """Plan a job for a GPU that is all its own, with the settings that cost least there."""
     try:
         choice = fastest(
             plan, TargetGpu(name=card.name, memory_mib=card.memory_mib, free_mib=card.memory_mib, card=card)
@@ -196,7 +196,7 @@ def _answer_of(plan: Plan, choice: Choice, card: CardSpec, settings: Settings) -
 def _answer(work: Workload, card: CardSpec, settings: Settings, plan: Plan | None = None) -> Answer:
     memory, time = estimate_memory(work), estimate_time(work, card)
     fits = memory.peak_mib <= card.memory_mib
-    needs = f"needs {memory.peak_gib:.1f} GiB, and the card has {card.memory_mib / 1024:.1f}"
+    needs = f"needs {memory.peak_gib:.1f} GiB, and the GPU has {card.memory_mib / 1024:.1f}"
     return Answer(
         gpu=_title(card),
         feasible=fits,

@@ -1,7 +1,7 @@
-"""Putting the units of systemd in place on this host, and taking them back.
+"""The installation of the systemd units on this host, and its undoing.
 
-What is put there is written down beside the settings, with a digest of each file: only what is still as it was written
-is ever overwritten or removed. State, settings and the user that owns them stay.
+What is installed is recorded beside the settings, with a digest of each file: only an unchanged file is ever
+overwritten or removed. State, settings and the user that owns them stay.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from training_worker.errors import SettingsError
 
 
 def unit_sources(package: Path) -> Path:
-    """Where the unit files are: in the installed package, or at the top of the checkout that ``package`` is part of."""
+    """Return the folder of the unit files: in the installed package, or at the top of its checkout."""
     installed = package / "systemd"
     return installed if installed.is_dir() else package.parents[1] / "systemd"
 
@@ -37,7 +37,7 @@ COMMON = {
     "worker.toml.example": SETTINGS / "worker.toml.example",
     "training-worker.env.example": SETTINGS / "training-worker.env.example",
 }
-# Whatever systemd would take for more than a path.
+# Excludes whatever systemd would not read as a plain path.
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+@-]+\Z")
 # ProtectHome=yes hides them.
 HOMES = tuple(Path(name) for name in ("/home", "/root", "/run/user"))
@@ -52,23 +52,23 @@ The settings in /etc/training-worker, the state in /var/lib/training-worker and 
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Something to do, in words, and how."""
+    """One step: its description, and its action."""
 
     text: str
     do: Callable[[], object]
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """What was put in place: the digest of each file, and the folders that were made for them; below the root."""
+    """The record of what was installed: the digest of each file, and the folders made for them; below the root."""
 
     files: dict[str, str] = {}
     folders: list[str] = []
 
 
 def steps_of_install(root: Path, program: Path, *, per_gpu: bool) -> list[Step]:
-    """What puts the unit in place, for all cards or for one each. ``root`` is ``/`` but for an image.
+    """List the steps that install the unit, for all GPUs or for one each. ``root`` is ``/`` except for an image.
 
-    Raises `SettingsError` if somebody else's file is in the way, or systemd could not start the program.
+    Raises `SettingsError` if another file is in the way, or systemd could not start the program.
     """
     if not PLAIN_PATH.match(str(program)) or any(program.is_relative_to(home) for home in HOMES):
         raise SettingsError(
@@ -84,7 +84,7 @@ def steps_of_install(root: Path, program: Path, *, per_gpu: bool) -> list[Step]:
     record.folders += [_below(root, folder) for folder in folders]
     return [
         *(Step(f"make {folder}", folder.mkdir) for folder in folders),
-        # First of all files: what is not written down cannot be taken back.
+        # The first of all files: what is not recorded cannot be undone.
         Step(f"write {root / RECORD}", lambda: (root / RECORD).write_bytes(msgspec.json.encode(record))),
         *(Step(f"write {path}", _writing(path, text)) for path, text in written.items()),
         *_commands(root, ["systemd-sysusers", str(root / COMMON["sysusers.conf"])]),
@@ -94,10 +94,10 @@ def steps_of_install(root: Path, program: Path, *, per_gpu: bool) -> list[Step]:
 
 
 def steps_of_undo(root: Path) -> list[Step]:
-    """What takes back all that installs have put in place. Raises `SettingsError` while a unit is enabled or runs."""
+    """List the steps that undo all installs. Raises `SettingsError` while a unit is enabled or runs."""
     record = _read(root)
     if not record.files:
-        raise SettingsError(f"cannot undo: {root / RECORD} does not say that anything was installed")
+        raise SettingsError(f"cannot undo: {root / RECORD} records no installation")
     if units := sorted({*_enabled(root), *_active(root)}):
         raise SettingsError(f"cannot undo while units are in use; first: systemctl disable --now {' '.join(units)}")
     files = [(root / name, digest) for name, digest in record.files.items() if (root / name).exists()]
@@ -122,7 +122,7 @@ def _contents(program: Path, *, per_gpu: bool) -> Iterator[tuple[Path, str]]:
 
 
 def _folders(root: Path, paths: dict[Path, str]) -> list[Path]:
-    """The folders below ``root`` that the files need, each after those that it is in."""
+    """List the folders below ``root`` that the files need, each after those that it is in."""
     needed = {folder for path in paths for folder in path.parents if folder.is_relative_to(root) and folder != root}
     return sorted(needed)
 
@@ -150,7 +150,7 @@ def _read(root: Path) -> Record:
 
 def _writing(path: Path, text: str) -> Callable[[], None]:
     def write() -> None:
-        # Whole or not at all: systemd may read it meanwhile.
+        # Written whole or not at all: systemd may read it meanwhile.
         beside = path.with_name(f".{path.name}.new")
         beside.write_text(text, "utf-8")
         beside.chmod(0o644)
@@ -161,7 +161,7 @@ def _writing(path: Path, text: str) -> Callable[[], None]:
 
 def _removing(folder: Path) -> Callable[[], None]:
     def remove() -> None:
-        # Settings of the operator's own stay.
+        # The operator's own settings stay.
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -169,7 +169,7 @@ def _removing(folder: Path) -> Callable[[], None]:
 
 
 def _commands(root: Path, command: list[str]) -> list[Step]:
-    """A command's step; none in an image, whose systemd does all this when it starts."""
+    """Return the step of a command; none in an image, whose systemd does all this when it starts."""
     if root != Path("/"):
         return []
 
@@ -202,10 +202,10 @@ def _active(root: Path) -> list[str]:
     return [line.split()[0] for line in shown.stdout.splitlines() if line.strip()]
 
 
-def run_steps(steps: list[Step], say: Callable[[str], None], *, dry: bool) -> None:
-    """Say and do each step, or only say it. Raises `SettingsError` where one cannot be done."""
+def run_steps(steps: list[Step], show: Callable[[str], None], *, dry: bool) -> None:
+    """Show and do each step, or only show it. Raises `SettingsError` where one cannot be done."""
     for step in steps:
-        say(step.text)
+        show(step.text)
         if dry:
             continue
         try:

@@ -1,6 +1,6 @@
-"""A text that strangers may have written, made fit for a terminal."""
+"""Text from other parties, made fit for a terminal."""
 
 
 def printable(text: str) -> str:
-    """A text that cannot steer the terminal."""
+    """Return the text without what could control the terminal."""
     return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -1,4 +1,4 @@
-"""workers: the fleet in a table."""
+"""The command workers: the fleet in a table."""
 
 import asyncio
 import sys
@@ -20,14 +20,14 @@ GIB_IN_MIB = 1024
 
 
 def show_workers(*, as_json: bool) -> int:
-    """Print a line for each card of each worker. 0 if there is any worker, else 1."""
+    """Print a line for each GPU of each worker. Return 0 if there is any worker, else 1."""
     states = asyncio.run(AsyncTrainingWorkerAPI().workers())
     if as_json:
         print(msgspec.json.encode(states).decode())
     elif states:
         Console().print(_table(states, time.time()))
     else:
-        print("training-worker: no worker was heard within the last minutes", file=sys.stderr)
+        print("training-worker: no worker was online within the last minutes", file=sys.stderr)
     return 0 if states else 1
 
 

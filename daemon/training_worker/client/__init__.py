@@ -1,4 +1,4 @@
-"""What a backend imports: submit, follow and steer jobs."""
+"""The client that a backend imports: it submits, follows and controls jobs."""
 
 from training_worker.client.async_client import AsyncTrainingWorkerAPI
 from training_worker.client.fleet import WorkerCondition, WorkerState

@@ -1,4 +1,4 @@
-"""The client: what a backend or a dashboard does with a fleet. Needs the broker's address and nothing else."""
+"""The client of a backend or a dashboard. It needs the broker's address and nothing else."""
 
 import os
 import time
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 # asyncio and the AMQP library are loaded when they are first needed, so that importing this module costs little.
 
-# How far back a job's events are looked for when nobody says when it was submitted, seconds.
+# How far back a job's events are read when no one knows when it was submitted, seconds.
 DEFAULT_HISTORY = 24 * 3600.0
 
-# How far back workers are listened to, seconds: some heartbeats of the usual interval.
+# How far back the workers' events are read, seconds: some heartbeats of the usual interval.
 WORKERS_HISTORY = 300.0
-# The log is at its end where nothing more has come for so long, seconds.
+# The log is at its end where nothing more has come for this long, seconds.
 QUIET = 2.0
 # What has been written in a few minutes is read within this time, or the broker is in trouble, seconds.
 READING_LIMIT = 60.0
@@ -85,9 +85,9 @@ class AsyncTrainingWorkerAPI(Advisor):
         )
 
     async def cancel(self, job_id: str, *, since: float | None = None) -> CancelAnswer:
-        """Ask for a job's end. Its owner saves a checkpoint and says so; a waiting job is cancelled when taken.
+        """Cancel a job. Its owner saves a checkpoint and publishes the end; a waiting job is cancelled when claimed.
 
-        The answer is what the ledger says of the job from ``since`` (unix seconds) or the last day on, up to now.
+        The answer is the job's state by the ledger, from ``since`` (unix seconds) or the last day on, up to now.
         Raises `BrokerError`.
         """
         from training_worker.broker.session import persistent  # noqa: PLC0415
@@ -98,32 +98,32 @@ class AsyncTrainingWorkerAPI(Advisor):
         async with self._session() as session:
             # The ledger first: a worker that claims the job meanwhile sees one or the other.
             await session.publish(self._names.control, LEDGER_KEY, persistent(msgspec.json.encode(entry)))
-            told = await session.offer(self._names.control, job_key(job_id), command)
-            # The job's end may be of our own making by now: what counts is how it stood before.
+            delivered = await session.offer(self._names.control, job_key(job_id), command)
+            # The job may have ended by this very call: its state before is what counts.
             before = await read_history(session, self._names, job_id, _start(since), until=entry)
-        return cancel_answer(job_id, before, told=told)
+        return cancel_answer(job_id, before, delivered=delivered)
 
     async def checkpoint_now(self, job_id: str) -> bool:
         """Ask for a checkpoint at the next step. False if nobody trains the job now. Raises `BrokerError`."""
-        return await self._tell(job_key(job_id), CheckpointJob())
+        return await self._send(job_key(job_id), CheckpointJob())
 
     async def sample_now(self, job_id: str) -> bool:
-        """Ask for sample pictures at the next step. False if nobody trains the job now. Raises `BrokerError`."""
-        return await self._tell(job_key(job_id), SampleJob())
+        """Ask for sample images at the next step. False if nobody trains the job now. Raises `BrokerError`."""
+        return await self._send(job_key(job_id), SampleJob())
 
     async def drain(self, worker_id: str) -> bool:
         """Have a worker, or ``all``, finish what is running and end. False if none is there. Raises `BrokerError`."""
-        return await self._tell(worker_key(worker_id), DrainWorker())
+        return await self._send(worker_key(worker_id), DrainWorker())
 
     async def pause(self, worker_id: str) -> bool:
-        """Have a worker, or ``all``, take nothing new until resumed. False if none is there. Raises `BrokerError`."""
-        return await self._tell(worker_key(worker_id), PauseWorker())
+        """Have a worker, or ``all``, consume nothing until resumed. False if none is there. Raises `BrokerError`."""
+        return await self._send(worker_key(worker_id), PauseWorker())
 
     async def resume(self, worker_id: str) -> bool:
-        """Have a worker, or ``all``, take jobs again. False if none is there. Raises `BrokerError`."""
-        return await self._tell(worker_key(worker_id), ResumeWorker())
+        """Have a worker, or ``all``, consume jobs again. False if none is there. Raises `BrokerError`."""
+        return await self._send(worker_key(worker_id), ResumeWorker())
 
-    async def _tell(self, key: str, command: Command) -> bool:
+    async def _send(self, key: str, command: Command) -> bool:
         from training_worker.broker.session import persistent  # noqa: PLC0415
 
         async with self._session() as session:
@@ -132,11 +132,11 @@ class AsyncTrainingWorkerAPI(Advisor):
     async def events(
         self, job_id: str, *, since: float | None = None, digest: str | None = None
     ) -> AsyncIterator[JobEvent]:
-        """A job's events, from ``since`` (unix seconds) or the last day on, up to the one that ends it.
+        """Yield a job's events, from ``since`` (unix seconds) or the last day on, up to the one that ends it.
 
-        They are replayed from the log, then live; what was said twice comes once. Events of later versions are passed
-        over. The news that the job had
-        ended before it was submitted ends them too, as does the refusal of the submission with this ``digest``.
+        They are replayed from the log, then live; what was published twice comes once. Events of later versions are
+        ignored. The event that the job had ended before it was submitted ends them too, as does the refusal of the
+        submission with this ``digest``.
         """
         from training_worker.broker.event_log import read_log  # noqa: PLC0415
 
@@ -153,7 +153,7 @@ class AsyncTrainingWorkerAPI(Advisor):
     async def wait(
         self, job_id: str, *, since: float | None = None, limit: float | None = None, digest: str | None = None
     ) -> JobEvent:
-        """The last of a job's `events`, at most ``limit`` seconds from now. Raises `TimeoutError`, `BrokerError`."""
+        """Wait for the last of a job's `events`, at most ``limit`` seconds. Raises `TimeoutError`, `BrokerError`."""
         import asyncio  # noqa: PLC0415
 
         async with asyncio.timeout(limit):
@@ -163,7 +163,7 @@ class AsyncTrainingWorkerAPI(Advisor):
         raise AssertionError  # the events of a job end with such a one or not at all
 
     async def workers(self, *, history: float = WORKERS_HISTORY) -> list[WorkerState]:
-        """The workers that were heard within the last ``history`` seconds, by name, each by its last words.
+        """Return the workers that were online within the last ``history`` seconds, by name, each by its last event.
 
         One that has just died is there until it has missed three heartbeats, and then ``silent``. Raises `BrokerError`.
         """
@@ -179,7 +179,7 @@ class AsyncTrainingWorkerAPI(Advisor):
         return workers.states(time.time())
 
     async def _published_until_now(self, session: "Session", since: float) -> AsyncIterator[tuple[Event, float]]:
-        """What was said since a time and before this call, each with when it was said."""
+        """Yield what was published since a time and before this call, each event with its time."""
         import asyncio  # noqa: PLC0415
 
         from training_worker.broker.event_log import read_log  # noqa: PLC0415
@@ -188,7 +188,7 @@ class AsyncTrainingWorkerAPI(Advisor):
         bodies = read_log(session, self._names.events_log, since)
         while True:
             try:
-                # What is live has no end: it is at its end for us with the first word of now, or with a silence.
+                # The live part has no end: this reader stops at the first event of now, or at a silence.
                 body = await asyncio.wait_for(anext(bodies), QUIET)
             except TimeoutError:
                 return
@@ -199,14 +199,15 @@ class AsyncTrainingWorkerAPI(Advisor):
                 return
 
     async def dead_letters(self, job_id: str | None = None) -> list[DeadLetter]:
-        """What lies in the dead queue, of this job or of all, oldest first. Raises `BrokerError`."""
+        """Return the dead-letter queue's contents, of this job or of all, oldest first. Raises `BrokerError`."""
         async with self._dead_queue() as queue:
             return [dead_letter for dead_letter in queue.dead_letters if job_id in (None, dead_letter.job_id)]
 
     async def requeue(self, *job_ids: str) -> list[DeadLetter]:
-        """Put jobs back from the dead queue: each one's newest letter. Raises `DeadLetterError`, `BrokerError`.
+        """Put jobs back from the dead-letter queue: each one's newest. Raises `DeadLetterError`, `BrokerError`.
 
-        Their attempts begin anew, from their last checkpoint. Nothing is put back unless all can be.
+        Their attempts are counted again from none, and resume from the last checkpoint. Nothing is put back unless all
+        can be.
         """
         async with self._dead_queue() as queue:
             return await queue.requeue(job_ids)
@@ -244,7 +245,7 @@ def _is_last(event: JobEvent, digest: str | None) -> bool:
 
 
 def _read_event(body: bytes) -> tuple[str, float, Event | None]:
-    """An event with its id and when it was said (unix seconds); none if this version cannot read it."""
+    """Decode an event with its id and its time (unix seconds); None in its place if this version cannot read it."""
     try:
         envelope = decode_event(body)
         return envelope.id, envelope.time.timestamp(), envelope.read()

@@ -1,4 +1,4 @@
-"""The workers of a fleet, as they tell of themselves: who is here, what it has, and what it does."""
+"""The workers of a fleet, by their events: which are online, what each has, and what it does."""
 
 from enum import StrEnum
 
@@ -14,15 +14,15 @@ from training_schemas.events import (
     WorkerQuarantined,
 )
 
-# A worker that has left out so many heartbeats is not heard any more.
+# A worker that has missed this many heartbeats counts as silent.
 MOST_MISSED = 3
 
-# What is taken for a worker's interval until its first heartbeat names it, seconds.
+# A worker's interval until its first heartbeat names it, seconds.
 USUAL_INTERVAL = 30.0
 
 
 class WorkerCondition(StrEnum):
-    """What a worker is: ``silent`` is one that has said nothing for three heartbeats, and no farewell."""
+    """The condition of a worker: ``silent`` is one that has missed three heartbeats without going offline."""
 
     OPEN = "open"
     PAUSED = "paused"
@@ -32,10 +32,10 @@ class WorkerCondition(StrEnum):
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker by its last words; ``last_seen_at`` is when it said them (unix seconds).
+    """A worker by its last event; ``last_seen_at`` is when it published that (unix seconds).
 
     ``cards`` are as in its heartbeats, before the first of which only their names and memory are known. ``why`` is the
-    reason that it gave for draining, or for leaving.
+    reason that it gave for draining, or for going offline.
     """
 
     worker: str
@@ -52,13 +52,13 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers:
-    """What all of them have said so far, one event after the other."""
+    """The states of all workers, one event after the other."""
 
     def __init__(self) -> None:
         self._known: dict[str, WorkerState] = {}
 
     def apply(self, event: Event, time: float) -> None:
-        """The next event; ``time`` is when it was said (unix seconds). What is of a job, or of nobody here, is none."""
+        """Apply the next event; ``time`` is when it was published (unix seconds). Events of jobs are ignored."""
         before = self._known.get(event.worker) or WorkerState(
             worker=event.worker, condition=WorkerCondition.OPEN, last_seen_at=time, simulated=event.simulated
         )
@@ -67,7 +67,7 @@ class Workers:
             self._known[event.worker] = msgspec.structs.replace(after, last_seen_at=time)
 
     def states(self, now: float) -> list[WorkerState]:
-        """All of them by name, as they are ``now`` (unix seconds)."""
+        """Return all workers by name, as they are ``now`` (unix seconds)."""
         return [_as_of(self._known[name], now) for name in sorted(self._known)]
 
 
@@ -75,10 +75,10 @@ def _after(before: WorkerState, event: Event) -> WorkerState | None:
     replace = msgspec.structs.replace
     match event:
         case WorkerOnline():
-            # Whoever says so has just connected, perhaps for the first time: of a pause it tells in its heartbeats.
+            # The worker has just connected, perhaps for the first time: its heartbeats report a pause.
             cards = [CardState(gpu=gpu.uuid, name=gpu.name, memory_mib=gpu.memory_mib) for gpu in event.gpus]
-            told = {"version": event.version, "engines": event.engines, "host": event.host, "cards": cards}
-            return replace(before, condition=WorkerCondition.OPEN, why=None, **told)
+            known = {"version": event.version, "engines": event.engines, "host": event.host, "cards": cards}
+            return replace(before, condition=WorkerCondition.OPEN, why=None, **known)
         case WorkerHeartbeat():
             draining = before.condition is WorkerCondition.DRAINING
             return replace(

@@ -13,7 +13,7 @@ SETTINGS = {field.name: field.encode_name for kind in PARAMETERS.values() for fi
 
 
 class JobFields(TypedDict, total=False):
-    """What a job may say; see `training_schemas.jobs.TrainingJob`."""
+    """The fields of a job; see `training_schemas.jobs.TrainingJob`."""
 
     job_id: str
     dataset_path: str
@@ -37,9 +37,9 @@ class JobFields(TypedDict, total=False):
 
 
 def make_job(training_type: str, **fields: Unpack[JobFields]) -> TrainingJob:
-    """A valid job. Raises `InvalidMessageError` with the path, as on the wire, of every fault.
+    """Return a valid job. Raises `InvalidMessageError` with the path, as on the wire, of every fault.
 
-    The trainer's settings in ``config_overrides`` may be named in snake_case, too; what is none of them stays as it is.
+    The trainer's settings in ``config_overrides`` may be named in snake_case, too; other names stay as they are.
     """
     names = {field.name: field.encode_name for field in msgspec.structs.fields(TrainingJob)}
     message = {names.get(name, name): value for name, value in fields.items()} | {"trainingType": training_type}
@@ -50,10 +50,10 @@ def make_job(training_type: str, **fields: Unpack[JobFields]) -> TrainingJob:
 
 
 def flux_lora_job(**fields: Unpack[JobFields]) -> TrainingJob:
-    """A FLUX LoRA job. Raises `InvalidMessageError`."""
+    """Return a FLUX LoRA job. Raises `InvalidMessageError`."""
     return make_job(TrainingType.FLUX_LORA, **fields)
 
 
 def sdxl_lora_job(**fields: Unpack[JobFields]) -> TrainingJob:
-    """An SDXL LoRA job. Raises `InvalidMessageError`."""
+    """Return an SDXL LoRA job. Raises `InvalidMessageError`."""
     return make_job(TrainingType.SDXL_LORA, **fields)

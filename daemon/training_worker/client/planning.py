@@ -1,4 +1,4 @@
-"""The advisor: what a backend may ask before it submits a job. Nothing here needs a broker, a GPU or a data set."""
+"""The advisor: questions before a job is submitted. Nothing here needs a broker, a GPU or a data set."""
 
 from enum import StrEnum
 from typing import TypeVar, Unpack
@@ -18,7 +18,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class HardwareInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The cards that plans know, and what FLUX training is like on each tier of them."""
+    """The GPUs that plans know, and what FLUX training is like on each tier of them."""
 
     cards: list[CardSpec]
     flux_tiers: list[TierProfile]
@@ -28,25 +28,25 @@ class Advisor:
     """Answers at once, from the catalogue and the models of memory and time."""
 
     def create_simple_job(self, training_type: str, **fields: Unpack[JobFields]) -> TrainingJob:
-        """A valid job of any type. Raises `InvalidMessageError` with the path of every fault."""
+        """Return a valid job of any type. Raises `InvalidMessageError` with the path of every fault."""
         return make_job(training_type, **fields)
 
     def estimate_job_cost(self, job: TrainingJob, *, gpu: str | None = None, images: int = 20) -> CostEstimate:
-        """What a job takes on a card, else on the one that its tier is priced by.
+        """Estimate what a job takes on a GPU, else on the one that its tier is priced by.
 
-        Raises `InvalidMessageError` if the job cannot be planned, or nobody knows the card.
+        Raises `InvalidMessageError` if the job cannot be planned, or the GPU is unknown.
         """
         return estimate_cost(plan_job(job), None if gpu is None else _card(gpu), images=images)
 
     def check_training_feasibility(self, job: TrainingJob, *, gpu: str) -> Feasibility:
-        """Whether a job can be trained on a card, and how; or what could be instead. Raises `InvalidMessageError`."""
+        """Check whether a job can be trained on a GPU, and how, or what could be. Raises `InvalidMessageError`."""
         card = _card(gpu)
         return check_feasibility(job, card)
 
     def get_preset_recommendations(
         self, training_type: str, budget_usd: float | None = None, quality_preference: str = "balanced"
     ) -> Recommendations:
-        """Presets within a budget in US dollars, the best first. Raises `InvalidMessageError`."""
+        """Return presets within a budget in US dollars, the best first. Raises `InvalidMessageError`."""
         return recommend_presets(
             _member("trainingType", training_type, TrainingType),
             budget_usd,
@@ -54,17 +54,17 @@ class Advisor:
         )
 
     def get_supported_training_types(self) -> list[Requirements]:
-        """What can be trained, and what each type needs."""
+        """Return what can be trained, and what each type needs."""
         return list(REQUIREMENTS.values())
 
     def get_hardware_info(self) -> HardwareInfo:
-        """The catalogue of cards, and the tiers."""
+        """Return the catalogue of GPUs, and the tiers."""
         return HardwareInfo(cards=list(catalogue().cards), flux_tiers=list(FLUX_TIERS))
 
 
 def _card(name: str) -> CardSpec:
     if (card := named_card(name)) is None:
-        raise refused("gpu", f"unknown card {name!r}")
+        raise refused("gpu", f"unknown GPU {name!r}")
     return card
 
 

@@ -1,4 +1,4 @@
-"""What the client's calls are answered with."""
+"""The results of the client's calls."""
 
 from enum import StrEnum
 
@@ -10,9 +10,9 @@ from training_worker.ledger.job_history import LOST, JobHistory
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a submission is answered with: the broker has the job, and this is the plan it will be trained by.
+    """The result of a submission: the broker has the job, and this is the plan it will be trained by.
 
-    ``digest`` is the job's SHA-256, by which events name this very job. ``estimate`` is for the card that the plan's
+    ``digest`` is the job's SHA-256, by which events name this very job. ``estimate`` is for the GPU that the plan's
     tier is priced by.
     """
 
@@ -24,7 +24,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CancelState(StrEnum):
-    """What a job was when its cancellation was asked for."""
+    """The state of a job when its cancellation was requested."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -35,11 +35,11 @@ class CancelState(StrEnum):
 
 
 class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of a cancellation.
+    """The result of a cancellation.
 
-    ``waiting``: whoever takes the job cancels it. ``running``: the worker that trains it was told; ``attempt`` may be
-    unknown if it began long ago. ``completed``, ``failed``, ``cancelled``: the job had ended before, and nothing
-    happens. ``unknown``: the ledger does not speak of such a job.
+    ``waiting``: the worker that claims the job cancels it. ``running``: the worker that trains it got the command;
+    ``attempt`` may be unknown if it began long ago. ``completed``, ``failed``, ``cancelled``: the job had ended before,
+    and nothing happens. ``unknown``: the ledger has no such job.
     """
 
     job_id: str
@@ -48,14 +48,14 @@ class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int | None = None
 
 
-def cancel_answer(job_id: str, before: JobHistory, *, told: bool) -> CancelAnswer:
-    """The answer, from what was true ``before`` the cancellation, and from whether an owner was ``told``."""
+def cancel_answer(job_id: str, before: JobHistory, *, delivered: bool) -> CancelAnswer:
+    """Return the answer, by the job's history ``before`` the cancellation, and whether an owner got the command."""
     last = before.attempts[-1] if before.attempts else None
     if before.outcome is not None:
         return CancelAnswer(job_id=job_id, state=CancelState(before.outcome))
-    if told and last is not None and last.outcome == LOST:
+    if delivered and last is not None and last.outcome == LOST:
         return CancelAnswer(job_id=job_id, state=CancelState.RUNNING, worker=last.worker, attempt=last.attempt)
-    if told:
+    if delivered:
         return CancelAnswer(job_id=job_id, state=CancelState.RUNNING)
     known = last is not None or before.digest is not None
     return CancelAnswer(job_id=job_id, state=CancelState.WAITING if known else CancelState.UNKNOWN)

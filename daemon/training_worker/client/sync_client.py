@@ -36,7 +36,7 @@ class TrainingWorkerAPI(Advisor):
         return self._call(self._api.submit_job(job))
 
     def cancel(self, job_id: str, *, since: float | None = None) -> CancelAnswer:
-        """Ask for a job's end. Raises `BrokerError`."""
+        """Cancel a job. Raises `BrokerError`."""
         return self._call(self._api.cancel(job_id, since=since))
 
     def checkpoint_now(self, job_id: str) -> bool:
@@ -44,7 +44,7 @@ class TrainingWorkerAPI(Advisor):
         return self._call(self._api.checkpoint_now(job_id))
 
     def sample_now(self, job_id: str) -> bool:
-        """Ask for sample pictures. False if nobody trains the job now. Raises `BrokerError`."""
+        """Ask for sample images. False if nobody trains the job now. Raises `BrokerError`."""
         return self._call(self._api.sample_now(job_id))
 
     def drain(self, worker_id: str) -> bool:
@@ -52,23 +52,23 @@ class TrainingWorkerAPI(Advisor):
         return self._call(self._api.drain(worker_id))
 
     def pause(self, worker_id: str) -> bool:
-        """Have a worker, or ``all``, take nothing new. False if none is there. Raises `BrokerError`."""
+        """Have a worker, or ``all``, consume nothing new. False if none is there. Raises `BrokerError`."""
         return self._call(self._api.pause(worker_id))
 
     def workers(self) -> list[WorkerState]:
-        """The workers that were heard within the last minutes, by name. Raises `BrokerError`."""
+        """Return the workers that were online within the last minutes, by name. Raises `BrokerError`."""
         return self._call(self._api.workers())
 
     def resume(self, worker_id: str) -> bool:
-        """Have a worker, or ``all``, take jobs again. False if none is there. Raises `BrokerError`."""
+        """Have a worker, or ``all``, consume jobs again. False if none is there. Raises `BrokerError`."""
         return self._call(self._api.resume(worker_id))
 
     def dead_letters(self, job_id: str | None = None) -> list[DeadLetter]:
-        """What lies in the dead queue, of this job or of all. Raises `BrokerError`."""
+        """Return the dead-letter queue's contents, of this job or of all. Raises `BrokerError`."""
         return self._call(self._api.dead_letters(job_id))
 
     def requeue(self, *job_ids: str) -> list[DeadLetter]:
-        """Put jobs back from the dead queue. Raises `DeadLetterError`, `BrokerError`."""
+        """Put jobs back from the dead-letter queue. Raises `DeadLetterError`, `BrokerError`."""
         return self._call(self._api.requeue(*job_ids))
 
     def drop(self, *job_ids: str) -> list[DeadLetter]:
@@ -78,11 +78,11 @@ class TrainingWorkerAPI(Advisor):
     def wait(
         self, job_id: str, *, since: float | None = None, limit: float | None = None, digest: str | None = None
     ) -> JobEvent:
-        """The last of a job's `events`. Raises `TimeoutError`, `BrokerError`."""
+        """Wait for the last of a job's `events`. Raises `TimeoutError`, `BrokerError`."""
         return self._call(self._api.wait(job_id, since=since, limit=limit, digest=digest))
 
     def events(self, job_id: str, *, since: float | None = None, digest: str | None = None) -> Iterator[JobEvent]:
-        """A job's events up to the one that ends it. Raises `BrokerError`."""
+        """Yield a job's events up to the one that ends it. Raises `BrokerError`."""
         events = self._api.events(job_id, since=since, digest=digest)
         try:
             while True:

@@ -1,1 +1,1 @@
-"""What a host has and lacks, found before a job needs it. Each group of checks is a module, listed in `checks`."""
+"""Checks of what a host has and lacks, made before a job needs it. Each group is a module, listed in `checks`."""

@@ -1,4 +1,4 @@
-"""The broker: whether it answers, is new enough, and lets this worker's user do what a worker does."""
+"""The checks of the broker: whether it answers, is new enough, and lets this worker's user do what a worker does."""
 
 import asyncio
 import contextlib
@@ -20,17 +20,17 @@ from training_worker.errors import BrokerError
 from training_worker.settings import Settings
 
 LIMIT = 15.0
-# A broker with an alarm answers nothing any more. One with a node down takes 5 s to delete a queue.
+# A broker with an alarm no longer answers. One with a node down takes 5 s to delete a queue.
 TRIAL_LIMIT = 10.0
 CLOSE_LIMIT = 3.0
 LEAST_VERSION = (3, 10)
-# What is tried is gone by itself after so long, should we not get to delete it.
+# The trial queue expires after this long, in case it cannot be deleted.
 TRIAL_EXPIRY_MS = 60_000
 AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Try it. A queue that nobody knows is made and deleted; nothing of the fleet is changed."""
+    """Test the broker. A temporary queue is declared and deleted; nothing of the fleet is changed."""
     try:
         address = address_of(settings.amqp_url)
     except BrokerError as error:
@@ -61,7 +61,7 @@ async def _look_inside(
     settings: Settings, address: URL, connection: AbstractConnection
 ) -> tuple[broker_management.Known, list[Finding]]:
     names, vhost = Names(settings.prefix), vhost_of(address)
-    # Before anything is published: where there is an alarm, nothing is answered after that.
+    # Before anything is published: while there is an alarm, nothing is answered after that.
     shared = await _declared(connection, names, settings, vhost)
     trial = Trial(connection, names)
     refused = await trial.make()
@@ -97,7 +97,7 @@ async def _connect(address: URL) -> AbstractConnection:
 
 
 def vhost_of(address: URL) -> str:
-    """The virtual host in a broker's address, as the AMQP library takes it."""
+    """Return the virtual host in a broker's address, as the AMQP library reads it."""
     return address.path.removeprefix("/") or "/"
 
 
@@ -118,7 +118,7 @@ def _server_property(connection: AbstractConnection, what: str) -> str:
 
 
 def version(report: str) -> Finding:
-    """What the broker's own version says."""
+    """Judge the version that the broker reports."""
     try:
         numbers = tuple(map(int, report.split(".")[:2]))
     except ValueError:
@@ -130,7 +130,7 @@ def version(report: str) -> Finding:
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """What could not be done, and why; ``silent`` if nothing was answered."""
+    """An operation that was refused, and why; ``silent`` if there was no answer."""
 
     doing: str
     why: str
@@ -138,7 +138,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial:
-    """A quorum queue as a lease is: declared, published to, consumed, and deleted at last."""
+    """A quorum queue like a lease queue: declared, published to, consumed, and finally deleted."""
 
     def __init__(self, connection: AbstractConnection, names: Names) -> None:
         self.queue_name = names.lease(f"doctor-{secrets.token_hex(4)}")
@@ -147,7 +147,7 @@ class Trial:
         self._doing = ""
 
     async def make(self) -> Refused | None:
-        """Do all but the last; what could not be done."""
+        """Do everything but the deletion; return what was refused."""
         return await self._try(self._make)
 
     async def end(self) -> Refused | None:

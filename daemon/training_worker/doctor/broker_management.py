@@ -1,4 +1,4 @@
-"""What only the management API tells of the broker: policies, alarms, nodes, replicas and bindings."""
+"""The checks that need the management API of the broker: policies, alarms, nodes, replicas and bindings."""
 
 import asyncio
 import contextlib
@@ -15,21 +15,21 @@ from training_worker.doctor.management_api import UNAUTHORIZED, BrokerReport, Ma
 from training_worker.ownership.lease import LeaseTerms, lease_arguments
 from training_worker.settings import Settings
 
-# A queue is counted every 5 s, and what was counted is collected every 5 s: only then it is known what governs it.
+# A queue is counted every 5 s, and the counts are collected every 5 s: only then its policies are known.
 GOVERNED_LIMIT = 15.0
 POLL = 0.5
 TIMEOUT_KEY = "consumer-timeout"
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found, and how long a policy lets a copy in a lease queue be held, if one says so (seconds)."""
+    """The findings, and how long a policy lets a message of a lease queue be held, if one sets it (seconds)."""
 
     findings: list[Finding]
     consumer_timeout: float | None = None
 
 
 async def look(settings: Settings, vhost: str, cluster: str | None = None, trial: str | None = None) -> Known:
-    """Ask, where the settings say whom. ``cluster`` is the broker's name by AMQP, ``trial`` a queue as a lease is."""
+    """Query the API, if the settings name one. ``cluster`` is the broker's AMQP name, ``trial`` a test queue."""
     if settings.management_url is None:
         return Known(findings=[_not_asked(vhost)])
     try:
@@ -48,8 +48,8 @@ async def look(settings: Settings, vhost: str, cluster: str | None = None, trial
 
 
 async def _ask(api: Management, vhost: str, names: Names, trial: str | None) -> BrokerReport:
-    report = await api.tell(vhost, topic_exchanges(names))
-    # What is not told by the end is a finding.
+    report = await api.report(vhost, topic_exchanges(names))
+    # What is not known by the end is a finding.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(GOVERNED_LIMIT):
             while trial in report.queues and report.queues[trial].policy is msgspec.UNSET:
@@ -65,7 +65,7 @@ def _known(settings: Settings, report: BrokerReport, vhost: str, trial: str | No
         things.append(_lease(settings, trial))
     specs = {spec.name: spec for spec in (*shared_queues(names, delays), *every_tier_queue(names))}
     findings = [
-        of_broker("management", State.OK, f"{report.overview.cluster_name} tells of itself"),
+        of_broker("management", State.OK, f"{report.overview.cluster_name} answers"),
         *broker_policies.judge(report, things, vhost),
         *broker_nodes.check(report, list(specs.values())),
     ]
@@ -73,7 +73,7 @@ def _known(settings: Settings, report: BrokerReport, vhost: str, trial: str | No
 
 
 def _lease(settings: Settings, trial: str) -> broker_policies.Thing:
-    """A job's lease queue, which is there while it runs; the trial stands for it."""
+    """Describe a job's lease queue, which exists while the job runs; the trial queue stands for it."""
     terms = LeaseTerms(queue=trial, seconds=settings.lease, exchange="", key="")
     return broker_policies.Thing(name=trial, kind=broker_policies.Kind.LEASE, arguments=dict(lease_arguments(terms)))
 

@@ -1,4 +1,4 @@
-"""The broker's nodes, by its management API: alarms, replicas, and whether the fleet's queues are bound."""
+"""The checks of the broker's nodes, by its management API: alarms, replicas, and bindings of the fleet's queues."""
 
 from collections.abc import Collection, Iterator
 
@@ -13,7 +13,7 @@ FIXES = {
 
 
 def check(report: BrokerReport, specs: Collection[QueueSpec]) -> Iterator[Finding]:
-    """What the broker suffers from, and which of these queues."""
+    """Find what is wrong with the broker's nodes, and with these queues."""
     yield from _alarms(report.alarms)
     yield from _nodes(report)
     yield _majority(report, specs)
@@ -22,9 +22,9 @@ def check(report: BrokerReport, specs: Collection[QueueSpec]) -> Iterator[Findin
 
 def _alarms(alarms: list[Alarm]) -> Iterator[Finding]:
     if not alarms:
-        yield of_broker("alarms", State.OK, "none: messages are taken")
+        yield of_broker("alarms", State.OK, "none: messages are accepted")
     for alarm in alarms:
-        found = f"{alarm.node} has too little {alarm.resource}: no message is taken"
+        found = f"{alarm.node} has too little {alarm.resource}: no message is accepted"
         fix = FIXES.get(alarm.resource, "rabbitmq-diagnostics -n {node} alarms").format(node=alarm.node)
         yield of_broker("alarms", State.ERROR, found, fix)
 
@@ -33,7 +33,7 @@ def _nodes(report: BrokerReport) -> Iterator[Finding]:
     down = [node.name for node in report.nodes if not node.running]
     apart = [node.name for node in report.nodes if node.partitions]
     if apart:
-        found = f"{', '.join(apart)} went on without the others, and know different things"
+        found = f"{', '.join(apart)} went on without the others, and their contents differ"
         yield of_broker(
             "nodes", State.ERROR, found, "rabbitmqctl stop_app && rabbitmqctl start_app  # on the smaller side"
         )

@@ -1,8 +1,8 @@
-"""The broker's policies: whether one changes what the ownership of jobs stands on.
+"""The checks of the broker's policies: whether one changes what the ownership of jobs depends on.
 
-Measured on RabbitMQ 3.10: of a number in a policy and one in a queue's arguments the smaller counts. A policy's
-`overflow` counts more than the argument, its `dead-letter-exchange` less; its routing key counts where the arguments
-have none.
+Measured on RabbitMQ 3.10: if a policy and a queue's arguments both have a number, the smaller one applies. A policy's
+`overflow` takes precedence over the argument, its `dead-letter-exchange` does not; its routing key applies where the
+arguments have none.
 """
 
 import re
@@ -24,7 +24,7 @@ AGE_UNITS = {"Y": 31_536_000, "M": 2_592_000, "D": 86_400, "h": 3600, "m": 60, "
 
 
 class Kind(StrEnum):
-    """What a thing of the fleet's is there for."""
+    """The purposes of the fleet's queues and exchanges."""
 
     WAITING = "waiting"
     DELAYED = "delayed"
@@ -37,7 +37,7 @@ class Kind(StrEnum):
 
 
 class Thing(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue or an exchange of the fleet's, with the arguments that it is declared with."""
+    """A queue or an exchange of the fleet, with the arguments that it is declared with."""
 
     name: str
     kind: Kind
@@ -45,7 +45,7 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def things_of(names: Names, delays: Collection[int]) -> list[Thing]:
-    """All that is there for long, whether it is there yet or not."""
+    """List all permanent queues and exchanges, whether they exist yet or not."""
     kinds = {names.dead: Kind.DEAD, names.ledger: Kind.LEDGER, names.events_log: Kind.LOG}
     kinds |= {names.delay_queue(seconds): Kind.DELAYED for seconds in delays}
     specs = {spec.name: spec for spec in (*shared_queues(names, delays), *every_tier_queue(names))}
@@ -58,14 +58,14 @@ def things_of(names: Names, delays: Collection[int]) -> list[Thing]:
 
 
 def is_looser(value: Any, ours: Any) -> bool:
-    """Whether a bound in a policy is no tighter than that of our own arguments; RabbitMQ 4 has -1 for none."""
+    """Return whether a bound in a policy is no tighter than that of our own arguments; RabbitMQ 4 uses -1 for none."""
     if isinstance(value, int) and value < 0:
         return True
     return ours is not None and _number(value) >= _number(ours)
 
 
 def _number(value: Any) -> float:
-    """A stream's age, such as `7D`, as seconds; a number as it is. What cannot be read is as tight as can be."""
+    """Return a stream's age, such as `7D`, as seconds; a number as it is. What is unreadable counts as the tightest."""
     if not isinstance(value, str):
         return float(value)
     found = AGE.fullmatch(value)
@@ -81,7 +81,7 @@ def _never(*_: Any) -> bool:
 
 
 class Harm(msgspec.Struct, frozen=True):
-    """What a key of a policy does to things of these kinds, unless its value changes nothing for them."""
+    """The effect of a policy's key on queues and exchanges of these kinds, unless its value changes nothing there."""
 
     key: str
     kinds: tuple[Kind, ...]
@@ -94,7 +94,7 @@ CUT = "the history is cut, and jobs that have ended may be trained again"
 EARLY = "jobs come back before their lease, grace or delay is over"
 LOST = "jobs may be lost on their way from queue to queue"
 WORN = "jobs that came back so often, as after restarts of workers, are given up"
-ASTRAY = "jobs that are tried again go to another queue, or to none"
+ASTRAY = "jobs that are retried go to another queue, or to none"
 UNNOTICED = "a job that no queue takes is not returned, and lost"
 IN_VAIN = "a command that reaches nobody is answered as if it did"
 JOB_QUEUES = (Kind.WAITING, Kind.DELAYED, Kind.LEASE)
@@ -103,7 +103,7 @@ HARMS = (
     Harm("message-ttl", (Kind.WAITING,), "jobs that wait for longer are given up"),
     Harm("message-ttl", (Kind.LEASE, Kind.DELAYED), EARLY),
     Harm("message-ttl", (Kind.DEAD,), "dead letters are dropped"),
-    Harm("expires", (*JOB_QUEUES, Kind.DEAD), "a queue that nobody listens to is deleted with what is in it"),
+    Harm("expires", (*JOB_QUEUES, Kind.DEAD), "a queue without consumers is deleted with what is in it"),
     Harm("overflow", JOB_QUEUES, LOST, unless=_is_ours),
     Harm("delivery-limit", (Kind.WAITING,), WORN),
     Harm("delivery-limit", (Kind.DEAD,), "dead letters that were looked at so often are dropped"),
@@ -127,7 +127,7 @@ HARMS = (
 
 
 def judge(report: BrokerReport, things: Collection[Thing], vhost: str) -> Iterator[Finding]:
-    """A finding for each policy that does harm, one where none does, and one for queues that nothing is known of."""
+    """Yield a finding for each harmful policy, one if there is none, and one for queues whose policies are unknown."""
     seen = {thing.name: report.queues.get(thing.name) or report.exchanges.get(thing.name) for thing in things}
     unknown = [name for name in seen if name in report.queues and report.queues[name].policy is msgspec.UNSET]
     if unknown:
@@ -148,7 +148,7 @@ def judge(report: BrokerReport, things: Collection[Thing], vhost: str) -> Iterat
 
 
 def _unreadable(unknown: list[str], vhost: str) -> Finding:
-    found = f"the broker does not say which policies govern {_shortened(unknown)}"
+    found = f"the broker does not report which policies govern {_shortened(unknown)}"
     fix = f"rabbitmqctl list_queues -p {shlex.quote(vhost)} name policy operator_policy effective_policy_definition"
     return of_broker("policies", State.WARNING, found, fix)
 
@@ -169,7 +169,7 @@ def _harmful(
             State.ERROR if any(harm.state is State.ERROR for harm, _ in harms) else State.WARNING,
             "; ".join(report),
             f"rabbitmqctl clear_{whose}policy -p {shlex.quote(vhost)} {shlex.quote(policy.name)}"
-            "  # or set it anew, with a pattern that leaves the fleet's names out",
+            "  # or set it again, with a pattern that leaves the fleet's names out",
         )
 
 

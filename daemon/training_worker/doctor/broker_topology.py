@@ -1,7 +1,7 @@
-"""Over AMQP alone: whether the fleet's exchanges and queues are as the workers declare them.
+"""The checks by AMQP alone: whether the fleet's exchanges and queues are as the workers declare them.
 
-What is there is declared again, which changes nothing: where it differs the broker refuses, and names the first
-difference. What is not there is left so.
+What exists is declared again, which changes nothing: where it differs the broker refuses, and names the first
+difference. What does not exist is not created.
 """
 
 import json
@@ -25,7 +25,7 @@ STREAM = "stream"
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """An exchange or a queue: whether it is there, and what is wrong with it."""
+    """An exchange or a queue: whether it exists, and what is wrong with it."""
 
     name: str
     there: bool = True
@@ -33,11 +33,11 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def check(connection: AbstractConnection, names: Names, delays: Collection[int], vhost: str) -> list[Finding]:
-    """Compare everything. Raises what the AMQP library does where the connection is lost."""
+    """Compare everything. Raises what the AMQP library does when the connection is lost."""
     exchanges = [await _exchange(connection, name, names, vhost) for name in topic_exchanges(names)]
     shared = list(shared_queues(names))
     known = {spec.name for spec in shared}
-    # Those of this worker's delays, and for several cards, are declared when they are needed.
+    # Queues of this worker's delays, and for several GPUs, are declared when they are needed.
     others = [spec for spec in (*shared_queues(names, delays), *every_tier_queue(names)) if spec.name not in known]
     queues = [await _queue(connection, spec, names, vhost) for spec in shared]
     later = [await _queue(connection, spec, names, vhost) for spec in others]
@@ -70,7 +70,7 @@ async def _exchange(connection: AbstractConnection, name: str, names: Names, vho
         return Seen(name=name, wrong=_refused("exchanges", name, names, error))
     except ChannelPreconditionFailed as error:
         delete = f'rabbit_exchange:delete(rabbit_misc:r(<<"{vhost}">>, exchange, <<"{name}">>), false, <<"doctor">>).'
-        fix = f"rabbitmqctl eval {shlex.quote(delete)}  # then start a worker, which declares and binds it anew"
+        fix = f"rabbitmqctl eval {shlex.quote(delete)}  # then start a worker, which declares and binds it again"
         return Seen(name=name, wrong=_wrong("exchanges", name, names, f"{name}: {difference(str(error))}", fix))
     await channel.close()
     return Seen(name=name)
@@ -100,7 +100,7 @@ async def _messages_in(channel: AbstractChannel, name: str) -> int:
 
 
 def difference(refusal: str) -> str:
-    """What the broker says in words of ours."""
+    """Reword the broker's refusal of a declaration."""
     found = DIFFERENCE.search(refusal)
     if found is None:
         return refusal
@@ -114,18 +114,18 @@ def _value(report: str) -> str:
 
 
 def _is_stream(spec: QueueSpec) -> bool:
-    # Of a stream AMQP always tells that it holds nothing.
+    # AMQP always reports that a stream is empty.
     return spec.arguments["x-queue-type"] == STREAM
 
 
 def _replacing(spec: QueueSpec, messages: int, vhost: str) -> str:
-    """The commands that make room for a queue as it must be. Arguments cannot be changed."""
+    """Return the commands that replace a queue by one with the right arguments, which cannot be changed."""
     host, name = shlex.quote(vhost), shlex.quote(spec.name)
     delete = f"rabbitmqctl delete_queue -p {host} {name}"
     if _is_stream(spec):
-        return f"{delete}  # loses its history: once no job waits or runs. Then start a worker, which declares it anew"
+        return f"{delete}  # loses its history: once no job waits or runs. Then start a worker, which declares it again"
     if not messages:
-        return f"{delete}  # then start a worker, which declares it anew"
+        return f"{delete}  # then start a worker, which declares it again"
     saving = {
         "src-uri": "amqp://",
         "src-queue": spec.name,

@@ -18,7 +18,7 @@ GROUPS: dict[str, Check] = {
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Make all checks; each finding comes as soon as it is known."""
+    """Make all checks; yield each finding as soon as it is known."""
     devices = look_at_gpus(settings)
     for check in GROUPS.values():
         yield from check(settings, devices)

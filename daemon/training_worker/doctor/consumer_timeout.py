@@ -1,7 +1,7 @@
-"""How long the broker lets a delivery be held, against how long a worker holds one: half the lease.
+"""The check of how long the broker lets a delivery be held, against how long a worker holds one: half the lease.
 
-No client is told. A node tells on its own host, to root and to the broker's user; from RabbitMQ 3.12 on a policy may
-say otherwise, which the management API tells.
+No client can read the limit. A node reports it on its own host, to root and to the broker's user; from RabbitMQ 3.12
+on a policy may set another, which the management API reports.
 """
 
 import re
@@ -12,11 +12,11 @@ import subprocess
 from training_worker.doctor.findings import Finding, State, of_broker
 from training_worker.settings import Settings
 
-# RabbitMQ's own unless it is set up otherwise, seconds.
+# RabbitMQ's default, seconds.
 USUAL = 1800.0
 LIMIT = 30.0
 ASK = "application:get_env(rabbit, consumer_timeout)."
-# Together with the ports, so that it is known which broker answers.
+# Queried together with the ports, to know which broker answers.
 QUESTION = (
     "{application:get_env(rabbit, consumer_timeout), [element(6, L) || L <- rabbit_networking:active_listeners()]}."
 )
@@ -26,7 +26,7 @@ SYSTEM_PATH = "/usr/sbin:/sbin"
 
 
 def judge(settings: Settings, known: float | None, where: str) -> Finding:
-    """What follows from a timeout (seconds) that ``where`` has; None if it is not known."""
+    """Judge a timeout (seconds) of ``where``; None if it is not known."""
     held = settings.lease / 2
     holds = f"a delivery is held for {held:.0f} s at most, half the lease"
     more = f"rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, {int(held * 2000)}).'"
@@ -44,7 +44,7 @@ def judge(settings: Settings, known: float | None, where: str) -> Finding:
 
 
 def of_node(host: str, port: int) -> float | None:
-    """The limit of a node on this very host, seconds; None where it does not tell us, or another answers."""
+    """Return the limit of a node on this very host, seconds; None if it cannot be read, or another node answers."""
     program = shutil.which("rabbitmqctl") or shutil.which("rabbitmqctl", path=SYSTEM_PATH)
     if program is None or not _is_here(host):
         return None
@@ -57,9 +57,9 @@ def of_node(host: str, port: int) -> float | None:
     return read_answer(done.stdout, port)
 
 
-def read_answer(said: str, port: int) -> float | None:
-    """The limit in a node's answer, seconds, if it is the node that listens to this port."""
-    found = ANSWER.search(said)
+def read_answer(output: str, port: int) -> float | None:
+    """Return the limit in a node's answer, seconds, if it is the node that listens to this port."""
+    found = ANSWER.search(output)
     if found is None or str(port) not in re.findall(r"\d+", found["ports"]):
         return None
     milliseconds = re.search(r"\d+", found["timeout"])
@@ -67,7 +67,7 @@ def read_answer(said: str, port: int) -> float | None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether an address is one of this host's own: nobody else's can be bound to."""
+    """Return whether an address is one of this host's own: no other can be bound to."""
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
     except OSError:

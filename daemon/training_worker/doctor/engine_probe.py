@@ -1,4 +1,4 @@
-"""An engine's interpreter, asked what its environment has; whatever it does, the asking ends."""
+"""The question to an engine's interpreter what its environment has. It always ends, whatever the interpreter does."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from training_worker.runs.child_process import KILL_TIMEOUT, Exit
 from training_worker.runs.environment import bare_environment
 
 PROBE = Path(__file__).with_name("probe_script.py")
-# Seconds. An import of torch from a cold disk takes tens of them.
+# Seconds. An import of torch from a cold disk takes tens of seconds.
 LIMIT = 120.0
 LAST_LINES = 10
 LAST_BYTES = 16_384
@@ -23,7 +23,7 @@ MOST_BYTES = 1_048_576
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What to ask for: versions of distributions, the commit of one, and modules to import, torch before them."""
+    """The question: versions of distributions, the commit of one, and modules to import, torch before them."""
 
     packages: tuple[str, ...] = ()
     source: str | None = None
@@ -31,14 +31,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A card that torch sees."""
+    """A GPU that torch sees."""
 
     name: str
     capability: tuple[int, int]
 
 
 class Torch(msgspec.Struct, frozen=True, kw_only=True):
-    """How torch was built: for which CUDA, if any, and which architectures; or why it cannot be imported."""
+    """The build of torch: for which CUDA, if any, and which architectures; or why it cannot be imported."""
 
     version: str = ""
     cuda: str | None = None
@@ -48,16 +48,16 @@ class Torch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the import of a module took in seconds, or why it failed."""
+    """The result of a module's import: how many seconds it took, or why it failed."""
 
     seconds: float = 0.0
     error: str | None = None
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said; of what was not, None. ``packages`` has None for what is not installed.
+    """The interpreter's answers; None for what it did not answer. In ``packages``, None is a package not installed.
 
-    ``folder`` is where they are: one for each environment.
+    ``folder`` is where the packages are: one for each environment.
     """
 
     python: str | None = None
@@ -69,7 +69,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
-    """What an interpreter said, why it said no more, and the last lines of what it printed beside that."""
+    """An interpreter's answers, why there are no more of them, and the last lines of its other output."""
 
     answers: Answers
     fault: str | None
@@ -77,7 +77,7 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probe(interpreter: str, wanted: Wanted, limit: float = LIMIT) -> Probed:
-    """Ask; after ``limit`` seconds what still runs is killed. Raises `OSError` if it cannot be started."""
+    """Run the probe; after ``limit`` seconds what still runs is killed. Raises `OSError` if it cannot be started."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(  # noqa: S603 - the operator's own setting
             [interpreter, str(PROBE), msgspec.json.encode(wanted).decode()],
@@ -88,11 +88,11 @@ def probe(interpreter: str, wanted: Wanted, limit: float = LIMIT) -> Probed:
             start_new_session=True,
         )
         fault = _end(process, limit)
-        said, output = _start(out), _last_lines(err)
+        answer, output = _start(out), _last_lines(err)
     try:
-        answers = _read(said)
+        answers = _read(answer)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        printed = said.decode(errors="replace").splitlines()[-LAST_LINES:]
+        printed = answer.decode(errors="replace").splitlines()[-LAST_LINES:]
         return Probed(
             answers=Answers(), fault=fault or "prints no answer", output="\n".join([*printed, output]).strip()
         )
@@ -100,17 +100,17 @@ def probe(interpreter: str, wanted: Wanted, limit: float = LIMIT) -> Probed:
 
 
 def _end(process: "subprocess.Popen[bytes]", limit: float) -> str | None:
-    """Wait for it, then end what is left of its group; why it did not end well, if it did not."""
+    """Wait for the process, then kill the rest of its group; return why it did not end well, if it did not."""
     pidfd = os.pidfd_open(process.pid)
     in_time = False
     try:
         in_time = bool(select.select([pidfd], [], [], limit)[0])
     finally:
         os.close(pidfd)
-        # It is not reaped yet, so its id still names this group and nobody else's.
+        # The process is not reaped yet, so its id still names this group and no other.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        # One that hangs in a driver call never ends, and is not waited for.
+        # A process that hangs in a driver call never ends, and is not waited for.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(KILL_TIMEOUT)
     if not in_time:
@@ -129,8 +129,8 @@ def _last_lines(file: IO[bytes]) -> str:
     return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
 
 
-def _read(said: bytes) -> Answers:
+def _read(answer: bytes) -> Answers:
     parts: dict[str, Any] = {}
-    for line in said.splitlines():
+    for line in answer.splitlines():
         parts |= msgspec.json.decode(line, type=dict[str, Any])
     return msgspec.convert(parts, Answers)

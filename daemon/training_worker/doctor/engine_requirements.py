@@ -1,4 +1,4 @@
-"""What an engine's environment must hold: distributions, with the versions that are needed or known to work."""
+"""The contents that an engine's environment needs: distributions, and the versions that are needed or known to work."""
 
 import re
 
@@ -11,9 +11,9 @@ REPOSITORY = "https://github.com/invoke-ai/invoke-training"
 
 
 class Requirement(msgspec.Struct, frozen=True, kw_only=True):
-    """A distribution: from version ``least`` on and before ``below``. Others than ``known`` may work, nobody tried.
+    """A distribution: from version ``least`` on and before ``below``. Versions other than ``known`` are untested.
 
-    ``optional`` is what only some jobs need, and which.
+    ``optional`` names what needs the distribution, if only some jobs do.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Requirement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def specifier(self) -> str:
-        """As pip takes it: what is known to work, or else the bounds."""
+        """Return the requirement as pip reads it: the version known to work, or else the bounds."""
         if self.known is not None:
             return f"{self.name}=={self.known}"
         bounds = [f"{sign}{version}" for sign, version in ((">=", self.least), ("<", self.below)) if version]
         return f"{self.name}{','.join(bounds)}"
 
     def allows(self, version: str) -> bool:
-        """Whether a version is within the bounds."""
+        """Return whether a version is within the bounds."""
         number = _number(version)
         too_old = self.least is not None and number < _number(self.least)
         too_new = self.below is not None and number >= _number(self.below)
@@ -39,7 +39,7 @@ class Requirement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _number(version: str) -> tuple[int, ...]:
-    """The release's digits; what follows them (a build, a pre-release) counts for nothing."""
+    """Return the release's digits; what follows them (a build, a pre-release) is ignored."""
     found = re.match(r"\d+(\.\d+)*", version)
     digits = [int(part) for part in found[0].split(".")] if found else []
     while digits and digits[-1] == 0:
@@ -48,14 +48,14 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine needs: distributions, the module that loads all that trains, and a source at a commit."""
+    """The needs of an engine: distributions, the module that loads all that trains, and a source at a commit."""
 
     requirements: tuple[Requirement, ...]
     module: str
     source: str | None = None
 
 
-# The same as the extra `trainer` of our own package says.
+# The same versions as in the extra `trainer` of our own package.
 DIFFUSERS = Environment(
     requirements=(
         Requirement(name="torch", least="2.6"),
@@ -74,7 +74,7 @@ DIFFUSERS = Environment(
     module="training_worker.engines.diffusers.pipelines",
 )
 
-# What commit 99c673d asks for itself, and beside that what it was tried with.
+# What commit 99c673d itself requires, and the versions that it was tested with.
 INVOKE = Environment(
     requirements=(
         Requirement(name="torch"),
@@ -86,7 +86,7 @@ INVOKE = Environment(
         Requirement(name="safetensors"),
         Requirement(name="datasets", least="2.14.3", below="2.15", known="2.14.7"),
         Requirement(name="numpy", below="2", known="1.26.4"),
-        # Later ones ask for a numpy that the rest cannot work with.
+        # Later ones require a numpy that the rest cannot work with.
         Requirement(name="pyarrow", known="17.0.0"),
         Requirement(name="pandas", known="2.2.3"),
         Requirement(name="pillow"),

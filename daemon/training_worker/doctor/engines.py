@@ -1,4 +1,4 @@
-"""The engines in the settings: whether each can be started, and whether its environment has what it trains with."""
+"""The checks of the engines in the settings: whether each starts, and whether its environment is complete."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ from training_worker.settings import EngineSettings, Settings, program_of
 
 GROUP = "engines"
 SHORT = 7
-# Seconds for an interpreter to say where it is.
+# Seconds for an interpreter to report where it is.
 START_LIMIT = 20.0
 OWN = "/opt/invoke-training"
 MOVES = {
@@ -38,12 +38,12 @@ MOVES = {
     + f" && {OWN}/bin/python -m pip install --no-deps 'git+{REPOSITORY}@{COMMIT}'"
     + f'  # then [engines.invoke] python = "{OWN}/bin/python" in the settings',
 }
-# As they are in the names of architectures that torch was built for, such as sm_90 or compute_120.
+# As in the names of architectures that torch was built for, such as sm_90 or compute_120.
 ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
 
 
 def check(settings: Settings, host: HostGpus, limit: float = LIMIT) -> Iterator[Finding]:
-    """Look at each engine, for ``limit`` seconds at most."""
+    """Check each engine, for ``limit`` seconds at most."""
     examinations = {name: Examination(name, engine, host.devices) for name, engine in settings.engines.items()}
     stray = _stray(examinations)
     for name, examination in examinations.items():
@@ -52,12 +52,12 @@ def check(settings: Settings, host: HostGpus, limit: float = LIMIT) -> Iterator[
 
 
 def _stray(examinations: dict[EngineName, "Examination"]) -> EngineName | None:
-    """The engine whose interpreter is another engine's environment, if there is one."""
+    """Return the engine whose interpreter is another engine's environment, if there is one."""
     folders = [examination.packages_folder() for examination in examinations.values()]
     known = [folder for folder in folders if folder is not None]
     if len(set(known)) == len(known):
         return None
-    # The daemon's own is that of the built-in trainer.
+    # The daemon's own environment is that of the built-in trainer.
     return EngineName.INVOKE if sysconfig.get_path("purelib") in known else EngineName.DIFFUSERS
 
 
@@ -70,13 +70,13 @@ def _types(settings: Settings) -> Finding:
         group=GROUP,
         name="types",
         state=State.WARNING,
-        found=f"the built-in trainer is not to train {', '.join(missing)}: no job of {' or '.join(families)} is taken",
+        found=f"the built-in trainer is not to train {', '.join(missing)}: no {' or '.join(families)} job is consumed",
         fix=f"training_types of engines.{EngineName.DIFFUSERS} in the settings: add them, or leave the setting out",
     )
 
 
 class Examination:
-    """One engine, looked at on a host with these cards; none where it has none and the settings make up none."""
+    """The check of one engine on a host with these GPUs; none if the host has none and the settings simulate none."""
 
     def __init__(self, name: EngineName, engine: EngineSettings, devices: list[GpuDevice]) -> None:
         self._name = name
@@ -86,7 +86,7 @@ class Examination:
         self._pip = f"{shlex.quote(self._interpreter)} -m pip install"
 
     def findings(self, limit: float) -> Iterator[Finding]:
-        """All that there is to say about it."""
+        """Yield all findings about the engine."""
         path = shutil.which(self._interpreter, path=bare_environment().get("PATH"))
         if path is None:
             yield self._no_interpreter()
@@ -96,7 +96,7 @@ class Examination:
             yield from self._probed(path, self._environment, limit)
 
     def packages_folder(self) -> str | None:
-        """Where its interpreter has its packages; None if it is no interpreter, or a program of the operator's own."""
+        """Return the package folder of the interpreter; None if it is none, or a program of the operator's own."""
         path = shutil.which(self._interpreter, path=bare_environment().get("PATH"))
         if path is None or self._environment is None:
             return None
@@ -106,13 +106,13 @@ class Examination:
             return None
 
     def misplaced(self) -> Finding:
-        """It shares its interpreter, where the other needs other versions: each command for it would harm that one."""
+        """Report an interpreter shared with an engine that needs other versions: a fix for one would harm the other."""
         found = f"{self._interpreter} is the environment of another engine, which needs other versions"
         return self._error("interpreter", found, MOVES[self._name])
 
     @property
     def _environment(self) -> Environment | None:
-        """What the engine needs, if it is our own program for it that is run."""
+        """Return what the engine needs, if it runs our own program."""
         ours = program_of(self._name, self._interpreter)
         return ENVIRONMENTS.get(self._name) if self._engine.command[: len(ours)] == ours else None
 
@@ -188,19 +188,19 @@ class Examination:
         if torch.error is not None:
             return self._error("cuda", f"torch cannot be imported: {torch.error}", self._reinstall)
         if self._devices and all(device.simulated for device in self._devices):
-            return self._ok("cuda", f"torch {torch.version}; trains on the CPU, for the cards are made up")
+            return self._ok("cuda", f"torch {torch.version}; trains on the CPU, because the GPUs are simulated")
         if torch.cuda is None:
             fix = f"{self._reinstall}  # built with CUDA"
             return self._error("cuda", f"torch {torch.version} is built without CUDA", fix)
         if not torch.devices:
             return self._error(
-                "cuda", f"{built} finds no card", f"nvidia-smi  # the driver must know CUDA {torch.cuda}"
+                "cuda", f"{built} finds no GPU", f"nvidia-smi  # the driver must support CUDA {torch.cuda}"
             )
         return self._seen_gpus(torch, built)
 
     @property
     def _reinstall(self) -> str:
-        # Not with --force-reinstall, which brings the newest of all that torch itself needs, too.
+        # Not with --force-reinstall, which also brings the newest version of all that torch itself needs.
         builds = "torch torchvision" if self._name is EngineName.INVOKE else "torch"
         return f"{self._pip.replace(' install', ' uninstall -y')} {builds} && {self._pip} {builds}"
 
@@ -212,8 +212,8 @@ class Examination:
         names = ", ".join(device.name for device in torch.devices)
         wanted = sum(device.count for device in self._devices)
         if len(torch.devices) < wanted:
-            found = f"{built} sees {len(torch.devices)} of {wanted} cards: {names}"
-            return self._error("cuda", found, "nvidia-smi -L  # the cards that the driver sees")
+            found = f"{built} sees {len(torch.devices)} of {wanted} GPUs: {names}"
+            return self._error("cuda", found, "nvidia-smi -L  # the GPUs that the driver sees")
         return self._ok("cuda", f"{built}: {names}")
 
     def _training(self, probed: Probed, module: str) -> Finding:
@@ -225,7 +225,7 @@ class Examination:
         return self._error("training", f"{types} cannot run: {module}: {why}", self._by_hand(module))
 
     def _broken(self, probed: Probed, path: str, module: str) -> Finding:
-        """It ended before it had said all."""
+        """Report a probe that ended before its last answer."""
         answers = probed.answers
         if answers.python is None:
             name, doing = "interpreter", f"{path} does not start as Python"
@@ -233,10 +233,10 @@ class Examination:
             name, doing = "training", f"importing {'torch' if answers.torch is None else module}"
         output = f"\n{probed.output}" if probed.output else ""
         fix = self._setting if answers.python is None else self._by_hand(module)
-        return self._error(name, f"{doing}: {probed.fault or 'says nothing'}{output}", fix)
+        return self._error(name, f"{doing}: {probed.fault or 'no answer'}{output}", fix)
 
     def _by_hand(self, module: str) -> str:
-        return f"{shlex.quote(self._interpreter)} -c 'import {module}'  # says what is missing"
+        return f"{shlex.quote(self._interpreter)} -c 'import {module}'  # shows what is missing"
 
     def _ok(self, what: str, found: str) -> Finding:
         return Finding(group=GROUP, name=f"{self._name}.{what}", state=State.OK, found=found)
@@ -249,7 +249,7 @@ class Examination:
 
 
 def runs_on(device: SeenGpu, architectures: list[str]) -> bool:
-    """Whether a build has code for a card: compiled for its major version, or to be compiled by the driver."""
+    """Return whether a build has code for a GPU: compiled for its major version, or to be compiled by the driver."""
     matches = [match for match in map(ARCHITECTURE.fullmatch, architectures) if match]
     for match in matches:
         built = (int(match["major"]), int(match["minor"]))

@@ -1,4 +1,4 @@
-"""The cards of the settings, looked at once for all checks: what a worker would train on, and what is wrong with it."""
+"""The GPUs of the settings, read once for all checks: what a worker would train on, and what is wrong with it."""
 
 import msgspec
 
@@ -11,9 +11,9 @@ from training_worker.settings import Settings
 
 
 class HostGpus(msgspec.Struct, frozen=True, kw_only=True):
-    """A card for each slot; none, and an error, where a worker would not start.
+    """A device for each slot; none, and an error, where a worker would not start.
 
-    ``sick`` are the UUIDs of those that a worker would quarantine now, with the reason.
+    ``sick`` are the UUIDs of the GPUs that a worker would quarantine now, with the reason.
     """
 
     devices: list[GpuDevice] = []
@@ -22,7 +22,7 @@ class HostGpus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look_at_gpus(settings: Settings) -> HostGpus:
-    """Find the cards as a worker does, and read each of them once."""
+    """Find the GPUs as a worker does, and read each of them once."""
     try:
         devices = worker_gpus(settings)
     except (NoGpuError, SettingsError) as error:

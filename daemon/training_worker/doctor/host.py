@@ -1,4 +1,4 @@
-"""The host: its cards, memory, disks and clock."""
+"""The checks of the host: its GPUs, memory, disks and clock."""
 
 import os
 import shutil
@@ -21,17 +21,17 @@ from training_worker.storage.disk_usage import GIB, existing, free_bytes
 
 GROUP = "host"
 MEMORY = Path("/proc/meminfo")
-# Trainers read weights layer by layer, and keep what goes to the card; with less than this they swap.
+# Trainers read weights layer by layer, and move them to the GPU; with less memory than this they swap.
 LEAST_MEMORY = 8 * GIB
 # A clock before this was never set: certificates, ledger times and the ages of files depend on it. Unix seconds, 2025.
 EARLIEST = 1_735_689_600
 LIMIT = 10.0
-SEE_GPUS = "nvidia-smi  # must list the cards; install the driver if not"
-CHOOSE_GPUS = "nvidia-smi -L  # the cards that there are, for gpus, only_gpus and gpus_per_job in the settings"
+SEE_GPUS = "nvidia-smi  # must list the GPUs; install the driver if not"
+CHOOSE_GPUS = "nvidia-smi -L  # the GPUs of this host, for gpus, only_gpus and gpus_per_job in the settings"
 
 
 def check(settings: Settings, host: HostGpus) -> Iterator[Finding]:
-    """Look at the host, whose cards have been looked at."""
+    """Check the host, whose GPUs were already read."""
     yield _devices(host)
     yield _memory()
     needs = {kind: _usual_need(kind) for kind in TrainingType if kind in served_types(settings)}
@@ -49,12 +49,12 @@ def _devices(host: HostGpus) -> Finding:
         return _finding("cards", State.ERROR, str(host.error), SEE_GPUS)
     if all(device.simulated for device in devices):
         found = (
-            f"NVML shows none; {_named(devices)} made up by the settings, on which tiny models are trained by the CPU"
+            f"NVML shows none; {_named(devices)} simulated by the settings, on which tiny models are trained by the CPU"
         )
         return _finding("cards", State.WARNING, found, SEE_GPUS)
     if host.sick:
         reasons = "; ".join(f"{uuid} gets no jobs: {reason}" for uuid, reason in host.sick.items())
-        return _finding("cards", State.ERROR, f"{_named(devices)}; {reasons}", "nvidia-smi -q  # how each card does")
+        return _finding("cards", State.ERROR, f"{_named(devices)}; {reasons}", "nvidia-smi -q  # the state of each GPU")
     small = [device for device in devices if device.tier is None]
     if small:
         return _finding(
@@ -64,7 +64,7 @@ def _devices(host: HostGpus) -> Finding:
 
 
 def _named(devices: list[GpuDevice]) -> str:
-    """The slots, each with its cards."""
+    """List the slots, each with its GPUs."""
     return ", ".join(
         f"{device.name} with {device.memory_mib} MiB"
         if device.count == 1
@@ -78,13 +78,13 @@ def _memory() -> Finding:
     total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are available"
     if free < LEAST_MEMORY:
-        fix = "ps --sort=-rss -eo pid,rss,comm | head  # what takes it"
-        return _finding("memory", State.WARNING, f"{found}; trainers want {LEAST_MEMORY / GIB:.0f}", fix)
+        fix = "ps --sort=-rss -eo pid,rss,comm | head  # what uses it"
+        return _finding("memory", State.WARNING, f"{found}; trainers need {LEAST_MEMORY / GIB:.0f}", fix)
     return _finding("memory", State.OK, found)
 
 
 def _usual_need(kind: TrainingType) -> DiskNeed:
-    """What a job of this type needs that asks for nothing in particular."""
+    """Return the disk need of a job of this type with default settings."""
     plan = plan_job(make_job(kind, job_id="doctor", dataset_path="/datasets/x", output_path="/models/x"))
     settings = plan.parameters
     return disk_need(plan.workload, keep_checkpoints=settings.keep_checkpoints, sample_every=settings.sample_every)
@@ -109,12 +109,12 @@ def _disk(name: str, path: Path, needs: dict[TrainingType, int]) -> Finding:
 
 
 def clock(now: float, synchronised: bool | None) -> Finding:
-    """What the time (unix seconds) says of the clock."""
+    """Judge the clock by the time (unix seconds)."""
     if now < EARLIEST:
         return _finding("clock", State.ERROR, f"it was never set: {time.ctime(now)}", "timedatectl set-ntp true")
     if synchronised is False:
-        return _finding("clock", State.WARNING, "no time server keeps it", "timedatectl set-ntp true")
-    how = "kept by a time server" if synchronised else "whether a time server keeps it is not known"
+        return _finding("clock", State.WARNING, "not synchronized with a time server", "timedatectl set-ntp true")
+    how = "synchronized with a time server" if synchronised else "whether a time server keeps it is not known"
     return _finding("clock", State.OK, f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(now))}, {how}")
 
 

@@ -1,17 +1,17 @@
-"""Where this user's token of Hugging Face is, by the rules of huggingface_hub. Nobody is told what it is.
+"""The search for this user's Hugging Face token, by the rules of huggingface_hub. The token is never shown.
 
-https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables says them.
+https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables lists the rules.
 """
 
 import os
 from pathlib import Path
 
-# The second is the older name, which still counts where the first is not set.
+# The second is the older name, which still applies if the first is not set.
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def find_token() -> str | None:
-    """The variable or the file that holds a token; None if there is none that this user can read."""
+    """Return the variable or the file that holds a token; None if there is none that this user can read."""
     variable = next((name for name in VARIABLES if os.environ.get(name)), None)
     if variable is not None and os.environ[variable].strip():
         return variable
@@ -23,7 +23,7 @@ def find_token() -> str | None:
 
 
 def token_path() -> Path:
-    """Where `hf auth login` writes the token down."""
+    """Return the file that `hf auth login` writes the token to."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{cache}/huggingface")
     path = os.environ.get("HF_TOKEN_PATH", f"{home}/token")

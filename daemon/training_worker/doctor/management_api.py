@@ -1,4 +1,4 @@
-"""RabbitMQ's management API: what a broker tells of itself beyond AMQP. It is only read."""
+"""RabbitMQ's management API: what a broker reports of itself beyond AMQP. It is only read."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ import msgspec
 from yarl import URL
 
 LIMIT = 10.0
-# A queue is told in 300 bytes: enough for a virtual host of 50,000.
+# A queue's entry has 300 bytes: enough for a virtual host of 50,000.
 MOST_BYTES = 16 * 2**20
 QUEUE_COLUMNS = "name,policy,operator_policy,members,online"
 UNAUTHORIZED = 401
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ManagementError(Exception):
-    """The API cannot be asked. ``status`` is that of its answer, if there was one."""
+    """The API cannot be used. ``status`` is that of its answer, if there was one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -30,13 +30,13 @@ class ManagementError(Exception):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """Which broker it is."""
+    """The name of the broker."""
 
     cluster_name: str = ""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy, an operator's or not."""
+    """A policy, an operator policy or an ordinary one."""
 
     name: str
     definition: dict[str, Any] = {}
@@ -45,7 +45,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Governed(msgspec.Struct, frozen=True, kw_only=True):
     """A queue or an exchange with the names of its policies; of a queue with replicas, the nodes that hold them.
 
-    A queue that is a few seconds old says nothing of its policies: `msgspec.UNSET`.
+    A queue that is a few seconds old has no policies yet: `msgspec.UNSET`.
     """
 
     name: str
@@ -64,20 +64,20 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node has too little of: `memory` or `disk space`."""
+    """The resource that a node has too little of: `memory` or `disk space`."""
 
     node: str
     resource: str
 
 
 class Alarms(msgspec.Struct, frozen=True):
-    """Those in effect."""
+    """The alarms in effect."""
 
     alarms: list[Alarm] = []
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True):
-    """By which key an exchange gives to a queue."""
+    """The key by which an exchange routes to a queue."""
 
     source: str
     destination: str
@@ -85,7 +85,7 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was asked for."""
+    """Everything that was read from the API."""
 
     overview: Overview
     policies: dict[str, Policy]
@@ -98,15 +98,15 @@ class BrokerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Management:
-    """The API at an address ``http(s)://USER:PASSWORD@HOST:PORT/``; ``ca_file`` holds who signs for it."""
+    """The API at an address ``http(s)://USER:PASSWORD@HOST:PORT/``; ``ca_file`` is that of its authority."""
 
     def __init__(self, url: URL, ca_file: Path | None, limit: float = LIMIT) -> None:
         self._url = url
         self._ca_file = ca_file
         self._limit = limit
 
-    async def tell(self, vhost: str, exchanges: tuple[str, ...]) -> BrokerReport:
-        """Ask for all that concerns a virtual host, with the bindings of these exchanges. Raises `ManagementError`."""
+    async def report(self, vhost: str, exchanges: tuple[str, ...]) -> BrokerReport:
+        """Read all about a virtual host, with the bindings of these exchanges. Raises `ManagementError`."""
         host = quote(vhost, safe="")
         there = await self._get(f"exchanges/{host}?columns=name,policy", list[Governed])
         bindings: set[tuple[str, str, str]] = set()
@@ -126,7 +126,7 @@ class Management:
         )
 
     async def queues(self, vhost: str) -> dict[str, Governed]:
-        """The queues of a virtual host. Raises `ManagementError`."""
+        """Return the queues of a virtual host. Raises `ManagementError`."""
         path = f"queues/{quote(vhost, safe='')}?columns={QUEUE_COLUMNS}"
         return {one.name: one for one in await self._get(path, list[Governed])}
 
@@ -134,7 +134,7 @@ class Management:
         return {one.name: one for one in await self._get(path, list[Policy])}
 
     async def _get(self, path: str, kind: type[T], also: int = 200) -> T:
-        """Ask once. An answer with the status ``also`` is as good as one with 200."""
+        """Send one request. An answer with the status ``also`` is as good as one with 200."""
         try:
             status, body = await asyncio.to_thread(self._exchange, path)
         except TimeoutError:
@@ -151,7 +151,7 @@ class Management:
             raise ManagementError(f"the answer to /api/{path} cannot be read: {error}") from None
 
     def _exchange(self, path: str) -> tuple[int, bytes]:
-        """Status and body. Nobody is followed elsewhere with the password."""
+        """Return status and body. Redirects are not followed: they would get the password."""
         url = self._url
         secret = base64.b64encode(f"{url.user or 'guest'}:{url.password or ''}".encode()).decode()
         connection = self._connection()

@@ -1,4 +1,4 @@
-"""The models of the allow-list: whether each folder is there, whole, readable, and free of pickles."""
+"""The checks of the allow-list's models: whether each folder exists, is complete, readable, and free of pickles."""
 
 import os
 import shlex
@@ -22,20 +22,20 @@ GATED = {"black-forest-labs/FLUX.1-dev"}
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model comes to its folder: the commands, and what there is to know before."""
+    """The way to download a model to its folder: the commands, and what to know before."""
 
     download: str
     beware: str = ""
     remark: str = ""
 
     def brings(self, *without: str) -> str:
-        """The commands, leaving out files of these names."""
+        """Return the commands, leaving out files of these names."""
         left_out = f" --exclude {shlex.join(without)}" if without else ""
         return f"{self.download}{left_out}{self.remark}"
 
 
 def source_of(name: str, folder: Path) -> Source:
-    """Where this user has a model from."""
+    """Return where this user can download a model."""
     download = f"hf download {shlex.quote(name)} --local-dir {shlex.quote(str(folder))}"
     if name not in GATED:
         return Source(download=download)
@@ -55,7 +55,7 @@ def source_of(name: str, folder: Path) -> Source:
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at each model's folder; nothing of it is loaded."""
+    """Check each model's folder; nothing of it is loaded."""
     if not settings.models:
         fix = '[models] in the settings: "black-forest-labs/FLUX.1-dev" = "/weights/FLUX.1-dev"'
         yield Finding(group=GROUP, name="models", state=State.ERROR, found="no model is allowed", fix=fix)

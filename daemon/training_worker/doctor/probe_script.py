@@ -1,9 +1,9 @@
-"""Run by an engine's own interpreter, as a file: says as JSON lines what that environment has.
+"""The program that an engine's own interpreter runs as a file: it prints as JSON lines what that environment has.
 
     PYTHON probe_script.py '{"packages": [...], "source": "invoke-training", "modules": [...]}'
 
-It needs Python 3.10 and the standard library. The lines go from what cannot hang to what can, so that one which ends
-early has still said something. All that libraries print goes to standard error.
+It needs Python 3.10 and the standard library. The lines go from what cannot hang to what can, so that a probe which
+ends early has still answered something. All that libraries print goes to standard error.
 """
 
 import importlib
@@ -25,7 +25,7 @@ GIT_LIMIT = 10.0
 
 
 def answers(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What is asked for, a part at a time."""
+    """Yield the answers, one part at a time."""
     yield {"python": platform.python_version()}
     yield {"folder": sysconfig.get_path("purelib")}
     yield {"packages": {name: installed(name) for name in wanted["packages"]}}
@@ -37,7 +37,7 @@ def answers(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution; None if it is not there."""
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ def installed(name: str) -> str | None:
 
 
 def commit_of(name: str) -> str | None:
-    """The commit that a distribution was installed from: as pip wrote it down, or that of an editable source now."""
+    """Return the commit that a distribution was installed from: as pip recorded it, or an editable source's own."""
     try:
         text = importlib.metadata.distribution(name).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -59,19 +59,19 @@ def commit_of(name: str) -> str | None:
 
 
 def head(folder: str) -> str | None:
-    """The commit that a folder has checked out; None where it is no repository itself."""
-    # Git else refuses the repositories of other users, and the worker's own user seldom made this one.
-    command = ["git", "-c", "safe.directory=*", "-C", folder, "rev-parse", "--show-toplevel", "HEAD"]
+    """Return the commit that a folder has checked out; None where it is no repository itself."""
+    # Git otherwise refuses the repositories of other users, and the worker's own user seldom made this one.
+    git = ["git", "-c", "safe.directory=*", "-C", folder, "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT, check=True).stdout  # noqa: S603
+        out = subprocess.run(git, capture_output=True, text=True, timeout=GIT_LIMIT, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    top, _, commit = said.strip().partition("\n")
+    top, _, commit = out.strip().partition("\n")
     return commit if Path(top).resolve() == Path(folder).resolve() else None
 
 
 def torch_build() -> dict[str, Any]:
-    """How torch was built and what it sees. Nothing is put on a card: another's training may fill it."""
+    """Return how torch was built and what it sees. No GPU memory is used: another training may fill it."""
     torch: Any = importlib.import_module("torch")
     found: dict[str, Any] = {"version": str(torch.__version__), "cuda": torch.version.cuda, "devices": []}
     if torch.cuda.is_available():
@@ -83,14 +83,14 @@ def torch_build() -> dict[str, Any]:
 
 
 def imported(name: str) -> dict[str, Any]:
-    """How many seconds the import of a module takes."""
+    """Return how many seconds the import of a module takes."""
     began = time.monotonic()
     importlib.import_module(name)
     return {"seconds": time.monotonic() - began}
 
 
 def tried(what: Any) -> dict[str, Any]:
-    """What it returns; where that fails, the error in a line, with all of it on standard error."""
+    """Return the result of a call; if it fails, the error in one line, with all of it on standard error."""
     try:
         return dict(what())
     except BaseException as error:  # noqa: BLE001 - a module may do anything when it is imported, and exit
@@ -99,8 +99,8 @@ def tried(what: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write what is asked for by the first argument."""
-    # Python puts this file's folder first, whose modules must not stand for the engine's.
+    """Print the answers to the first argument's question."""
+    # Python puts this file's folder first on its path; its modules must not shadow the engine's.
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [path for path in sys.path if path != here]
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:

@@ -1,1 +1,1 @@
-"""What the driver says of the GPUs."""
+"""The GPUs, as the driver reports them."""

@@ -1,4 +1,4 @@
-"""The GPUs of this host, by NVML or as the settings make them up; which of them a daemon uses, and which together."""
+"""The GPUs of this host, by NVML or simulated by the settings; which of them a daemon uses, and which together."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ from training_worker.gpu import nvml
 from training_worker.gpu.nvml import SEPARATOR, DriverError, DriverHangsError, DriverMissingError, Found
 from training_worker.settings import Settings
 
-# US dollars an hour, by a card's name and its MiB.
+# US dollars an hour, by a GPU's name and its MiB.
 Price = Callable[[str, int], float | None]
 
-# A job is not kept from its end for its watt-hours.
+# A job's end does not wait longer for its watt-hours.
 ENERGY_TIMEOUT = 3.0
 
 log = structlog.get_logger()
@@ -27,11 +27,11 @@ STAND_IN = re.compile(r"^(?P<name>[^:]+):(?P<memory>[1-9][0-9]*)MiB\Z")
 
 
 class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """What a slot trains on: one card, or ``count`` equal ones together.
+    """The device that a slot trains on: one GPU, or ``count`` equal ones together.
 
-    Memory in MiB is that of each, the price in US dollars an hour, where it is known, that of all. ``uuid`` names all
-    of them, with commas between, as CUDA_VISIBLE_DEVICES does. A card that the driver could not read when the worker
-    began has no memory, so that nothing trains on it; ``fault`` says why.
+    The memory in MiB is that of each, the price in US dollars an hour, where it is known, that of all. ``uuid`` names
+    all of them, separated by commas, as CUDA_VISIBLE_DEVICES does. A GPU that the driver could not read when the worker
+    started has no memory, so that nothing trains on it; ``fault`` is the reason.
     """
 
     uuid: str
@@ -44,18 +44,18 @@ class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tier(self) -> MemoryTier | None:
-        """What the card offers; None if it is too small for any job."""
+        """The tier of the GPU; None if it is too small for any job."""
         return tier_of(self.memory_mib)
 
     def describe(self) -> Gpu:
-        """The card as events show it."""
+        """Return the GPU as events show it."""
         return Gpu(uuid=self.uuid, name=self.name, memory_mib=self.memory_mib, tier=self.tier, count=self.count)
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """A card, and how much of its memory nobody uses now, in MiB; of several, the one with least.
+    """The memory of a GPU that nobody uses now, in MiB; of several, the least.
 
-    ``energy_j`` is what it has used until now, in joules since some time in the past, where it counts that.
+    ``energy_j`` is what it has used so far, in joules since some time in the past, where it counts that.
     """
 
     device: GpuDevice
@@ -64,9 +64,9 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_gpus(stand_ins: list[str], prices: dict[str, float], extra: Sequence[CardSpec] = ()) -> list[GpuDevice]:
-    """This host's cards, the operator's ``extra`` kinds of them included.
+    """Find this host's GPUs, including the operator's ``extra`` kinds of them.
 
-    The stand-ins count only where NVML shows none. Raises `NoGpuError`, `SettingsError`.
+    The stand-ins count only if NVML shows none. Raises `NoGpuError`, `SettingsError`.
     """
 
     def price(name: str, memory_mib: int) -> float | None:
@@ -79,7 +79,7 @@ def find_gpus(stand_ins: list[str], prices: dict[str, float], extra: Sequence[Ca
 
 
 def grouped(devices: Sequence[GpuDevice], size: int) -> list[GpuDevice]:
-    """Put equal cards together, ``size`` each, in their order. Raises `SettingsError` if some are left over."""
+    """Group equal GPUs, ``size`` each, in order. Raises `SettingsError` if some are left over."""
     if size == 1:
         return list(devices)
     kinds: dict[tuple[str, int], list[GpuDevice]] = {}
@@ -105,7 +105,7 @@ def _together(devices: Sequence[GpuDevice]) -> GpuDevice:
 
 
 def room_on(device: GpuDevice) -> Room:
-    """How much of a card's memory is free; all of it, if the driver does not say. Raises `DriverHangsError`."""
+    """Return how much of a GPU's memory is free; all of it, if the driver reports none. Raises `DriverHangsError`."""
     if device.simulated:
         return Room(device=device, free_mib=device.memory_mib)
     try:
@@ -119,7 +119,7 @@ def room_on(device: GpuDevice) -> Room:
 
 
 async def energy_wh_since(device: GpuDevice, before_j: float | None) -> float | None:
-    """The watt-hours that a card has used since its counter was at ``before_j``; None where it has none."""
+    """Return the watt-hours that a GPU has used since its counter was at ``before_j``; None where it has none."""
     if before_j is None:
         return None
     try:
@@ -127,7 +127,7 @@ async def energy_wh_since(device: GpuDevice, before_j: float | None) -> float | 
     except DriverError as error:
         log.warning("energy_unknown", gpu=device.uuid, error=str(error))
         return None
-    # The counter begins anew when the driver is loaded.
+    # The counter restarts when the driver is loaded.
     return None if now_j is None or now_j < before_j else (now_j - before_j) / 3600
 
 
@@ -151,7 +151,7 @@ def _nvml_devices(price: Price) -> list[GpuDevice]:
     except DriverMissingError:
         return []
     except DriverError as error:
-        # A driver that is there and broken is no reason to train on a stand-in.
+        # A broken driver is no reason to train on a stand-in.
         raise NoGpuError(f"cannot start: NVML: {error}") from None
     faults = [one.fault for one in found if one.fault is not None]
     if faults and len(faults) == len(found):
@@ -160,7 +160,7 @@ def _nvml_devices(price: Price) -> list[GpuDevice]:
 
 
 def _nvml_device(found: Found, price: Price) -> GpuDevice:
-    # A MIG instance costs its share of the card's price.
+    # A MIG instance costs its share of the GPU's price.
     whole = None if found.fault is not None else price(found.name, round(found.memory_mib / found.part))
     return GpuDevice(
         uuid=found.uuid,
@@ -173,18 +173,18 @@ def _nvml_device(found: Found, price: Price) -> GpuDevice:
 
 
 def worker_gpus(settings: Settings) -> list[GpuDevice]:
-    """What a worker with these settings trains on, on this host: a card for each of its slots.
+    """Return what a worker with these settings trains on, on this host: a device for each of its slots.
 
-    Raises `NoGpuError` if there is none, and `SettingsError` if the settings do not fit what there is.
+    Raises `NoGpuError` if there is none, and `SettingsError` if the settings do not fit this host.
     """
     found = find_gpus(settings.gpus, settings.prices, settings.cards)
     return grouped(chosen(found, settings.only_gpus), settings.gpus_per_job)
 
 
 def chosen(devices: Sequence[GpuDevice], names: Sequence[str]) -> list[GpuDevice]:
-    """The cards that are named, by UUID or by index in NVML's order; all, without names.
+    """Return the GPUs that are named, by UUID or by index in NVML's order; all, without names.
 
-    Raises `SettingsError` if one is not there: a daemon that is meant for it has nothing else to train on.
+    Raises `SettingsError` if one does not exist: a daemon that is meant for it has nothing else to train on.
     """
     if not names:
         return list(devices)
@@ -193,6 +193,6 @@ def chosen(devices: Sequence[GpuDevice], names: Sequence[str]) -> list[GpuDevice
         if name not in known:
             there = ", ".join(device.uuid for device in devices)
             raise SettingsError(f"cannot start: only_gpus names {name!r}, and this host has {there}")
-    # A card that is named twice is one card; the order is the host's.
+    # A GPU that is named twice is one GPU; the order is the host's.
     wanted = {known[name].uuid for name in names}
     return [device for device in devices if device.uuid in wanted]

@@ -1,20 +1,20 @@
-"""Health of a card: pure rules from what the driver says of it to whether it is given jobs."""
+"""Health of a GPU: pure rules that decide by the driver's readings whether it gets jobs."""
 
 from collections.abc import Iterable
 
 from training_worker.gpu.xid import CRITICAL_XIDS
 from training_worker.observations import Reading
 
-# After so many readings a card whose memory others hold is given to jobs that need less of it.
+# After so many readings a GPU whose memory others hold gets jobs that need less of it.
 MOST_CROWDED = 40
 
 
 class GpuHealth:
-    """Whether one card is quarantined, reading after reading.
+    """The health of one GPU, reading after reading: whether it is quarantined.
 
     Args:
-        hottest: degrees Celsius; a card that is hotter is sick.
-        probes: how many readings in a row must be healthy before a quarantined card comes back.
+        hottest: degrees Celsius; a GPU that is hotter is unhealthy.
+        probes: how many readings in a row must be healthy before a quarantined GPU recovers.
     """
 
     def __init__(self, hottest: float, probes: int) -> None:
@@ -26,17 +26,17 @@ class GpuHealth:
         self._wanted_mib = 0
         self._crowded = 0
         self.quarantined: str | None = None
-        """Why the card is given no jobs; None if it is."""
+        """The reason why the GPU gets no jobs; None if it gets some."""
 
     def want(self, memory_mib: int) -> None:
-        """From the next reading on less free memory than this is a fault, for `MOST_CROWDED` readings at most.
+        """Count less free memory than this as a fault from the next reading on, for at most `MOST_CROWDED` readings.
 
-        A job needs it that the card is large enough for.
+        A job needs it that the GPU is large enough for.
         """
         self._wanted_mib, self._crowded = memory_mib, MOST_CROWDED
 
     def update(self, reading: Reading, xids: Iterable[int] = ()) -> bool:
-        """Take in a reading, and the Xids that came before it. True if the card was quarantined, or came back."""
+        """Apply a reading, and the Xids that came before it. True if the GPU was quarantined, or recovered."""
         reason = self._fault(reading, xids)
         before = self.quarantined
         if reason is not None:
@@ -52,10 +52,10 @@ class GpuHealth:
 
     def _fault(self, reading: Reading, xids: Iterable[int]) -> str | None:
         critical = [xid for xid in xids if xid in CRITICAL_XIDS]
-        told = f"Xid {critical[0]}: {CRITICAL_XIDS[critical[0]].meaning}" if critical else None
+        critical_xid = f"Xid {critical[0]}: {CRITICAL_XIDS[critical[0]].meaning}" if critical else None
         if any(CRITICAL_XIDS[xid].lasting for xid in critical):
-            self._lasting = self._lasting or told
-        return self._lasting or told or self._read(reading)
+            self._lasting = self._lasting or critical_xid
+        return self._lasting or critical_xid or self._read(reading)
 
     def _read(self, reading: Reading) -> str | None:
         errors = self._new_errors(reading.ecc_uncorrected)
@@ -73,7 +73,7 @@ class GpuHealth:
         return None
 
     def _new_errors(self, count: int | None) -> int:
-        """Errors since the first reading, or since the card was reset: that sets its counter back."""
+        """Return the errors since the first reading, or since the GPU was reset, which resets its counter."""
         if count is None:
             return 0
         self._ecc = count if self._ecc is None else min(self._ecc, count)

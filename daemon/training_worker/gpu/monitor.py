@@ -1,4 +1,4 @@
-"""The monitor: reads the cards again and again, and bars the slots of those that are sick."""
+"""The monitor: reads the GPUs again and again, and bars the slots of unhealthy ones."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from training_worker.settings import Settings
 
 
 class Announce(Protocol):
-    """Says that a card was quarantined, and why; or that it came back. Waits for nobody."""
+    """Publishes that a GPU was quarantined, and why, or that it recovered. Never waits."""
 
     def __call__(self, gpu: str, reason: str, *, recovered: bool) -> None: ...
 
 
 class Bar(Protocol):
-    """What keeps one slot from taking jobs while its cards are sick."""
+    """The interface that keeps one slot from consuming jobs while its GPUs are unhealthy."""
 
     def bar(self) -> None: ...
 
@@ -31,21 +31,21 @@ class Bar(Protocol):
 
 log = structlog.get_logger()
 
-# The memory of a trainer that has just ended takes a moment to be free: so often a crowded card is looked at, with so
-# many seconds in between, before it is believed.
+# The memory of a trainer that has just ended takes a moment to be free: a crowded GPU is read this often, with this
+# many seconds in between, before the reading counts.
 CROWDED_LOOKS = 5
 CROWDED_PAUSE = 1.0
 
 
 class Monitor:
-    """Watches a worker's cards; simulated ones are always healthy.
+    """Watches a worker's GPUs; simulated ones are always healthy.
 
-    A slot whose card is sick takes nothing new. What it trains goes on: if the card is gone, the trainer fails.
+    A slot whose GPU is unhealthy consumes nothing new. What it trains continues: if the GPU is lost, the trainer fails.
 
     Args:
-        cards: what the slots train on, each with its gate.
-        announce: is told of each change.
-        observe: is told of each reading.
+        cards: what the slots train on, each with its admission.
+        announce: is called with each change.
+        observe: is called with each reading.
     """
 
     def __init__(
@@ -63,28 +63,28 @@ class Monitor:
             for uuid in uuids
         }
         for _, admission in self._slots:
-            # Nothing is taken before the card has been read.
+            # Nothing is consumed before the GPU has been read.
             admission.bar()
         self._xids = XidWatch(list(self._health))
         self.readings: dict[str, Reading] = {}
-        """The last reading of each card, by UUID; empty before the first one."""
+        """The last reading of each GPU, by UUID; empty before the first one."""
 
     def quarantined(self, uuid: str) -> str | None:
-        """Why a card is given no jobs; None if it is."""
+        """Return why a GPU gets no jobs; None if it gets some."""
         health = self._health.get(uuid)
         return None if health is None else health.quarantined
 
     async def find_fault(self, uuid: str) -> str | None:
-        """Look at a card now, or at several (their UUIDs with commas between): why one is given no jobs, if one is."""
+        """Read a GPU now, or several (their UUIDs separated by commas); return why one gets no jobs, if any."""
         watched = [one for one in uuid.split(SEPARATOR) if one in self._health]
         if watched:
             await self.check()
         return next((reason for one in watched if (reason := self.quarantined(one))), None)
 
     async def is_crowded(self, uuid: str, needed_mib: int) -> bool:
-        """Whether others hold so much of a card, or of one of several, that a job has not the memory that it needs.
+        """Return whether others hold so much of a GPU, or of one of several, that a job lacks the memory that it needs.
 
-        The card is quarantined then.
+        The GPU is quarantined then.
         """
         watched = [one for one in uuid.split(SEPARATOR) if one in self._health]
         crowded: list[str] = []
@@ -101,7 +101,7 @@ class Monitor:
         return True
 
     async def run(self) -> None:
-        """Read the cards every so often, for ever; return at once where there is nothing to watch."""
+        """Read the GPUs at each interval, for ever; return at once where there is nothing to watch."""
         if not self._health:
             return
         self._xids.start()
@@ -110,7 +110,7 @@ class Monitor:
             await asyncio.sleep(self._settings.card_check_interval)
 
     async def check(self) -> None:
-        """Read the cards once, and act on it."""
+        """Read the GPUs once, and act on it."""
         self.readings = await self._read()
         heard = self._xids.heard()
         for uuid, health in self._health.items():

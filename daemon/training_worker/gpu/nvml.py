@@ -1,4 +1,4 @@
-"""NVML, asked in one place: from a thread of its own and with a time limit, so that a hung driver hangs nobody else."""
+"""NVML, called in one place: from its own thread and with a time limit, so that a hung driver blocks nothing else."""
 
 import asyncio
 import queue
@@ -18,18 +18,18 @@ MIB = 1024 * 1024
 T = TypeVar("T")
 Question = Callable[[Any], T]
 
-# How long the driver may take: without persistence mode it wakes each card first.
+# How long the driver may take: without persistence mode it wakes each GPU first.
 ANSWER_LIMIT = 20.0
 
 
-# What the UUIDs of MIG instances begin with.
+# Prefix of the UUIDs of MIG instances.
 MIG = "MIG-"
 
 
-# Between the UUIDs of cards that train together.
+# Separates the UUIDs of GPUs that train together.
 SEPARATOR = ","
 
-# nvmlClocksThrottleReason*, without those that are no trouble: idle, clocks set by somebody, boost in step.
+# nvmlClocksThrottleReason*, without the harmless ones: idle, clocks set by somebody, boost in step.
 THROTTLING = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -40,7 +40,7 @@ THROTTLING = {
 
 
 class DriverError(TrainingWorkerError):
-    """The driver is there, and says that something is wrong with it."""
+    """The driver exists, and reports that something is wrong with it."""
 
 
 class DriverMissingError(DriverError):
@@ -52,9 +52,9 @@ class DriverHangsError(DriverError):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """A card, or a MIG instance, that the driver shows; ``part`` is its share of the card's memory.
+    """A GPU, or a MIG instance, that the driver shows; ``part`` is its share of the GPU's memory.
 
-    Of a card that the driver cannot read for a ``fault`` nothing else is known but its place among the others.
+    Of a GPU that the driver cannot read because of a ``fault``, nothing else is known but its place among the others.
     """
 
     uuid: str
@@ -72,7 +72,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Thread:
-    """Answers one question after the other. It is a daemon thread: the program ends although a call never returns."""
+    """Answers one question after the other. It is a daemon thread: the program ends even if a call never returns."""
 
     def __init__(self) -> None:
         self._questions: queue.SimpleQueue[tuple[Future[Any], Question[Any]]] = queue.SimpleQueue()
@@ -86,7 +86,7 @@ class _Thread:
     def _run(self) -> None:
         while True:
             future, question = self._questions.get()
-            # Whoever gave up waiting has cancelled it: what piled up behind a hung call is not asked for nothing.
+            # A caller that gave up waiting has cancelled it: what piled up behind a hung call is skipped.
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -99,7 +99,7 @@ _thread: _Thread | None = None
 
 
 def _asked(question: Question[T]) -> "Future[T]":
-    global _thread  # noqa: PLW0603 - one for the process, and none where nobody asks
+    global _thread  # noqa: PLW0603 - one for the process, started with the first question
     if _thread is None:
         _thread = _Thread()
     return _thread.ask(question)
@@ -116,7 +116,7 @@ def ask(question: Question[T], limit: float = ANSWER_LIMIT) -> T:
 
 
 async def ask_async(question: Question[T], limit: float = ANSWER_LIMIT) -> T:
-    """The same; other tasks go on meanwhile."""
+    """Ask as `ask` does; other tasks run meanwhile."""
     try:
         return await asyncio.wait_for(asyncio.wrap_future(_asked(question)), limit)
     except TimeoutError:
@@ -134,7 +134,7 @@ def import_nvml() -> Any:
 def _answer(question: Question[T]) -> T:
     nvml = import_nvml()
     try:
-        # Each time anew: a card that came, or a driver that was loaded again, is seen only so.
+        # Initialized each time: only then a new GPU, or a driver that was loaded again, is seen.
         nvml.nvmlInit()
         try:
             return question(nvml)
@@ -147,7 +147,7 @@ def _answer(question: Question[T]) -> T:
 
 
 def find(nvml: Any) -> list[Found]:
-    """The cards in the driver's order; of a card that is divided by MIG, its instances."""
+    """Return the GPUs in the driver's order; of a GPU that is divided by MIG, its instances."""
     return [found for index in range(nvml.nvmlDeviceGetCount()) for found in _find_readable(nvml, index)]
 
 
@@ -155,7 +155,7 @@ def _find_readable(nvml: Any, index: int) -> list[Found]:
     try:
         return _find(nvml, index)
     except nvml.NVMLError as error:
-        # Of this card alone. It keeps its place: the settings may name the others by theirs.
+        # The fault of this GPU alone. It keeps its place: the settings may name the others by theirs.
         return [Found(uuid=f"unreadable-{index}", name="unreadable", memory_mib=0, fault=str(error))]
 
 
@@ -181,7 +181,7 @@ def _found(nvml: Any, handle: Any) -> Found:
 
 
 def _instances(nvml: Any, handle: Any) -> list[Any] | None:
-    """The MIG instances of a card; None where it has no MIG, or has it off."""
+    """Return the MIG instances of a GPU; None where it has no MIG, or has it off."""
     mode = answer_of(nvml, nvml.nvmlDeviceGetMigMode, handle)
     if mode is None or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
         return None
@@ -191,9 +191,9 @@ def _instances(nvml: Any, handle: Any) -> list[Any] | None:
 
 
 def room(uuid: str) -> Question[tuple[int, float | None]]:
-    """How much memory nobody uses, in MiB, and the energy counter in joules, where there is one.
+    """Ask how much memory nobody uses, in MiB, and for the energy counter in joules, where there is one.
 
-    Of several cards (their UUIDs with commas between) the least memory, and the counters' sum.
+    Of several GPUs (their UUIDs separated by commas) the least memory counts, and the counters' sum.
     """
 
     def question(nvml: Any) -> tuple[int, float | None]:
@@ -205,7 +205,7 @@ def room(uuid: str) -> Question[tuple[int, float | None]]:
 
 
 def energy_j(uuid: str) -> Question[float | None]:
-    """The energy counter of a card in joules, or of several (their UUIDs with commas between) their sum."""
+    """Ask for the energy counter of a GPU in joules, or of several (their UUIDs separated by commas) the sum."""
     return lambda nvml: _energy_j(nvml, uuid)
 
 
@@ -216,7 +216,7 @@ def _energy_j(nvml: Any, uuid: str) -> float | None:
 
 
 def _energy_of(nvml: Any, uuid: str) -> float | None:
-    # The counter is the whole card's: it says nothing of one of several instances.
+    # The counter is the whole GPU's: it is not valid for one of several instances.
     if uuid.startswith(MIG):
         return None
     handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -225,7 +225,7 @@ def _energy_of(nvml: Any, uuid: str) -> float | None:
 
 
 def versions(nvml: Any) -> Versions:
-    """What runs the cards."""
+    """Return the versions of what runs the GPUs."""
     cuda = answer_of(nvml, nvml.nvmlSystemGetCudaDriverVersion)
     return Versions(
         driver=answer_of(nvml, nvml.nvmlSystemGetDriverVersion),
@@ -234,7 +234,7 @@ def versions(nvml: Any) -> Versions:
 
 
 def read(uuids: list[str]) -> Question[dict[str, Reading]]:
-    """What the driver says of these cards, by UUID."""
+    """Ask for the driver's readings of these GPUs, by UUID."""
     return lambda nvml: {uuid: _read(nvml, uuid) for uuid in uuids}
 
 
@@ -242,34 +242,34 @@ def _read(nvml: Any, uuid: str) -> Reading:
     try:
         return _read_handle(nvml, uuid, nvml.nvmlDeviceGetHandleByUUID(uuid))
     except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
-        # The driver calls a UUID that it does not show any more, after a reset or a reload, an invalid argument.
+        # The driver calls a UUID that it no longer shows, after a reset or a reload, an invalid argument.
         return Reading(uuid=uuid, lost=True)
     except nvml.NVMLError as error:
-        # Of this card alone: the others are read all the same.
+        # The fault of this GPU alone: the others are read all the same.
         return Reading(uuid=uuid, fault=str(error))
 
 
 def _read_handle(nvml: Any, uuid: str, handle: Any) -> Reading:
-    told = partial(answer_of, nvml)
-    memory = told(nvml.nvmlDeviceGetMemoryInfo, handle)
-    # A MIG instance has memory of its own; heat, power and errors are those of the card that it is a part of.
-    whole = told(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if uuid.startswith(MIG) else handle
-    utilisation = told(nvml.nvmlDeviceGetUtilizationRates, handle)
-    power = told(nvml.nvmlDeviceGetPowerUsage, whole)
+    query = partial(answer_of, nvml)
+    memory = query(nvml.nvmlDeviceGetMemoryInfo, handle)
+    # A MIG instance has its own memory; temperature, power and errors are those of the GPU that it is a part of.
+    whole = query(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if uuid.startswith(MIG) else handle
+    utilisation = query(nvml.nvmlDeviceGetUtilizationRates, handle)
+    power = query(nvml.nvmlDeviceGetPowerUsage, whole)
     instances = _instances(nvml, handle)
     return Reading(
         uuid=uuid,
         memory_mib=None if memory is None else memory.total // MIB,
         free_mib=None if memory is None else memory.free // MIB,
-        processes=_processes(told(nvml.nvmlDeviceGetComputeRunningProcesses, handle)),
+        processes=_processes(query(nvml.nvmlDeviceGetComputeRunningProcesses, handle)),
         utilisation=None if utilisation is None else utilisation.gpu,
-        temperature_c=told(nvml.nvmlDeviceGetTemperature, whole, nvml.NVML_TEMPERATURE_GPU),
+        temperature_c=query(nvml.nvmlDeviceGetTemperature, whole, nvml.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else power / 1000,
         energy_j=_energy_of(nvml, uuid),
-        sm_mhz=told(nvml.nvmlDeviceGetClockInfo, whole, nvml.NVML_CLOCK_SM),
-        memory_mhz=told(nvml.nvmlDeviceGetClockInfo, whole, nvml.NVML_CLOCK_MEM),
-        throttled=_throttling(told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, whole)),
-        ecc_uncorrected=told(
+        sm_mhz=query(nvml.nvmlDeviceGetClockInfo, whole, nvml.NVML_CLOCK_SM),
+        memory_mhz=query(nvml.nvmlDeviceGetClockInfo, whole, nvml.NVML_CLOCK_MEM),
+        throttled=_throttling(query(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, whole)),
+        ecc_uncorrected=query(
             nvml.nvmlDeviceGetTotalEccErrors,
             whole,
             nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
@@ -287,11 +287,11 @@ def _processes(running: list[Any] | None) -> dict[int, int | None] | None:
 
 
 def _throttling(reasons: int | None) -> list[str] | None:
-    return None if reasons is None else [words for bit, words in THROTTLING.items() if reasons & bit]
+    return None if reasons is None else [reason for bit, reason in THROTTLING.items() if reasons & bit]
 
 
 def answer_of(nvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call returns; None if the card cannot tell it. That a card is gone is no such answer: it is raised."""
+    """Return a call's result; None if the GPU does not support it. The error of a lost GPU is raised."""
     try:
         return call(*arguments)
     except nvml.NVMLError_GpuIsLost:

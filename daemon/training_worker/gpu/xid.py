@@ -13,23 +13,23 @@ from training_worker.gpu.nvml import (
     import_nvml,
 )
 
-# How long the watch for Xids waits for the next one, and how long before it begins anew after an error.
+# How long the watch for Xids waits for the next one, and how long before it restarts after an error.
 XID_WAIT_MS = 2000
 XID_PAUSE = 5.0
 
-# The instance of an event that is the whole card's (nvmlEventData_t).
+# The instance of an event that is the whole GPU's (nvmlEventData_t).
 WHOLE_GPU = 0xFFFFFFFF
 
 
 class XidWatch:
-    """Listens, in a thread of its own, to the Xids that the driver tells of; each is handed on once.
+    """Listens, in its own thread, to the Xids that the driver reports; each is passed on once.
 
-    An Xid is how the driver reports that something went wrong on a card; most are a program's own fault.
+    An Xid is how the driver reports that something went wrong on a GPU; most are a program's own fault.
     """
 
     def __init__(self, uuids: list[str]) -> None:
         self._uuids = uuids
-        # By the card that tells, those of ours that it tells of, each with its instance on the card.
+        # By the UUID of the reporting GPU, those of our devices that it reports for, each with its instance.
         self._members: dict[str, dict[str, int]] = {}
         self._heard: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
 
@@ -38,7 +38,7 @@ class XidWatch:
         threading.Thread(target=self._run, name="xid", daemon=True).start()
 
     def heard(self) -> list[tuple[str, int]]:
-        """What came since the last time: each card's UUID, and the Xid."""
+        """Return what came since the last call: each GPU's UUID, and the Xid."""
         return [self._heard.get_nowait() for _ in range(self._heard.qsize())]
 
     def _run(self) -> None:
@@ -51,7 +51,7 @@ class XidWatch:
                 finally:
                     nvml.nvmlShutdown()
             except nvml.NVMLError:
-                # A lost card, a driver that is being replaced, or one that has no events.
+                # A lost GPU, a driver that is being replaced, or one that has no events.
                 time.sleep(XID_PAUSE)
 
     def _listen(self, nvml: Any) -> None:
@@ -66,13 +66,13 @@ class XidWatch:
             nvml.nvmlEventSetFree(events)
 
     def _register(self, nvml: Any, uuid: str, events: Any) -> None:
-        # A card without events is watched by its readings alone.
+        # A GPU without events is watched by its readings alone.
         handle = answer_of(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)
         if handle is None:
             return
         instance = WHOLE_GPU
         if uuid.startswith(MIG):
-            # Events are the card's; each says which instance it is of, where it is of one.
+            # Events are the GPU's; each names the instance that it concerns, if any.
             instance = answer_of(nvml, nvml.nvmlDeviceGetGpuInstanceId, handle)
             handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
         device = nvml.nvmlDeviceGetUUID(handle)
@@ -91,22 +91,22 @@ class XidWatch:
 
 
 class Xid(msgspec.Struct, frozen=True):
-    """What an Xid means; ``lasting`` is one that NVIDIA answers with a reset of the card, or more."""
+    """The meaning of an Xid; ``lasting`` is one for which NVIDIA advises a reset of the GPU, or more."""
 
     meaning: str
     lasting: bool
 
 
 # By the column "immediate action" of https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html, which is for
-# Ampere and later: all that it answers with a reset of the GPU (RESET_GPU, WORKFLOW_XID_48, WORKFLOW_NVLINK_ERR) or
-# with more (RESTART_BM, RESTART_VM, CHECK_MECHANICALS). Of those that it answers with RESTART_APP one alone, 94, is the
-# card's and no program's; it advises a reset when convenient. Left out on purpose:
-# - 63, 92, 121, 157: the catalogue says IGNORE. A row that is to be remapped waits for the next reset and harms nobody.
+# Ampere and later: all whose action is a reset of the GPU (RESET_GPU, WORKFLOW_XID_48, WORKFLOW_NVLINK_ERR) or more
+# (RESTART_BM, RESTART_VM, CHECK_MECHANICALS). Of those whose action is RESTART_APP, only 94 is the GPU's fault and no
+# program's; a reset is advised when convenient. Left out on purpose:
+# - 63, 92, 121, 157: the action is IGNORE. A row that is to be remapped waits for the next reset and harms nobody.
 # - 109, a context switch that took too long: RESET_GPU, but NVIDIA's k8s-device-plugin (internal/rm/health.go) counts
-#   it among the application's errors. A job that causes it would take out one card after the other.
-# - 144 to 150, NVLink 5: what they call for depends on a subcode, which NVML does not tell. As a rule, a fatal one
-#   brings 48 with it.
-# - 122 to 125: unused. 142: the video encoder's. 154: says again what the Xid before it calls for.
+#   it among the application's errors. A job that causes it would disable one GPU after the other.
+# - 144 to 150, NVLink 5: their action depends on a subcode, which NVML does not report. Usually a fatal one
+#   comes with 48.
+# - 122 to 125: unused. 142: the video encoder's. 154: repeats the action of the Xid before it.
 CRITICAL_XIDS = {
     46: Xid("the GPU stopped processing", lasting=True),
     48: Xid("uncorrectable memory error", lasting=True),
@@ -118,8 +118,8 @@ CRITICAL_XIDS = {
     94: Xid("contained memory error", lasting=False),
     95: Xid("uncontained memory error", lasting=True),
     110: Xid("security fault", lasting=True),
-    119: Xid("the card's system processor does not answer", lasting=True),
-    120: Xid("the card's system processor failed", lasting=True),
+    119: Xid("the GPU's system processor does not answer", lasting=True),
+    120: Xid("the GPU's system processor failed", lasting=True),
     136: Xid("link training failed", lasting=True),
     140: Xid("unrecovered memory error", lasting=True),
     143: Xid("the GPU could not be initialised", lasting=True),

@@ -1,1 +1,1 @@
-"""What the worker measures of itself, served over HTTP."""
+"""The worker's measurements of itself, served over HTTP."""

@@ -1,4 +1,4 @@
-"""Metrics of each card by itself, as the driver told of it last."""
+"""The metrics of single GPUs, from the driver's last reading."""
 
 from collections.abc import Iterator
 
@@ -13,29 +13,29 @@ PREFIX = "training_worker_card"
 
 
 class GpuMetrics:
-    """What the driver says of each card, and the Xids that were heard of it.
+    """The driver's readings of each GPU, and its Xids.
 
     An Xid's number is a label: what to do differs with it, and NVIDIA's catalogue has less than two hundred, of which a
-    card has few. A series begins with the first of its kind, so an increase is not to be asked for: whether a card is
-    sick, `card_up` says.
+    GPU has few. A series begins with the first of its kind, so a query for an increase would miss that: whether a GPU
+    is unhealthy is shown by `card_up`.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._readings = _Readings()
         registry.register(self._readings)
         self._xids = Counter(
-            f"{PREFIX}_xids_total", "Xids that the driver told of, by number.", ["xid", "gpu"], registry=registry
+            f"{PREFIX}_xids_total", "Xids that the driver reported, by number.", ["xid", "gpu"], registry=registry
         )
 
     def observe(self, record: GpuRead) -> None:
-        """Take in a reading."""
+        """Apply a reading."""
         self._readings.take(record.reading)
         for xid in record.xids:
             self._xids.labels(str(xid), record.reading.uuid).inc()
 
 
 class _Readings(Collector):
-    """The last reading of each card. What a card did not tell in it has no sample: an older one says nothing of now."""
+    """The last reading of each GPU. What it lacks has no sample: an older value would be outdated."""
 
     def __init__(self) -> None:
         self._last: dict[str, Reading] = {}
@@ -44,7 +44,7 @@ class _Readings(Collector):
         self._last[reading.uuid] = reading
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """Asked at each scrape, from a thread of its own."""
+        """Return the metrics of a scrape; called from the server's thread."""
         readings = list(self._last.values())
 
         def gauge(name: str, text: str, values: dict[str, float | None]) -> GaugeMetricFamily:
@@ -56,8 +56,8 @@ class _Readings(Collector):
 
         yield gauge("memory_free_bytes", "Memory that nobody uses.", {one.uuid: _free(one) for one in readings})
         yield gauge("memory_used_bytes", "Memory that is in use.", {one.uuid: _used(one) for one in readings})
-        yield gauge("temperature_celsius", "How hot the card is.", {one.uuid: one.temperature_c for one in readings})
-        yield gauge("power_watts", "What the card draws.", {one.uuid: one.power_w for one in readings})
+        yield gauge("temperature_celsius", "How hot the GPU is.", {one.uuid: one.temperature_c for one in readings})
+        yield gauge("power_watts", "What the GPU draws.", {one.uuid: one.power_w for one in readings})
         yield gauge(
             "utilisation_ratio", "Share of time in which it computes.", {one.uuid: _busy(one) for one in readings}
         )
@@ -80,7 +80,7 @@ def _busy(reading: Reading) -> float | None:
 
 
 def _throttled(readings: list[Reading]) -> GaugeMetricFamily:
-    text = "Whether the card's clocks are held down, by why: 1 or 0."
+    text = "Whether the GPU's clocks are held down, by why: 1 or 0."
     family = GaugeMetricFamily(f"{PREFIX}_throttled", text, labels=["reason", "gpu"])
     for reading in readings:
         if reading.throttled is not None:
@@ -90,7 +90,7 @@ def _throttled(readings: list[Reading]) -> GaugeMetricFamily:
 
 
 def _errors(readings: list[Reading]) -> CounterMetricFamily:
-    text = "Uncorrected memory errors since the card was reset."
+    text = "Uncorrected memory errors since the GPU was reset."
     family = CounterMetricFamily(f"{PREFIX}_ecc_uncorrected_errors", text, labels=["gpu"])
     for reading in readings:
         if reading.ecc_uncorrected is not None:

@@ -1,4 +1,4 @@
-"""Whether the daemon lives and whether it is ready, from what it tells; asked from other threads."""
+"""The daemon's health, by its observations: whether it is alive, and whether it is ready; asked from other threads."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from training_schemas.events import Taking
 from training_worker.observations import AdmissionChanged, BrokerChanged, LoopTurned, Observation
 
-# The loop tells each second that it turns. A machine under load may be late; one that hangs stays away.
+# The event loop reports each second. A machine under load may be late; one that hangs stays silent.
 LONGEST_SILENCE = 15.0
 
 
 class Liveness:
-    """What is wrong, in words; nothing, if all is well."""
+    """The reasons why the daemon is dead or not ready; none, if all is well."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -20,7 +20,7 @@ class Liveness:
         self._draining = False
 
     def observe(self, record: Observation) -> None:
-        """Take in what happened."""
+        """Apply an observation."""
         match record:
             case LoopTurned():
                 self._turned = self._clock()
@@ -32,12 +32,12 @@ class Liveness:
                 pass
 
     def why_dead(self) -> list[str]:
-        """Why the daemon should be started anew. Before its loop has begun it counts as alive."""
+        """Return why the daemon should be restarted. Before its event loop has begun it counts as alive."""
         silent = 0.0 if self._turned is None else self._clock() - self._turned
         return [f"the event loop has not turned for {silent:.0f} s"] if silent > LONGEST_SILENCE else []
 
     def why_not_ready(self) -> list[str]:
-        """Why no new job can be taken. One that is paused is ready: it waits for an order, and nothing is wrong."""
+        """Return why no new job can be consumed. A paused daemon is ready: it only waits for a command."""
         reasons = self.why_dead()
         if self._turned is None:
             reasons.append("starting")

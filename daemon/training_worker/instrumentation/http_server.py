@@ -1,4 +1,4 @@
-"""The port that is watched: ``/metrics``, ``/healthz`` and ``/readyz``, served from a thread of its own."""
+"""The monitoring port: ``/metrics``, ``/healthz`` and ``/readyz``, served from a separate thread."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -27,15 +27,15 @@ class _Server6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    # Whoever connects and says nothing holds a thread no longer than this (seconds).
+    # A client that connects and sends nothing holds a thread no longer than this (seconds).
     timeout = 10
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that it has
-        """Say nothing: a scrape is no news."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Log nothing: a scrape is no news."""
 
 
 def application(metrics: Metrics, health: Liveness) -> WSGIApplication:
-    """The three pages; any other path is not found."""
+    """Return the application with the three pages; any other path is not found."""
     scrape = make_wsgi_app(metrics.registry)
     checks = {"/healthz": health.why_dead, "/readyz": health.why_not_ready}
 
@@ -59,7 +59,7 @@ def _state(check: Callable[[], list[str]]) -> tuple[str, str]:
 
 @contextmanager
 def served(host: str, port: int, state_dir: Path) -> Iterator[Observer]:
-    """Serve what the observer is told. Raises `SettingsError` if the port cannot be had."""
+    """Serve what is observed. Raises `SettingsError` if the port cannot be used."""
     metrics, health = Metrics(state_dir), Liveness()
 
     def observe(record: Observation) -> None:

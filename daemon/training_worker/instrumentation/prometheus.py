@@ -1,4 +1,4 @@
-"""Metrics of a worker for Prometheus, from the records that it is told."""
+"""Metrics of a worker for Prometheus, from its observations."""
 
 import platform
 import shutil
@@ -44,14 +44,14 @@ PHASES = (0.1, 1, 5, 15, 60, 300, 900, 3600, 10800, 36000)
 STEPS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 2.5, 4)
 
-# What of an attempt's ends is the end of its job.
+# The ends of an attempt that are also the end of its job.
 ENDS = {AttemptOutcome.COMPLETED, AttemptOutcome.FAILED, AttemptOutcome.CANCELLED}
 
 
 class Metrics:
-    """All metrics on a registry of their own. Labels are closed lists and this host's cards: none grows with the jobs.
+    """All metrics on their own registry. Labels are closed lists and this host's GPUs: none grows with the jobs.
 
-    ``state_dir`` is the folder whose disk is told of.
+    ``state_dir`` is the folder whose disk is measured.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -73,7 +73,7 @@ class Metrics:
         )
 
     def observe(self, record: Observation) -> None:
-        """Take in what happened."""
+        """Apply an observation."""
         match record:
             case AttemptStarted():
                 self._jobs.started(record)
@@ -98,7 +98,7 @@ class Metrics:
 
 
 class _Jobs:
-    """Jobs, attempts, and what they used."""
+    """The metrics of jobs, attempts, and what they used."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -107,24 +107,24 @@ class _Jobs:
         self._running = Gauge(
             f"{PREFIX}_jobs_running", "Jobs that this worker owns.", ["training_type"], registry=registry
         )
-        self._jobs = counter("jobs", "Jobs that came to their end here, by the tier they waited in.", "tier", "outcome")
+        self._jobs = counter("jobs", "Jobs that ended here, by the tier they waited in.", "tier", "outcome")
         self._ended = counter("attempts", "Attempts that ended, by how.", "outcome")
         self._failures = counter("failures", "Attempts whose trainer failed, by why.", "reason")
         self._gpu_seconds = counter(
-            "gpu_seconds", "Seconds for which a trainer had a card, by how its attempt ended.", "outcome"
+            "gpu_seconds", "Seconds for which a trainer had a GPU, by how its attempt ended.", "outcome"
         )
         self._useful = counter("useful_gpu_seconds", "Those of these seconds whose work is kept.", "outcome")
         self._wasted = counter(
             "wasted_gpu_seconds", "Those of these seconds that led to nothing that is kept.", "outcome"
         )
-        self._dollars = counter("cost_usd", "What those seconds cost at the card's price, in US dollars.", "outcome")
+        self._dollars = counter("cost_usd", "What those seconds cost at the GPU's price, in US dollars.", "outcome")
         self._energy = counter(
-            "energy_joules", "What the cards used meanwhile, of those that count their energy.", "outcome"
+            "energy_joules", "What the GPUs used meanwhile, of those that count their energy.", "outcome"
         )
 
     def started(self, record: AttemptStarted) -> None:
         self._running.labels(record.training_type).inc()
-        # A series that begins with its first event shows no increase by it: all are there before they are needed.
+        # A series that begins with its first event shows no increase by it: all exist before they are needed.
         for outcome in AttemptOutcome:
             for counter in (self._ended, self._gpu_seconds, self._useful, self._wasted, self._dollars, self._energy):
                 counter.labels(record.training_type, outcome)
@@ -149,18 +149,18 @@ class _Jobs:
 
 
 class _Cards:
-    """What each card of this host does."""
+    """The metrics of each GPU of this host."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"{PREFIX}_{name}", text, [*labels, "gpu"], registry=registry)
 
-        self._info = gauge("card_info", "Always 1; what the card is.", "name", "tier", "simulated")
-        self._up = gauge("card_up", "Whether the card is fit for jobs: 0 while it, or one of its slot, is quarantined.")
-        self._busy = gauge("card_busy", "Whether a job has the card: 1 or 0.")
-        self._memory = gauge("card_memory_bytes", "Memory of the card; of several together, that of each.")
+        self._info = gauge("card_info", "Always 1; what the GPU is.", "name", "tier", "simulated")
+        self._up = gauge("card_up", "Whether the GPU is fit for jobs: 0 while it, or one of its slot, is quarantined.")
+        self._busy = gauge("card_busy", "Whether a job has the GPU: 1 or 0.")
+        self._memory = gauge("card_memory_bytes", "Memory of the GPU; of several together, that of each.")
         self._progress = gauge(
-            "card_last_progress_timestamp_seconds", "When a trainer on the card last recorded something new, or began."
+            "card_last_progress_timestamp_seconds", "When a trainer on the GPU last recorded something new, or began."
         )
         self._readings = GpuMetrics(registry)
         self._loss = gauge("last_loss", "Loss of the last optimizer step.", "training_type")
@@ -173,7 +173,7 @@ class _Cards:
         self._busy.labels(record.gpu).set(0)
 
     def hear(self, record: GpuRead | ServingChanged) -> None:
-        """What the driver says of a card, and what that means for its slot."""
+        """Apply the driver's reading of a GPU, or what it means for the slot."""
         match record:
             case GpuRead():
                 self._readings.observe(record)
@@ -184,7 +184,7 @@ class _Cards:
         match record:
             case GpuFound(device=card):
                 self._info.labels(card.name, card.tier or "none", str(record.simulated).lower(), card.uuid).set(1)
-                # A real one is not served before it has been read.
+                # A real GPU is not served before it has been read.
                 self._up.labels(card.uuid).set(record.simulated)
                 self._busy.labels(card.uuid).set(0)
                 self._memory.labels(card.uuid).set(card.memory_mib * MIB)
@@ -197,7 +197,7 @@ class _Cards:
 
 
 class _Pace:
-    """How long things take, and whether that was foreseen."""
+    """The metrics of how long things take, and whether that was predicted."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
@@ -236,7 +236,7 @@ class _Pace:
 
 
 class _Fleet:
-    """The worker among others: its broker, its leases, and whether it takes jobs."""
+    """The metrics of the worker in the fleet: its broker, its leases, and whether it consumes jobs."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str) -> Counter:
@@ -248,12 +248,12 @@ class _Fleet:
         self._connected = gauge("broker_connected", "Whether there is a connection to the broker: 1 or 0.")
         self._connections = counter("broker_connections", "Connections to the broker that were made.")
         self._reconnects = counter("broker_reconnects", "Those of them that came after a lost one.")
-        self._paused = gauge("paused", "Whether the worker was told to take nothing new until it is resumed: 1 or 0.")
+        self._paused = gauge("paused", "Whether the worker was ordered to consume nothing new until resumed: 1 or 0.")
         self._draining = gauge("draining", "Whether the worker is on its way out: 1 or 0.")
         self._leases = {
             LeaseEvent.RENEWED: counter("lease_renewals", "Leases of jobs that were renewed."),
             LeaseEvent.NOT_RENEWED: counter("lease_renewal_failures", "Renewals of leases that failed."),
-            LeaseEvent.REJOINED: counter("rejoins", "Jobs that were taken up again on a new connection."),
+            LeaseEvent.REJOINED: counter("rejoins", "Jobs that were re-attached on a new connection."),
             LeaseEvent.LOST: counter("lease_losses", "Jobs that another worker had taken over."),
         }
         self._was_connected = False
@@ -274,7 +274,7 @@ class _Fleet:
 
 
 class _Disk(Collector):
-    """Asked at each scrape."""
+    """The metrics of the disk, read at each scrape."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,1 +1,1 @@
-"""What was recorded of a job: the ledger, read and followed."""
+"""The ledger, read and followed: what was recorded of each job."""

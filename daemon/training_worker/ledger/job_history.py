@@ -1,4 +1,4 @@
-"""A job's history: what the ledger's entries about it add up to."""
+"""A job's history: the sum of the ledger's entries about it."""
 
 import msgspec
 
@@ -22,7 +22,7 @@ from training_schemas.usage import AttemptSummary, Usage
 
 NOTHING_USED = Usage(gpu_seconds=0.0)
 
-# An attempt whose end nobody wrote down, until somebody does.
+# An attempt whose end was not recorded, until it is.
 LOST = "lost"
 
 # How many checkpoints are remembered: the last one may be out of reach of the next owner.
@@ -30,18 +30,18 @@ CHECKPOINTS = 3
 
 
 class ClaimRecord(Wire, frozen=True, kw_only=True):
-    """What an owner stands on: the name of its claim in the ledger, and what was true of the job before it."""
+    """The base of an owner's claim: its name in the ledger, and the job's history before it."""
 
     claim: str
     before: "JobHistory"
 
 
 class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of a job. ``claim`` is the name of the last claim.
+    """The state of a job by the ledger. ``claim`` is the name of the last claim.
 
     ``attempts`` are all that were claimed, ``checkpoints`` the last few, oldest first. ``counted`` are the failures
-    that count to the job's limit, ``out_of_memory`` and ``unhealthy`` those of these reasons, and ``forgiven`` the lost
-    attempts that an operator has written off. ``submitted_at`` is when it was first submitted (unix seconds),
+    that count towards the job's limit, ``out_of_memory`` and ``unhealthy`` those of these reasons, and ``forgiven`` the
+    lost attempts that an operator has written off. ``submitted_at`` is when it was first submitted (unix seconds),
     ``requeued`` whether it was ever put back after its end.
     """
 
@@ -75,16 +75,16 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lost(self) -> int:
-        """How many attempts were claimed and never heard of again, since the job was last put back."""
+        """How many attempts were claimed and never reported an end, since the job was last put back."""
         return sum(_was_lost(summary) for summary in self.attempts) - self.forgiven
 
     @property
     def cost_usd(self) -> float:
-        """What all attempts have cost, as far as it is known."""
+        """The cost of all attempts, as far as it is known."""
         return sum(summary.usage.cost_usd or 0.0 for summary in self.attempts)
 
     def after(self, entry: AnyEntry) -> "JobHistory":
-        """The history once ``entry`` has been written too."""
+        """Return the history once ``entry`` has been written too."""
         if isinstance(entry, AttemptEntry):
             return self._after_attempt(entry)
         match entry:
@@ -111,9 +111,9 @@ class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
                 return self._with(attempts=(*self.attempts, _summary(entry, LOST)), claim=entry.claim)
             case EndEntry() if self.terminal is None:
                 return self._with(attempts=self._attempts_after(_end(entry)), terminal=entry)
-            # The rest says nothing if it is of an owner who has lost the job and does not know it yet.
+            # Other entries do not count if they are of an owner who has lost the job and does not know it yet.
             case CheckpointSaved() if entry.attempt == self.attempt:
-                # A daemon that did not hear the confirm writes it again, at another time.
+                # A daemon that did not get the confirm writes it again, at another time.
                 saved = (*(one for one in self.checkpoints if one.path != entry.path), entry)[-CHECKPOINTS:]
                 return self._with(attempts=self._attempts_after(_summary(entry, LOST, entry.usage)), checkpoints=saved)
             case Released() if entry.attempt == self.attempt:

@@ -1,4 +1,4 @@
-"""The ledger: a stream of the jobs' turning points. What is true of a job is what the ledger says of it.
+"""The ledger: a stream of the jobs' milestones. It is the authority on the state of a job.
 
 Each daemon reads the stream's tail as it grows, so that asking about a young job costs one round trip. An older job
 costs one scan from its submission.
@@ -21,16 +21,16 @@ from training_worker.errors import BrokerLostError
 from training_worker.ledger.job_history import JobHistory
 from training_worker.ledger.tail import CLOCK_SLACK, JobTail, Tail
 
-# Streams are read in chunks: a reader at rest asks for more than it will get.
+# Streams are read in chunks: an idle reader asks for more than it will get.
 PREFETCH = 500
 
 # Acknowledging each entry would take as long as reading it.
 ACKNOWLEDGE_EVERY = 100
 
-# A reader that has got nothing at all for so long waits in vain.
+# A reader that has got nothing at all for this long waits in vain.
 READ_TIMEOUT = 60.0
 
-# How far back a daemon reads when it starts, seconds: of a job submitted again within that, it knows at once.
+# How far back a daemon reads when it starts, seconds: a job submitted again within that needs no scan.
 HISTORY = 24 * 3600.0
 
 
@@ -44,7 +44,7 @@ class Ledger:
         self._changed = asyncio.Condition()
 
     async def follow(self) -> None:
-        """Read the tail, on each session from where the last one stopped; for ever."""
+        """Read the tail, on each session from the last offset; for ever."""
         await self._connection.serve(self._follow_on)
 
     async def _follow_on(self, session: Session) -> None:
@@ -63,14 +63,14 @@ class Ledger:
         await session.publish("", self._connection.names.ledger, persistent(msgspec.json.encode(entry)))
 
     async def read(self, session: Session, job_id: str, submitted_at: float) -> JobHistory:
-        """All that was written about a job before now. ``submitted_at`` in unix seconds. Raises `BrokerLostError`."""
+        """Return the history of a job up to now. ``submitted_at`` in unix seconds. Raises `BrokerLostError`."""
         if self._caught_up is session and submitted_at - CLOCK_SLACK >= self._tail.since:
             await self._pass_barrier(session)
             return self._tail.history(job_id)
         return await self._scan(session, job_id, submitted_at)
 
     async def recall(self, session: Session, job_id: str) -> JobHistory:
-        """All that was written about a job of which the last day speaks, whenever it was submitted.
+        """Return the history of a job that has entries of the last day, whenever it was submitted.
 
         Waits until the tail has been read. Raises `BrokerLostError`.
         """
@@ -81,7 +81,7 @@ class Ledger:
         return self._tail.history(job_id)
 
     async def end_event(self, session: Session, job_id: str, submitted_at: float) -> bytes:
-        """The event that tells of a job's end, as its terminal entry keeps it; empty if there is none.
+        """Return the event of a job's end, as its terminal entry keeps it; empty if there is none.
 
         Raises `BrokerLostError`.
         """
@@ -102,7 +102,7 @@ class Ledger:
 async def read_history(
     session: Session, names: Names, job_id: str, since: float, *, until: JobEntry | None = None
 ) -> JobHistory:
-    """All that was written about a job between ``since`` (unix seconds) and now, or before the entry ``until``.
+    """Return the history of a job between ``since`` (unix seconds) and now, or before the entry ``until``.
 
     Raises `BrokerLostError`.
     """
@@ -144,7 +144,7 @@ async def _pass_barrier(session: Session, names: Names, tail: Tail) -> None:
 
 
 async def _comes_back(session: Session, tail: Tail, seen: asyncio.Future[None]) -> bool:
-    """Wait for the marker. False if it has not come yet and the reading goes on."""
+    """Wait for the marker. False if it has not come yet and the reading continues."""
     before = tail.offset
     try:
         await session.wait_for(asyncio.shield(seen), timeout=READ_TIMEOUT)

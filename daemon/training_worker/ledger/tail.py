@@ -1,4 +1,4 @@
-"""What was read of the ledger since a time: histories by job, and markers that somebody waits for."""
+"""The tail of the ledger since a time: histories by job, and markers that somebody waits for."""
 
 import asyncio
 from collections import OrderedDict
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Tail:
-    """The histories of all jobs, without what only few ask for: the bytes of an end's event, old checkpoints."""
+    """The histories of all jobs, without what only few need: the encoded event of an end, and old checkpoints."""
 
     def __init__(self, *, since: float) -> None:
         self.since = since
@@ -32,41 +32,41 @@ class Tail:
 
     @property
     def start(self) -> dict[str, Any]:
-        """The consumer's arguments: where to go on."""
+        """Return the consumer's arguments: where to resume."""
         if self._offset is not None:
             return {"x-stream-offset": self._offset + 1}
         return {"x-stream-offset": datetime.fromtimestamp(self.since, UTC)}
 
     @property
     def offset(self) -> int | None:
-        """How far it has been read."""
+        """The offset up to which it has been read."""
         return self._offset
 
     def expect(self, nonce: str) -> asyncio.Future[None]:
-        """A future that is done when the marker has come back."""
+        """Return a future that is done when the marker has come back."""
         return self._waiters.setdefault(nonce, asyncio.get_running_loop().create_future())
 
     def forget(self, nonce: str) -> None:
-        """Nobody waits for the marker any more."""
+        """Forget the marker: nobody waits for it any more."""
         self._waiters.pop(nonce, None)
 
     def history(self, job_id: str) -> JobHistory:
-        """What is known of a job."""
+        """Return what is known of a job."""
         return self._histories.get(job_id, (0.0, JobHistory()))[1]
 
     def began_before(self, job_id: str) -> bool:
-        """Whether the job is spoken of, and was submitted before all that was read: then it is known in part only."""
+        """Return whether only a part of the job is known: it was submitted before all that was read."""
         return job_id in self._histories and self.history(job_id).submitted_at is None
 
     def receive(self, body: bytes, offset: int) -> None:
-        """Take in one entry."""
+        """Apply one entry."""
         if self._offset is not None and offset <= self._offset:
             return
         self._offset = offset
         try:
             entry = decode_entry(body)
         except UNREADABLE as error:
-            # A later version's entry, or a stranger's. What this version decides does not depend on it.
+            # A later version's entry, or an invalid one. What this version decides does not depend on it.
             log.warning("ledger_entry_unreadable", offset=offset, error=str(error))
             return
         if isinstance(entry, Barrier):
@@ -80,7 +80,7 @@ class Tail:
         self._keep(entry, _lean(self.history(entry.job_id).after(_without_event(entry))))
         if len(self._histories) > MOST_JOBS:
             _, (time, _) = self._histories.popitem(last=False)
-            # Whoever was submitted before this may have been forgotten, and is looked up by a scan.
+            # Jobs submitted before this may have been forgotten, and are looked up by a scan.
             self.since = max(self.since, time + CLOCK_SLACK)
 
     def _keep(self, entry: Any, history: JobHistory) -> None:
@@ -110,7 +110,7 @@ def _without_event(entry: AnyEntry) -> AnyEntry:
 
 
 def _lean(history: JobHistory) -> JobHistory:
-    """Nobody goes on from a completed job's checkpoints; a failed one may be put back."""
+    """Drop what is not needed: no attempt resumes from a completed job's checkpoints; a failed one may be put back."""
     if isinstance(history.terminal, Completed) and history.checkpoints:
         return msgspec.structs.replace(history, checkpoints=())
     return history

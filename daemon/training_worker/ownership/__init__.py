@@ -1,1 +1,1 @@
-"""Who holds a job: lock, lease and claim."""
+"""The ownership of a job: lock, lease and claim."""

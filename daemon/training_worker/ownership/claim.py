@@ -1,7 +1,7 @@
 """The claim: from a copy of a job that a tier queue delivered to the ownership of the job, in small steps.
 
-The order of the steps is what keeps the promise; docs/protocol.md says why each is where it is. A step that fails
-leaves things as they are: the session is given up, and with it the broker frees the lock and takes back every copy.
+The order of the steps makes it safe; docs/protocol.md explains why each is where it is. A step that fails changes
+nothing: the session is given up, and with it the broker frees the lock and requeues every copy.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class NotOurs(Enum):
-    """Why a copy that was taken from a tier queue is not trained here. It has been settled."""
+    """The reasons why a copy from a tier queue is not trained here. The copy has been acknowledged."""
 
     FINISHED_BEFORE = auto()
     REFUSED = auto()
@@ -33,7 +33,7 @@ class NotOurs(Enum):
 
 
 class Claim:
-    """One try to own a job. Each step is a method; `make` takes them in their order."""
+    """One attempt to own a job. Each step is a method; `make` runs them in order."""
 
     def __init__(
         self, owner: Owner, job: QueuedJob, delivery: AbstractIncomingMessage, session: Session, inbox: Inbox
@@ -50,10 +50,10 @@ class Claim:
         self._history = JobHistory()
 
     async def make(self) -> "Ownership | NotOurs":
-        """Make the delivery ours, or settle it. Raises `BrokerError`; then nothing is settled.
+        """Make the delivery ours, or acknowledge it. Raises `BrokerError`; then nothing is acknowledged.
 
-        The lease queue is declared side by side with the rest: that takes the broker longest, and the queue is needed
-        whether the lock is won or lost.
+        The lease queue is declared concurrently with the rest: that takes the broker longest, and the queue is needed
+        whether the lock is acquired or not.
         """
         await asyncio.gather(self.declare_lease(), self._lock_and_announce())
         if self._lock is None:
@@ -84,7 +84,7 @@ class Claim:
 
     @property
     def _is_another_job(self) -> bool:
-        # Two intakes that read the ledger at the same moment may each have let in a job with this id.
+        # Two intakes that read the ledger at the same moment may each have admitted a job with this id.
         return self._history.digest not in (None, self._job.digest)
 
     async def declare_lease(self) -> None:
@@ -92,7 +92,7 @@ class Claim:
         self._queue = await declare_lease(self._session, self._owner.lease_terms(self._job))
 
     async def acquire_lock(self) -> bool:
-        """From here on nobody else trains the job. False if somebody else holds the lock."""
+        """Acquire the lock: from here on nobody else trains the job. False if somebody else holds it."""
         try:
             self._lock = await Lock.take(self._session, self._owner.connection.names, self._job.job_id)
         except JobLockedError:
@@ -100,20 +100,20 @@ class Claim:
         return True
 
     async def open_inbox(self) -> None:
-        """Hear commands.
+        """Receive commands.
 
         A cancellation is written into the ledger before it is sent. With the inbox open before the ledger is read, one
-        of the two reaches us.
+        of the two reaches this worker.
         """
         assert self._lock is not None  # noqa: S101 - the step before
         await self._lock.open_inbox(self._owner.connection.names, self._inbox)
 
     async def read_ledger(self) -> None:
-        """Learn what is true of the job."""
+        """Read the job's history."""
         self._history = await self._owner.ledger.read(self._session, self._job.job_id, self._job.submitted_at)
 
     async def announce(self) -> None:
-        """Tell whoever comes later that this attempt exists."""
+        """Record in the ledger that this attempt exists."""
         entry = Claimed(
             job_id=self._job.job_id,
             attempt=self._history.attempt + 1,
@@ -124,50 +124,50 @@ class Claim:
         await self._owner.ledger.append_once(self._session, entry)
 
     async def hand_over(self) -> None:
-        """Give the copy to whoever holds the lock. It is not simply dropped: should they die now, it is the last."""
+        """Hand the copy to the lock's owner. It is not dropped: should the owner die now, it is the last one."""
         assert self._queue is not None  # noqa: S101 - the step before
         await self._session.publish("", self._queue.name, self._job.message())
         await self._session.close_channel(self._queue.channel)
 
     async def open_lease(self) -> None:
-        """Hold what copies there are."""
+        """Hold the existing copies."""
         assert self._queue is not None  # noqa: S101 - the step before
         self._lease = await Lease.open(self._session, self._queue)
 
     async def publish_end(self) -> None:
-        """Say again how the job ended: its owner may have died before saying so. The event has the same id."""
+        """Publish again how the job ended: its owner may have died before it did. The event has the same id."""
         await self._owner.publish_end(self._session, self._job)
 
     async def refuse(self) -> None:
-        """Say that the id is another job's, which is not touched."""
+        """Publish that the id is another job's, which is not affected."""
         await refuse(self._job, self._job.message().body, self._owner.connection, self._owner.publisher)
 
     async def step_back(self) -> None:
-        """Leave the copies to the job whose id it is, and unlock."""
+        """Leave the copies to the job that has this id, and unlock."""
         assert self._lease is not None  # noqa: S101 - the step before
         assert self._lock is not None  # noqa: S101 - the step before
         await self._lock.release()
         await self._lease.close()
 
     async def lease_copy(self) -> None:
-        """Hold a copy that brings the job back should we be gone."""
+        """Hold a copy that brings the job back should this worker be gone."""
         assert self._lease is not None  # noqa: S101 - the step before
         await self._lease.renew(self._job.message())
 
     async def acknowledge(self) -> None:
-        """Drop the tier queue's delivery: from here on the lease alone brings the job back."""
+        """Acknowledge the tier queue's delivery: from here on the lease alone brings the job back."""
         with broker_errors():
             await self._delivery.ack()
 
     async def close(self) -> None:
-        """The job is over: drop every copy, and unlock."""
+        """Drop every copy of the ended job, and unlock."""
         assert self._lease is not None  # noqa: S101 - the step before
         assert self._lock is not None  # noqa: S101 - the step before
         await self._lease.delete()
         await self._lock.release()
 
     def ownership(self) -> Ownership:
-        """What the steps have led to."""
+        """Return the ownership that the steps have led to."""
         assert self._lease is not None  # noqa: S101 - the step before
         assert self._lock is not None  # noqa: S101 - the step before
         owned_session = OwnedSession(session=self._session, lock=self._lock, lease=self._lease)

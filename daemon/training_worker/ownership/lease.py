@@ -23,7 +23,7 @@ DELIVERY_TIMEOUT = 30.0
 
 
 class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """For how long a copy is kept in which queue, and where it goes then."""
+    """The terms of a lease: how long a copy is kept in which queue, and where it goes then."""
 
     queue: str
     seconds: float
@@ -43,7 +43,7 @@ class Lease:
 
     @classmethod
     async def open(cls, session: Session, queue: AbstractQueue) -> "Lease":
-        """Consume the queue. As a rule nothing is held yet. Raises `BrokerLostError`."""
+        """Consume the queue. Usually nothing is held yet. Raises `BrokerLostError`."""
         lease = cls(session, queue)
         await session.watch(queue.channel)
         with broker_errors():
@@ -59,7 +59,8 @@ class Lease:
         """Publish a fresh copy, wait until it is held, then drop all others. Raises `BrokerLostError`.
 
         No copy is held for longer than from one renewal to the next, so no consumer timeout ever strikes. One that was
-        in the queue before may have outlived the lease: to hold that instead is to lose the job with the connection.
+        in the queue before may have outlived the lease: holding that one instead would lose the job with the
+        connection.
         """
         message.correlation_id = name = uuid.uuid4().hex
         await self._session.publish("", self._queue.name, message)
@@ -76,7 +77,7 @@ class Lease:
             await self._arrived.wait_for(lambda: any(copy.correlation_id == name for copy in self._held))
 
     async def stop_consuming(self) -> None:
-        """Hold what is held, and take no more copies: they are the next owner's. Raises `BrokerLostError`."""
+        """Keep the held copies, and consume no more: those are the next owner's. Raises `BrokerLostError`."""
         if self._consumer is not None:
             with broker_errors():
                 await self._queue.cancel(self._consumer)
@@ -85,7 +86,7 @@ class Lease:
     async def drop(self) -> None:
         """Drop all copies that are held. Raises `BrokerLostError`.
 
-        The queue stays, since somebody else may own the job by now; it expires by itself.
+        The queue stays, since another worker may own the job by now; it expires by itself.
         """
         await self._session.unwatch(self._queue.channel)
         with broker_errors():
@@ -96,11 +97,11 @@ class Lease:
         await self._session.close_channel(self._queue.channel)
 
     async def close(self) -> None:
-        """Let go of the queue; what was held goes back into it. Raises `BrokerLostError`."""
+        """Release the queue; held copies return to it. Raises `BrokerLostError`."""
         await self._session.close_channel(self._queue.channel)
 
     async def delete(self) -> None:
-        """Drop all copies and the queue: the job is over. Raises `BrokerLostError`."""
+        """Drop all copies and the queue of an ended job. Raises `BrokerLostError`."""
         await self._session.unwatch(self._queue.channel)
         with broker_errors():
             await self._queue.delete(if_unused=False, if_empty=False)
@@ -108,7 +109,7 @@ class Lease:
 
 
 def lease_arguments(terms: LeaseTerms) -> FieldTable:
-    """What a lease queue is declared with."""
+    """Return the arguments that a lease queue is declared with."""
     ttl = int(terms.seconds * 1000)
     return at_least_once(terms.exchange, terms.key) | {
         "x-message-ttl": ttl,
@@ -120,8 +121,8 @@ def lease_arguments(terms: LeaseTerms) -> FieldTable:
 async def declare_lease(session: Session, terms: LeaseTerms) -> AbstractQueue:
     """Declare a job's lease queue on a channel of its own. Raises `BrokerLostError`.
 
-    A queue that is there on other terms (the setting was changed, the job was submitted otherwise) is taken as it is:
-    it serves as well, and it may hold a copy.
+    A queue that exists with other arguments (the setting was changed, the job was submitted otherwise) is used as it
+    is: it serves as well, and it may hold a copy.
     """
     channel = await session.channel(prefetch=0)
     with broker_errors():

@@ -1,4 +1,4 @@
-"""The lock: an exclusive queue. Whoever's connection holds it is the only owner of the job; it is also the inbox."""
+"""The lock: an exclusive queue. The worker whose connection holds it is the job's only owner; it is also the inbox."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Inbox = Callable[[bytes], None]
 
 
 class Lock:
-    """A lock that is held. It is free again when it is released, or when its session ends."""
+    """A held lock. It is freed when it is released, or when its session ends."""
 
     def __init__(self, session: Session, job_id: str, queue: AbstractQueue) -> None:
         self._session = session
@@ -22,7 +22,7 @@ class Lock:
 
     @classmethod
     async def take(cls, session: Session, names: Names, job_id: str) -> "Lock":
-        """Take the lock. Raises `JobLockedError` if another worker, or another slot of this one, holds it."""
+        """Acquire the lock. Raises `JobLockedError` if another worker, or another slot of this one, holds it."""
         if job_id in session.locked:
             raise JobLockedError(f"job {job_id} is owned by another slot of this worker")
         session.locked.add(job_id)
@@ -47,7 +47,7 @@ class Lock:
             await self._queue.consume(on_message, no_ack=True)
 
     async def release(self) -> None:
-        """Free the lock. Raises `BrokerLostError`; then it is free as well."""
+        """Free the lock. Raises `BrokerLostError`; it is free then, too."""
         try:
             await self._session.unwatch(self._queue.channel)
             with broker_errors():

@@ -1,7 +1,7 @@
-"""Ownership of a job: held, taken up again after a lost connection, and ended, over lock, lease and ledger.
+"""Ownership of a job: held, re-attached after a lost connection, and ended, over lock, lease and ledger.
 
-docs/protocol.md says why each step is where it is. A step that fails gives the session up, and with it the broker frees
-the lock and takes back every copy; it is then tried again on the next session, if the job is still ours.
+docs/protocol.md explains why each step is where it is. A step that fails gives the session up, and with it the broker
+frees the lock and requeues every copy; it is then retried on the next session, if the job is still ours.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ from training_worker.ownership.lease import Lease, LeaseTerms, declare_lease
 from training_worker.ownership.lock import Inbox, Lock
 from training_worker.queue.job_message import QueuedJob
 
-# How often to ask again for a lock that somebody holds who has not claimed the job: as a rule our own last
-# connection, which the broker has not yet given up.
+# How often to retry a lock that somebody holds who has not claimed the job: usually our own last connection, which
+# the broker has not yet given up.
 GHOST_DELAY = 1.0
 
 log = structlog.get_logger()
@@ -38,7 +38,7 @@ E = TypeVar("E", bound=AttemptEntry)
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to own jobs: the broker, the name to own them under, the lease and the grace in seconds."""
+    """The means of a worker to own jobs: the broker, its name, and the lease and the grace in seconds."""
 
     connection: Connection
     ledger: Ledger
@@ -50,7 +50,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     observe: Observer = unobserved
 
     def lease_terms(self, job: QueuedJob) -> LeaseTerms:
-        """How a job's copies are kept, and where they go when the lease runs out."""
+        """Return how a job's copies are kept, and where they go when the lease runs out."""
         names = self.connection.names
         return LeaseTerms(
             queue=names.lease(job.job_id),
@@ -60,7 +60,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     async def publish_end(self, session: Session, job: QueuedJob) -> None:
-        """Publish the event that tells of a job's end, as it stands in the ledger. Raises `BrokerError`."""
+        """Publish the event of a job's end, as the ledger keeps it. Raises `BrokerError`."""
         event = await self.ledger.end_event(session, job.job_id, job.submitted_at)
         if event:
             encoded = encoded_event(event)
@@ -68,7 +68,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnedSession(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds a job during one session."""
+    """The lock and the lease that hold a job during one session."""
 
     session: Session
     lock: Lock
@@ -78,7 +78,7 @@ class OwnedSession(msgspec.Struct, frozen=True, kw_only=True):
 class Ownership:
     """One worker's ownership of one job, from the claim to its end. `hold` must run for the rest to work.
 
-    Without a grip at first, as after the daemon's restart, `hold` begins with taking the job up again.
+    Without a session at first, as after the daemon's restart, `hold` begins by re-attaching to the job.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class Ownership:
         self._job = job
         self._inbox = inbox
         self._owned_session = owned_session
-        # Whichever of these the ledger names last, it means us: the confirm of a claim may be lost.
+        # Whichever of these the ledger names last, it is this owner's: the confirm of a claim may be lost.
         self._claims = [claim_record.claim]
         self._reported = False
         self.found_reported = False
         """Whether the end was found in the ledger, from before a lost connection or an earlier daemon."""
         self._over = asyncio.Event()
         self._superseded = False
-        # Set when it is known whether we have a grip on the job, or will never have one again.
+        # Set when it is known whether a session holds the job, or that none ever will again.
         self._known = asyncio.Event()
         self._busy = asyncio.Lock()
         self.before = claim_record.before
@@ -118,13 +118,13 @@ class Ownership:
 
     @property
     def claim_record(self) -> ClaimRecord:
-        """What the present attempt stands on."""
+        """The claim record of the present attempt."""
         return ClaimRecord(claim=self._claims[-1], before=self.before)
 
     async def hold(self, on_renewal: Callable[[float], None]) -> bool:
         """Keep the job ours until it is over. False, and earlier, if another worker has it.
 
-        ``on_renewal`` is told, after each renewal, until when the job is ours (unix seconds).
+        ``on_renewal`` is called after each renewal with the time until which the job is ours (unix seconds).
         """
         while not self._over.is_set():
             if not await self._regain():
@@ -138,7 +138,7 @@ class Ownership:
     async def _regain(self) -> bool:
         if self._owned_session is None or self._owned_session.session.lost.is_set():
             self._superseded = not await self._rejoin()
-            self._tell(LeaseEvent.LOST if self._superseded else LeaseEvent.REJOINED)
+            self._report_lease(LeaseEvent.LOST if self._superseded else LeaseEvent.REJOINED)
             self._known.set()
         return not self._superseded
 
@@ -150,12 +150,12 @@ class Ownership:
                 await self._renew_once(owned_session)
             except BrokerError as error:
                 log.warning("lease_not_renewed", error=str(error))
-                self._tell(LeaseEvent.NOT_RENEWED)
+                self._report_lease(LeaseEvent.NOT_RENEWED)
                 owned_session.session.lost.set()
             else:
-                self._tell(LeaseEvent.RENEWED)
+                self._report_lease(LeaseEvent.RENEWED)
 
-    def _tell(self, event: LeaseEvent) -> None:
+    def _report_lease(self, event: LeaseEvent) -> None:
         self._owner.observe(LeaseChanged(event=event))
 
     async def _renew_once(self, owned_session: OwnedSession) -> None:
@@ -164,7 +164,7 @@ class Ownership:
         self.deadline = now + self._owner.lease
 
     async def _rejoin(self) -> bool:
-        """Take the job up again on a new session, for as long as it takes. False if another worker has it."""
+        """Re-attach to the job on a new session, for as long as it takes. False if another worker has it."""
         while True:
             session = await self._owner.connection.session()
             try:
@@ -178,7 +178,7 @@ class Ownership:
         if lock is None:
             return False
         await lock.open_inbox(self._owner.connection.names, self._inbox)
-        # The lock alone proves nothing: somebody may have taken, finished and left the job meanwhile.
+        # The lock alone proves nothing: another worker may have claimed, finished and left the job meanwhile.
         if await self._has_passed_on(session):
             await lock.release()
             return False
@@ -200,14 +200,14 @@ class Ownership:
             await asyncio.sleep(GHOST_DELAY)
 
     async def _has_passed_on(self, session: Session) -> bool:
-        """Whether somebody else has the job by now, or had it."""
+        """Return whether another worker has the job by now, or had it."""
         history = await self._owner.ledger.read(session, self._job.job_id, self._job.submitted_at)
         if history.claim not in self._claims:
             log.warning("superseded", attempt=self.attempt, claimed=history.attempt)
             return True
         self._reported = self.found_reported = history.terminal is not None
         if history.cancel_requested:
-            # The command may have been sent while nobody listened.
+            # The command may have been sent while no inbox was open.
             self._inbox(msgspec.json.encode(CancelJob()))
         return False
 
@@ -218,16 +218,16 @@ class Ownership:
         )
 
     def entry(self, kind: type[E], **fields: Any) -> E:
-        """An entry for the ledger about this attempt, as of now."""
+        """Return an entry for the ledger about this attempt, as of now."""
         owner = self._owner
         return kind(job_id=self._job.job_id, attempt=self.attempt, worker=owner.worker, time=owner.clock(), **fields)
 
     def note(self, entry: AnyEntry) -> None:
-        """Something that the ledger says, or will say, of this job by our own doing."""
+        """Note an entry of our own that the ledger has, or will have, about this job."""
         self.history = self.history.after(entry)
 
     async def try_again(self, failed: AttemptFailed) -> bool:
-        """Write that the attempt failed, and claim the next one. False if another worker has the job by now."""
+        """Record that the attempt failed, and claim the next one. False if another worker has the job by now."""
         self.note(failed)
         self.before = self.history
         self._claims.append(uuid.uuid4().hex)
@@ -242,11 +242,11 @@ class Ownership:
         return await self._with_owned_session(write)
 
     async def confirm(self) -> bool:
-        """Make sure that the job is ours for the length of a lease from now. False if another worker has it by now."""
+        """Confirm that the job is ours for the length of a lease from now. False if another worker has it by now."""
         return await self._with_owned_session(self._renew_once)
 
     async def report(self, entry: TerminalEntry) -> bool:
-        """Write the terminal entry: the job is over for everybody. False if another worker has it by now."""
+        """Write the terminal entry: the job has ended for everybody. False if another worker has it by now."""
 
         async def write(owned_session: OwnedSession) -> None:
             # A rejoin may have found the entry whose confirm was lost.
@@ -273,11 +273,11 @@ class Ownership:
         return await self._with_owned_session(leave)
 
     async def give_back(self, entry: Released | AttemptFailed, job: QueuedJob, delay: int) -> bool:
-        """Put ``job`` back into its tier queue, after ``delay`` seconds. False if another worker has it by now.
+        """Return ``job`` to its tier queue, after ``delay`` seconds. False if another worker has it by now.
 
-        First, no more copies are taken: the next owner's own copy must not come to us. Then unlocked, and only then is
-        a copy put back and the others dropped: the other way round, whoever takes the copy finds the lock still held,
-        and hands it to an owner who has just left.
+        First, no more copies are consumed: the next owner's own copy must not come to this one. Then the lock is
+        released, and only then a copy is published and the others are dropped: otherwise, whoever gets the copy finds
+        the lock still held, and hands it to an owner who has just left.
         """
         names = self._owner.connection.names
         exchange, key = (names.retry, delayed_key(delay, job.tier_key)) if delay else (names.jobs, job.tier_key)
@@ -293,7 +293,7 @@ class Ownership:
         return await self._with_owned_session(give_back)
 
     async def _with_owned_session(self, step: Callable[[OwnedSession], Awaitable[None]]) -> bool:
-        while (owned_session := await self._gripped()) is not None:
+        while (owned_session := await self._active_session()) is not None:
             try:
                 async with self._busy:
                     await step(owned_session)
@@ -304,7 +304,7 @@ class Ownership:
                 return True
         return False
 
-    async def _gripped(self) -> OwnedSession | None:
+    async def _active_session(self) -> OwnedSession | None:
         while True:
             await self._known.wait()
             if self._superseded:

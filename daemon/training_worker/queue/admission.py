@@ -1,4 +1,4 @@
-"""The gate: whether a worker takes jobs. Open, paused, or drained for good."""
+"""The admission: whether a worker consumes jobs. It is open, paused, or drained for good."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Admission:
-    """Shared by a worker's slots: each has one of its own inside it, which can be barred besides."""
+    """Shared by a worker's slots: each has an inner one of its own, which can also be barred."""
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
@@ -20,37 +20,37 @@ class Admission:
         self.drained = False
 
     def inner(self) -> "Admission":
-        """A new gate that does what this one does from now on, and can be barred alone."""
+        """Return a new admission that follows this one from now on, and can be barred alone."""
         admission = Admission()
         self._inner.append(admission)
         return admission
 
     def pause(self) -> None:
-        """Take nothing new until resumed."""
+        """Admit nothing new until resumed."""
         self._paused = True
         self._move()
         for admission in self._inner:
             admission.pause()
 
     def resume(self) -> None:
-        """Take jobs again."""
+        """Admit jobs again."""
         self._paused = False
         self._move()
         for admission in self._inner:
             admission.resume()
 
     def bar(self) -> None:
-        """Take nothing new until unbarred, whether paused or not."""
+        """Admit nothing new until unbarred, whether paused or not."""
         self._barred = True
         self._move()
 
     def unbar(self) -> None:
-        """Take jobs again, unless paused."""
+        """Admit jobs again, unless paused."""
         self._barred = False
         self._move()
 
     def drain(self) -> None:
-        """Take nothing new ever again."""
+        """Admit nothing new ever again."""
         self.drained = True
         self._move()
         for admission in self._inner:
@@ -59,23 +59,23 @@ class Admission:
     def _move(self) -> None:
         shut = self.drained or self._paused or self._barred
         _put(self._closed, up=shut)
-        # Whoever waits at a drained gate waits no longer, and learns it.
+        # Whoever waits for a drained admission is woken, and learns that.
         _put(self._opened, up=self.drained or not shut)
 
     @property
     def closed(self) -> bool:
-        """Whether nothing new may be taken now."""
+        """Whether nothing new may be consumed now."""
         return self._closed.is_set()
 
     async def wait_open(self) -> bool:
-        """Wait until jobs may be taken. False if that will never be."""
+        """Wait until jobs may be consumed. False if that will never be."""
         await self._opened.wait()
         return not self.drained
 
     async def unless_closed(self, awaitable: Awaitable[T]) -> T | None:
-        """Wait for something; None if the gate closes first."""
+        """Wait for something; None if the admission closes first."""
         work = asyncio.ensure_future(awaitable)
-        closed = asyncio.create_task(self._closed.wait(), name="gate-closed")
+        closed = asyncio.create_task(self._closed.wait(), name="admission-closed")
         try:
             await asyncio.wait({work, closed}, return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else None

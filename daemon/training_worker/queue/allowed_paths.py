@@ -1,4 +1,4 @@
-"""Which paths of this host a job may name."""
+"""The check of which paths of this host a job may name."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from training_worker.settings import Settings
 
 
 def path_faults(job: TrainingJob, settings: Settings) -> list[Fault]:
-    """What is wrong with a job's paths, after resolving links: relative, or outside the roots."""
+    """Return what is wrong with a job's paths, after resolving links: relative, or outside the roots."""
     named = {
         "datasetPath": (job.dataset_path, settings.dataset_roots),
         "outputPath": (job.output_path, settings.output_roots),

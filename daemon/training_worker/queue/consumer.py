@@ -1,4 +1,4 @@
-"""Taking a job from the tier queues: a sweep while there is work, consumers while there is none."""
+"""The consumer of the tier queues: it polls them while there is work, and consumes while there is none."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from training_worker.queue.admission import Admission
 # RabbitMQ serves the consumer of the highest priority first.
 HIGHEST_PRIORITY = 10
 
-# A broker to which a whole fleet comes back at once answers late. To give up on it adds to that.
+# A broker to which a whole fleet reconnects at once answers late. Giving up early would add to its load.
 GET_TIMEOUT = 60.0
 
 
@@ -33,13 +33,13 @@ class JobConsumer:
     ) -> "JobConsumer":
         """Look up the queues, the most demanding tier first. Raises `BrokerLostError`.
 
-        A slot of several cards takes the jobs that ask for as many, and no others: the rest of it would be idle.
+        A slot of several GPUs consumes the jobs that ask for as many, and no others: the rest of it would be idle.
         """
         channel = await session.channel(prefetch=1)
         await session.watch(channel)
         with broker_errors():
-            # The further a queue's tier is below the card's, the later it is this card's turn: a big card is the
-            # overflow for small jobs.
+            # The further a queue's tier is below the GPU's, the lower this GPU's priority: a big GPU is the overflow
+            # for small jobs.
             queues = [
                 (await _find(channel, names, family, served, gpu_count), HIGHEST_PRIORITY - distance)
                 for distance, served in enumerate(served_tiers(tier))
@@ -48,9 +48,9 @@ class JobConsumer:
         return cls(session, queues)
 
     async def take(self, admission: Admission) -> AbstractIncomingMessage | None:
-        """The next job's delivery, for as long as it takes; None once the gate is closed. Raises `BrokerLostError`.
+        """Wait for the next job's delivery; None once the admission closes. Raises `BrokerLostError`.
 
-        The source may go on consuming until `quiet` is called.
+        The queues may go on being consumed until `quiet` is called.
         """
         with broker_errors():
             for queue, _ in self._queues:
@@ -64,7 +64,7 @@ class JobConsumer:
             return await self._session.wait_for(admission.unless_closed(self._arrived.get()))
 
     async def quiet(self) -> None:
-        """End the consuming; what else was delivered in that instant goes back. Raises `BrokerLostError`."""
+        """End the consuming; other deliveries of that instant return to their queues. Raises `BrokerLostError`."""
         with broker_errors():
             while self._consumers:
                 tag, queue = self._consumers.popitem()
@@ -73,7 +73,7 @@ class JobConsumer:
                 await self._arrived.get_nowait().nack(requeue=True)
 
     async def close(self) -> None:
-        """Take nothing more; whatever is held goes back. Raises `BrokerLostError`."""
+        """Consume nothing more; unacknowledged deliveries return to their queues. Raises `BrokerLostError`."""
         await self._session.close_channel(self._queues[0][0].channel)
 
 

@@ -1,4 +1,4 @@
-"""A dead letter: what gave up, why, and what is known of its attempts. Written into a message's headers, and read."""
+"""A dead letter: what gave up, why, and what is known of its attempts. It is encoded in a message's headers."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ OUTPUT_HEADER = "x-training-output"
 DEAD_LETTERED_HEADER = "x-training-buried"
 SIZE_HEADER = "x-training-size"
 
-# The reasons of letters that never were jobs. All others are those of a failure.
+# The reasons of dead letters that never were jobs. All others are those of a failure.
 REJECTED = "rejected"
 ID_TAKEN = "idTaken"
 UNKNOWN = "unknown"
 
-# All headers travel in one frame, of at most 128 KiB unless the broker is set up otherwise. Bytes, and lines.
+# All headers travel in one frame, of at most 128 KiB unless the broker is configured otherwise. Bytes, and lines.
 LONGEST_MESSAGE = 4000
 LONGEST_OUTPUT = 24 * 1024
 LONGEST_LIST = 24 * 1024
 MOST_LINES = 50
 
-# What is kept of a body that is too large to be a job, in bytes: enough to see whose it is.
+# What is kept of a body that is too large to be a job, in bytes: enough to identify its sender.
 LONGEST_BODY = 64 * 1024
 
 # Milliseconds, in the year 2100.
@@ -43,10 +43,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A message of the dead queue; ``body`` is what was published.
+    """A message of the dead-letter queue; ``body`` is what was published.
 
     ``reason`` is one of the closed list of failures, ``rejected``, ``idTaken``, or, where the broker itself gave up,
-    its word for it, as ``delivery_limit``; then ``from_queue`` says where the message was.
+    its own reason, as ``delivery_limit``; then ``from_queue`` is the queue that the message was in.
     """
 
     job_id: str
@@ -61,35 +61,35 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def buried_at(self) -> float | None:
-        """The former name of ``dead_lettered_at``, for one release more."""
+        """Return ``dead_lettered_at`` under its former name, for one release more."""
         warnings.warn("DeadLetter.buried_at is deprecated: use dead_lettered_at", DeprecationWarning, stacklevel=2)
         return self.dead_lettered_at
 
     @property
     def job(self) -> TrainingJob:
-        """The job. Raises `InvalidMessageError` if the body is none."""
+        """Decode the job. Raises `InvalidMessageError` if the body is none."""
         return decode_strictly(self.body, TrainingJob)
 
     @property
     def ended(self) -> bool:
-        """Whether the job was let in and failed for good."""
+        """Whether the job was admitted and failed for good."""
         return self.from_queue is None and self.reason not in (REJECTED, ID_TAKEN, UNKNOWN)
 
 
 class Message(Protocol):
-    """What is read of a message."""
+    """The parts of a message that are read."""
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """As the AMQP library decoded them."""
+        """The headers, as the AMQP library decoded them."""
 
     @property
     def body(self) -> bytes:
-        """As it was published."""
+        """The body, as it was published."""
 
 
 class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written beside a body."""
+    """The fields that are encoded beside a body."""
 
     reason: str
     message: str
@@ -98,7 +98,7 @@ class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
     output_tail: Sequence[str] = ()
 
     def headers(self, now: float) -> dict[str, Any]:
-        """A message's headers, whose size is bounded whatever the text holds; ``now`` in unix seconds."""
+        """Encode a message's headers, whose size is bounded whatever the text holds; ``now`` in unix seconds."""
         headers = {
             REASON_HEADER: first_bytes(self.reason, LONGEST_MESSAGE),
             MESSAGE_HEADER: first_bytes(self.message, LONGEST_MESSAGE),
@@ -117,17 +117,17 @@ def _bounded(attempt: AttemptSummary) -> AttemptSummary:
 
 
 def kept_body(body: bytes) -> bytes:
-    """What a letter keeps of a body: all that may be a job, and the beginning of what is too large to be one."""
+    """Return what a dead letter keeps of a body: the beginning, if it is too large to be a job; else all."""
     return body if len(body) <= MAX_MESSAGE_BYTES else body[:LONGEST_BODY]
 
 
 def first_bytes(text: str, limit: int) -> str:
-    """The beginning of a text, of at most ``limit`` bytes and whole characters."""
+    """Return the beginning of a text, of at most ``limit`` bytes and whole characters."""
     return text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 def last_bytes(text: str, limit: int) -> str:
-    """The end of a text, of at most ``limit`` bytes and whole characters."""
+    """Return the end of a text, of at most ``limit`` bytes and whole characters."""
     return text.encode(errors="replace")[-limit:].decode(errors="ignore")
 
 
@@ -140,7 +140,7 @@ def _last_items(items: Sequence[msgspec.Struct]) -> str:
 
 
 def _fitting(items: Sequence[msgspec.Struct]) -> list[bytes]:
-    """As many items, as JSON, as fit into an array of `LONGEST_LIST`."""
+    """Encode as many items, as JSON, as fit into an array of `LONGEST_LIST`."""
     fitting, used = [], 2
     for item in items:
         encoded = msgspec.json.encode(item)
@@ -156,7 +156,7 @@ def _array(encoded: list[bytes]) -> str:
 
 
 def read_dead_letter(message: Message) -> DeadLetter:
-    """Read what lies in the dead queue, whoever put it there. Never fails."""
+    """Decode a message of the dead-letter queue, whoever put it there. Never fails."""
     headers = message.headers
     death = _first_death(headers)
     return DeadLetter(
@@ -173,7 +173,7 @@ def read_dead_letter(message: Message) -> DeadLetter:
 
 
 def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The broker's own note on why it moved the message last."""
+    """Return the broker's own record of why it last dead-lettered the message."""
     deaths = headers.get("x-death")
     return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
 
@@ -202,7 +202,7 @@ class _JobIdOnly(msgspec.Struct, rename="camel"):
 
 
 def job_id_of(body: bytes) -> str:
-    """The id in a message that need not be a valid job; `NO_JOB` if there is none."""
+    """Return the id in a message that need not be a valid job; `NO_JOB` if there is none."""
     if len(body) > MAX_MESSAGE_BYTES:
         return NO_JOB
     try:

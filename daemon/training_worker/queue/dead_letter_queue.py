@@ -1,4 +1,4 @@
-"""The dead queue: what gave up is put there with its story, looked at, put back or dropped."""
+"""The dead-letter queue: what gave up is put there with its history, looked at, put back or dropped."""
 
 import asyncio
 import contextlib
@@ -25,13 +25,13 @@ from training_worker.queue.dead_letter import SIZE_HEADER, DeadLetter, DeadLette
 # How many are looked at: the most that AMQP lets a consumer hold.
 MOST_DEAD_LETTERS = 65_535
 
-# After so many seconds without a letter there are no more: when some are known to be missing, and when none is.
-# What the last reader gave back takes the broker some milliseconds to put into its place.
+# After this many seconds without a dead letter there are no more: when some are known to be missing, and when none
+# is. The broker takes some milliseconds to restore what the last reader returned.
 LONG_SILENCE = 5.0
 SHORT_SILENCE = 0.2
 
 
-async def dead_letter_job(  # noqa: PLR0913 - a letter's parts, of which most have few
+async def dead_letter_job(  # noqa: PLR0913 - a dead letter's parts, of which most have few
     connection: Connection,
     body: bytes,
     *,
@@ -42,17 +42,17 @@ async def dead_letter_job(  # noqa: PLR0913 - a letter's parts, of which most ha
     history: Sequence[AttemptSummary] = (),
     output_tail: Sequence[str] = (),
 ) -> None:
-    """Put a message's body into the dead queue, cut if it is too large to be a job, and wait for the confirm."""
+    """Dead-letter a message's body, cut if it is too large to be a job, and wait for the confirm."""
     text = DeadLetterFields(reason=reason, message=message, faults=faults, history=history, output_tail=output_tail)
     kept = kept_body(body)
-    # The length that it came with, where it is not there any more.
+    # The original length of a body that was cut.
     cut = {} if kept is body else {SIZE_HEADER: len(body)}
     dead_letter = persistent(kept, message_id=job_id, type=JOB_TYPE, headers=text.headers(time.time()) | cut)
     await connection.publish("", connection.names.dead, dead_letter)
 
 
 class DeadQueue:
-    """All letters, oldest first, held while they are looked at: nobody else sees them meanwhile."""
+    """All dead letters, oldest first, held while they are looked at: nobody else sees them meanwhile."""
 
     def __init__(self, session: Session, names: Names, held: list[AbstractIncomingMessage]) -> None:
         self._session = session
@@ -61,11 +61,11 @@ class DeadQueue:
 
     @property
     def dead_letters(self) -> list[DeadLetter]:
-        """What the queue holds."""
+        """Return all dead letters of the queue."""
         return [dead_letter for dead_letter, _ in self._held]
 
     async def requeue(self, job_ids: Sequence[str]) -> list[DeadLetter]:
-        """Put the newest letter of each job back to where backends publish. Raises `DeadLetterError`, `BrokerError`.
+        """Put the newest dead letter of each job back into the intake. Raises `DeadLetterError`, `BrokerError`.
 
         Nothing is put back unless all can be.
         """
@@ -79,7 +79,7 @@ class DeadQueue:
         return [dead_letter for dead_letter, _ in chosen]
 
     async def drop(self, job_ids: Sequence[str]) -> list[DeadLetter]:
-        """Drop all letters of these jobs. Raises `DeadLetterError`, and then drops none; `BrokerError`."""
+        """Drop all dead letters of these jobs. Raises `DeadLetterError`, and then drops none; `BrokerError`."""
         chosen = [held for job_id in dict.fromkeys(job_ids) for held in self._of(job_id)]
         with broker_errors():
             for _, message in chosen:
@@ -89,7 +89,7 @@ class DeadQueue:
     def _of(self, job_id: str) -> list[tuple[DeadLetter, AbstractIncomingMessage]]:
         found = [held for held in self._held if held[0].job_id == job_id]
         if not found:
-            raise DeadLetterError(f"the dead queue has no letter of {job_id}")
+            raise DeadLetterError(f"the dead-letter queue has no dead letter of {job_id}")
         return found
 
     def _newest_job(self, job_id: str) -> tuple[DeadLetter, AbstractIncomingMessage]:
@@ -104,7 +104,7 @@ class DeadQueue:
         raise DeadLetterError(f"cannot put {job_id} back, since it is no valid job: {why}")
 
     async def _refuse_completed(self, dead_letter: DeadLetter) -> None:
-        """An older letter may be left of a job that was put back and completed: its end stands."""
+        """Refuse an older dead letter of a job that was put back and completed since: that job has ended."""
         if not dead_letter.ended:
             return
         since = (dead_letter.dead_lettered_at or 0.0) - CLOCK_SLACK
@@ -113,7 +113,7 @@ class DeadQueue:
             raise DeadLetterError(f"cannot put {dead_letter.job_id} back: it has been completed since")
 
     async def _put_back(self, dead_letter: DeadLetter) -> None:
-        # In this order, and the letter is acknowledged last: whatever is cut off in between leaves it there.
+        # In this order, and the dead letter is acknowledged last: whatever is interrupted in between leaves it there.
         if dead_letter.ended:
             entry = Requeued(job_id=dead_letter.job_id, time=time.time())
             await self._session.publish(self._names.control, LEDGER_KEY, persistent(msgspec.json.encode(entry)))
@@ -124,13 +124,13 @@ class DeadQueue:
 
 @asynccontextmanager
 async def opened(session: Session, names: Names) -> AsyncIterator[DeadQueue]:
-    """Look into the dead queue; what is neither put back nor dropped keeps its place. Raises `BrokerError`."""
+    """Open the dead-letter queue; what is neither put back nor dropped keeps its place. Raises `BrokerError`."""
     channel = await session.channel(prefetch=MOST_DEAD_LETTERS)
     try:
         yield DeadQueue(session, names, await _read_all(session, channel, names))
     finally:
-        # What was not acknowledged goes back. What one consumer held goes back in its order; what was got or rejected
-        # one by one would not.
+        # Unacknowledged messages return. Those that one consumer held return in order; those that were fetched or
+        # rejected one by one would not.
         await session.close_channel(channel)
 
 

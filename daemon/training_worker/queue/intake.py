@@ -1,4 +1,4 @@
-"""The intake: what backends publish is checked, planned and put into the queue of the tier that it needs."""
+"""The intake: jobs from backends are checked, planned and put into the queue of the tier that they need."""
 
 import asyncio
 import time
@@ -36,14 +36,14 @@ log = structlog.get_logger()
 
 
 class Intake:
-    """Serves the intake queue, on each session anew."""
+    """Serves the intake queue, on each session again."""
 
     def __init__(self, connection: Connection, ledger: Ledger, publisher: EventPublisher, settings: Settings) -> None:
         self._connection = connection
         self._ledger = ledger
         self._publisher = publisher
         self._settings = settings
-        # The submissions of one job are handled one after the other: each sees in the ledger what became of the last.
+        # The submissions of one job are handled one after the other: each sees in the ledger the result of the last.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
@@ -55,7 +55,7 @@ class Intake:
             try:
                 await self._handle(message, session)
             except BrokerError as error:
-                # The message is not settled: the broker gives it to the next one once this session is gone.
+                # The message is not acknowledged: the broker delivers it to the next one once this session is gone.
                 log.warning("intake_interrupted", error=str(error))
                 session.lost.set()
 
@@ -84,7 +84,7 @@ class Intake:
             await self._answer(queued, history)
         else:
             await self._make_queue(queued, session)
-            await self._let_in(_as_first_submitted(queued, history), again=history.requeued)
+            await self._admit(_as_first_submitted(queued, history), again=history.requeued)
 
     def _read(self, message: AbstractIncomingMessage) -> QueuedJob:
         if message.type not in (None, "", JOB_TYPE):
@@ -95,11 +95,11 @@ class Intake:
         return queued
 
     async def _answer(self, queued: QueuedJob, history: JobHistory) -> None:
-        await self._say(JobDuplicate, queued, outcome=history.outcome, output_path=queued.job.output_path)
+        await self._publish(JobDuplicate, queued, outcome=history.outcome, output_path=queued.job.output_path)
         log.info("duplicate", job=queued.job_id, outcome=history.outcome)
 
     async def _make_queue(self, queued: QueuedJob, session: Session) -> None:
-        """A queue for several cards is there from the first job on, which may come before a worker that has as many."""
+        """Declare a queue for several GPUs with its first job, which may come before a worker that has as many."""
         plan = queued.plan
         if plan.gpu_count == 1:
             return
@@ -108,12 +108,12 @@ class Intake:
             await declare_tier_queue(channel, self._connection.names, plan.family, plan.tier, plan.gpu_count)
         await session.close_channel(channel)
 
-    async def _let_in(self, queued: QueuedJob, *, again: bool) -> None:
+    async def _admit(self, queued: QueuedJob, *, again: bool) -> None:
         entry = Submitted(job_id=queued.job_id, time=queued.submitted_at, digest=queued.digest)
         plan = queued.plan
-        # Said twice of the same submission, it is the same event; of a job that was put back it is another one.
+        # Published twice for the same submission, it is the same event; for a job that was put back it is another one.
         event_id = str(uuid.uuid4()) if again else f"{queued.job_id}/0/1"
-        said = {
+        details = {
             "training_type": plan.training_type,
             "tier": plan.tier,
             "gpu_count": plan.gpu_count,
@@ -123,31 +123,33 @@ class Intake:
             "predicted": predict_queued(plan, estimate_cost(plan)),
             "tiers": [predict_on_tier(plan, one) for one in tier_estimates(plan)],
         }
-        # One after the other on one channel, and confirmed together: the event is on its way before the job can be
-        # taken, so that whoever reads the events sees it queued before it is claimed.
+        # One after the other on one channel, and confirmed together: the event is published before the job can be
+        # consumed, so that readers of the events see it queued before it is claimed.
         await asyncio.gather(
             self._ledger.append(entry),
-            self._say(JobQueued, queued, event_id=event_id, **said),
+            self._publish(JobQueued, queued, event_id=event_id, **details),
             self._connection.publish(self._connection.names.jobs, queued.tier_key, queued.message()),
         )
         log.info("queued", job=queued.job_id, key=queued.tier_key)
 
-    async def _say(self, kind: type[Event], queued: QueuedJob, *, event_id: str | None = None, **fields: Any) -> None:
+    async def _publish(
+        self, kind: type[Event], queued: QueuedJob, *, event_id: str | None = None, **fields: Any
+    ) -> None:
         identity = event_id or str(uuid.uuid4())
         encoded = self._publisher.state(kind, identity, job_id=queued.job_id, attempt=0, sequence=1, **fields)
         await self._publisher.publish(encoded)
 
 
 def _as_first_submitted(queued: QueuedJob, history: JobHistory) -> QueuedJob:
-    """The job as of its first submission, from which on the ledger is searched for its attempts."""
+    """Return the job as of its first submission, from which on the ledger is searched for its attempts."""
     if history.submitted_at is not None:
         return msgspec.structs.replace(queued, submitted_at=history.submitted_at)
-    # The ledger has forgotten its submission: it is searched as a whole.
+    # The ledger has forgotten the submission: it is searched as a whole.
     return msgspec.structs.replace(queued, submitted_at=0.0) if history.attempts else queued
 
 
 def predict_queued(plan: Plan, estimate: CostEstimate) -> Prediction:
-    """What a job takes on the card that its tier is priced by."""
+    """Predict what a job takes on the GPU that its tier is priced by."""
     return Prediction(
         card=estimate.card,
         peak_vram_mib=round(estimate.peak_vram_gib * 1024),

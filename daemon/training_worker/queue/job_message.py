@@ -1,4 +1,4 @@
-"""A job as it lies in a queue: the job, when it was submitted, and the queue that it goes back to."""
+"""A job as a message in a queue: the job, when it was submitted, and the queue that it returns to."""
 
 import msgspec
 from aio_pika import Message
@@ -23,7 +23,7 @@ LATEST_TIME = 4_102_444_800_000
 
 
 class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A valid job with its plan; ``submitted_at`` in unix seconds, by the clock of the worker that let it in.
+    """A valid job with its plan; ``submitted_at`` in unix seconds, by the clock of the worker that admitted it.
 
     ``avoid`` is the worker on which it failed last, and ``passed`` how often that one has passed it on since.
     """
@@ -36,15 +36,15 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def submitted(cls, body: bytes, now: float) -> "QueuedJob":
-        """Read what a backend published. Raises `InvalidMessageError`."""
+        """Decode what a backend published. Raises `InvalidMessageError`."""
         job = decode_strictly(body, TrainingJob)
         return cls(job=job, plan=plan_job(job), submitted_at=now)
 
     @classmethod
     def waiting(cls, message: AbstractIncomingMessage) -> "QueuedJob":
-        """Read what an intake put into a tier queue. Raises `InvalidMessageError`."""
+        """Decode what an intake put into a tier queue. Raises `InvalidMessageError`."""
         value = message.headers.get(SUBMITTED_HEADER)
-        # A job whose age nobody knows may be as old as the ledger.
+        # A job of unknown age may be as old as the ledger.
         submitted_at = value / 1000 if type(value) is int and 0 <= value < LATEST_TIME else 0.0
         avoid, passed = message.headers.get(AVOID_HEADER), message.headers.get(PASSED_HEADER)
         return msgspec.structs.replace(
@@ -69,19 +69,19 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
         return job_digest(self.job)
 
     def should_avoid(self, worker: str) -> bool:
-        """Whether the worker should leave this job to another one."""
+        """Return whether the worker should leave this job to another one."""
         return self.avoid == worker and self.passed < MOST_PASSES
 
     def elsewhere(self, worker: str) -> "QueuedJob":
-        """The job after it failed on a worker."""
+        """Return the job after it failed on a worker."""
         return msgspec.structs.replace(self, avoid=worker, passed=0)
 
     def passed_on(self) -> "QueuedJob":
-        """The job after a worker that it should avoid has passed it on."""
+        """Return the job after a worker that it should avoid has passed it on."""
         return msgspec.structs.replace(self, passed=self.passed + 1)
 
     def message(self) -> Message:
-        """A fresh copy for a tier, delay or lease queue."""
+        """Return a fresh copy for a tier, delay or lease queue."""
         avoid: FieldTable = {} if self.avoid is None else {AVOID_HEADER: self.avoid, PASSED_HEADER: self.passed}
         return persistent(
             msgspec.json.encode(self.job),

@@ -1,4 +1,4 @@
-"""Refusals: what is no job, or not the job that it says, is put into the dead queue, and everybody is told."""
+"""Rejection: what is no job, or not the job of its id, is dead-lettered, and an event is published."""
 
 import uuid
 
@@ -15,7 +15,7 @@ from training_worker.queue.dead_letter import ID_TAKEN, REJECTED, first_bytes, j
 from training_worker.queue.dead_letter_queue import dead_letter_job
 from training_worker.queue.job_message import QueuedJob
 
-# An event is read by everybody: what is wrong with a message that is nothing but wrong is told in part.
+# An event is read by everybody: only some of the faults of a very faulty message are published.
 MOST_FAULTS = 100
 LONGEST_PATH = 200
 LONGEST_REASON = 1000
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 async def refuse(queued: QueuedJob, body: bytes, connection: Connection, publisher: EventPublisher) -> None:
-    """Tell everybody that a job's id is that of another one, and put it into the dead queue. Raises `BrokerError`."""
+    """Publish that a job's id is that of another one, and dead-letter it. Raises `BrokerError`."""
     text = f"the id {queued.job_id} is that of another job, which was submitted before"
     identity = str(uuid.uuid4())
     event = publisher.state(JobRefused, identity, job_id=queued.job_id, attempt=0, sequence=1, digest=queued.digest)
@@ -36,7 +36,7 @@ async def refuse(queued: QueuedJob, body: bytes, connection: Connection, publish
 async def reject(
     message: AbstractIncomingMessage, faults: list[Fault], connection: Connection, publisher: EventPublisher
 ) -> None:
-    """Tell everybody what is wrong with a message, put it into the dead queue, and settle it. Raises `BrokerError`."""
+    """Publish what is wrong with a message, dead-letter it, and acknowledge it. Raises `BrokerError`."""
     job_id, faults = job_id_of(message.body), bounded_faults(faults)
     text = str(InvalidMessageError(faults))
     event = publisher.state(JobRejected, str(uuid.uuid4()), job_id=job_id, attempt=0, sequence=1, faults=faults)
@@ -48,10 +48,10 @@ async def reject(
 
 
 def bounded_faults(faults: list[Fault]) -> list[Fault]:
-    """The first of a message's faults, each of a bounded length; the last one says how many more there are."""
-    told = [
+    """Return the first of a message's faults, each of a bounded length; the last one counts the rest."""
+    kept = [
         Fault(path=first_bytes(fault.path, LONGEST_PATH), reason=first_bytes(fault.reason, LONGEST_REASON))
         for fault in faults[:MOST_FAULTS]
     ]
-    left = len(faults) - len(told)
-    return [*told, Fault(path="", reason=f"{left} faults more")] if left else told
+    left = len(faults) - len(kept)
+    return [*kept, Fault(path="", reason=f"{left} faults more")] if left else kept

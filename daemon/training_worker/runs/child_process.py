@@ -22,14 +22,14 @@ KILL_TIMEOUT = 10.0
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process ended: its status, or the signal that killed it. Neither, if it was not ours to ask."""
+    """The exit of a process: its status, or the signal that killed it; neither, if it was not our child."""
 
     status: int | None = None
     signal: int | None = None
 
     @classmethod
     def of(cls, code: int) -> "Exit":
-        """From a return code as `subprocess` gives it."""
+        """Return the exit of a return code as `subprocess` gives it."""
         return cls(signal=-code) if code < 0 else cls(status=code)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class ChildProcess:
         self._loop.add_reader(pidfd, self._on_end)
 
     @classmethod
-    def start(  # noqa: PLR0913 - what a process has, each by its name
+    def start(  # noqa: PLR0913 - a process has these, each by its name
         cls,
         command: list[str],
         *,
@@ -67,7 +67,7 @@ class ChildProcess:
         identity: Path,
         stdin: int = subprocess.DEVNULL,
     ) -> "ChildProcess":
-        """Start ``command`` with exactly this environment and its own mark; it writes down first who it is.
+        """Start ``command`` with exactly this environment and its own mark; it first writes its identity.
 
         Raises `OSError`.
         """
@@ -86,7 +86,7 @@ class ChildProcess:
 
     @classmethod
     def find(cls, identity: ProcessIdentity) -> "ChildProcess | None":
-        """The process that an earlier daemon started, if it still runs."""
+        """Return the process that an earlier daemon started, if it still runs."""
         pidfd = identity.open()
         return None if pidfd is None else cls(identity.pid, pidfd, lambda: reap(identity.pid))
 
@@ -101,10 +101,10 @@ class ChildProcess:
             self._pidfd = -1
 
     async def wait(self) -> Exit:
-        """Wait for the end of the process itself, then end what is left of its group."""
+        """Wait for the end of the process itself, then kill what is left of its group."""
         await self.ended.wait()
         if self._exit is None:
-            # Our own child is not reaped yet, so its id still names this group and nobody else's.
+            # Our own child is not reaped yet, so its id still names this group and no other.
             self._signal(signal.SIGKILL)
             self._exit = self._reap()
         return self._exit
@@ -121,7 +121,7 @@ class ChildProcess:
         return await asyncio.wait_for(self.wait(), KILL_TIMEOUT)
 
     def leave(self) -> None:
-        """Let it run on; whoever comes after us finds it."""
+        """Let the process continue; the next daemon finds it."""
         self._stop_watching()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -131,7 +131,7 @@ class ChildProcess:
 
 
 def reap(pid: int) -> Exit:
-    """How a process ended that an earlier program in this very process started, or another process."""
+    """Return how a process ended that an earlier program in this very process started, or another process."""
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:

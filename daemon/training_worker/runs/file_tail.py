@@ -1,4 +1,4 @@
-"""Reading a file while another process writes it, woken by the kernel instead of asking again and again."""
+"""Reading a file while another process writes it, woken by the kernel instead of polling."""
 
 import asyncio
 import ctypes
@@ -13,7 +13,7 @@ _CHUNK = 64 * 1024
 
 
 class FileWatch:
-    """Wakes whoever waits when a file was written to, by Linux's inotify(7)."""
+    """Wakes its waiter when a file was written to, by Linux's inotify(7)."""
 
     def __init__(self, path: Path) -> None:
         self._loop = asyncio.get_running_loop()
@@ -37,9 +37,9 @@ class FileWatch:
 
 
 async def follow_lines(path: Path, ended: asyncio.Event) -> AsyncIterator[tuple[bytes, int]]:
-    """The whole lines of an existing file, as they are written, until ``ended`` is set and the file is read to its end.
+    """Yield the whole lines of an existing file, as they are written, until ``ended`` is set and all is read.
 
-    Each comes with the offset after it. A last line without an end is left out: its writer died in the middle of it.
+    Each comes with the offset after it. A last line without an end is left out: its writer died while writing it.
     """
     watch = FileWatch(path)
     finish = asyncio.create_task(_set_after(ended, watch.changed), name="tail-end")
@@ -68,7 +68,7 @@ async def _set_after(first: asyncio.Event, then: asyncio.Event) -> None:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a file that may be missing, large, or no text at all."""
+    """Return the last lines of a file that may be missing, large, or no text at all."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _CHUNK))

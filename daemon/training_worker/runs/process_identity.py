@@ -1,4 +1,4 @@
-"""Which process it was: proof that a process id still means the process that once had it."""
+"""The identity of a process: proof that a process id still means the process that once had it."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SESSION_FIELD = 3
 START_TIME_FIELD = 19
 
-# The id is nobody's, or by now that of a thread: which of the last two is said depends on the kernel.
+# The id is unused, or by now that of a thread: which of the last two is raised depends on the kernel.
 NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
 
 # In the environment of a trainer and of all that it starts.
@@ -30,7 +30,7 @@ RECORD_SELF = (
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """A process: its id, when it started (clock ticks after the boot), and which boot that was."""
+    """The identity of a process: its id, when it started (clock ticks after the boot), and which boot that was."""
 
     boot_id: str
     pid: int
@@ -38,7 +38,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, path: Path) -> "ProcessIdentity | None":
-        """What a process wrote down of itself; None if it never came to that."""
+        """Read the identity that a process wrote; None if it never did."""
         try:
             boot_id, stat = path.read_text("utf-8", "replace").splitlines()
             fields = _fields(stat)
@@ -47,7 +47,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
     def open(self) -> int | None:
-        """A file descriptor of the very process, if it still runs; see pidfd_open(2)."""
+        """Open a file descriptor of the very process, if it still runs; see pidfd_open(2)."""
         if not self.same_boot:
             return None
         try:
@@ -56,7 +56,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
             if error.errno in NO_PROCESS:
                 return None
             raise
-        # The descriptor first: what is read now is about the process that it means, or that process has ended.
+        # The descriptor first: what is read now is about the process that it refers to, or that process has ended.
         fields = _fields_of(self.pid)
         if fields is not None and int(fields[START_TIME_FIELD]) == self.start_time:
             return pidfd
@@ -65,7 +65,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def same_boot(self) -> bool:
-        """Whether the host has not been started anew since."""
+        """Whether the host has not been rebooted since."""
         return BOOT_ID.read_text().strip() == self.boot_id
 
     @property
@@ -78,13 +78,13 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mark(self) -> str:
-        """What stands in the environment of the process and of all that it starts."""
+        """The variable in the environment of the process and of all that it starts."""
         return f"{MARK_VARIABLE}={self.boot_id}/{self.pid}/{self.start_time}"
 
     def kill_leftovers(self) -> None:
         """Kill what is left of the process's session.
 
-        Without the mark, a stranger who was given the same process id later could be hit.
+        Without the mark, another program that later got the same process id could be hit.
         """
         if not self.same_boot:
             return

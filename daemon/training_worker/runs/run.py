@@ -1,4 +1,4 @@
-"""A run: one attempt's trainer and its folder, started by this daemon or found again after another one's end."""
+"""A run: one attempt's trainer and its folder, started by this daemon or re-attached after another one's end."""
 
 from pathlib import Path
 
@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 
 class RunRecord(Wire, frozen=True, kw_only=True):
-    """What a daemon must know to take a run up again; times are unix seconds.
+    """The facts that a daemon needs to re-attach to a run; times are unix seconds.
 
-    ``energy_j`` is what its card's counter said before it, in joules.
+    ``energy_j`` is its GPU's counter before the run, in joules.
     """
 
     job: TrainingJob
@@ -40,7 +40,7 @@ class RunRecord(Wire, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run folder with what is in it."""
+    """A run folder with its contents."""
 
     folder: RunDirectory
     spec: RunSpec
@@ -60,7 +60,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def identity(self) -> ProcessIdentity | None:
-        """Who the trainer is, or was; None if it never started."""
+        """The identity of the trainer, running or not; None if it never started."""
         return ProcessIdentity.read(self.folder.identity)
 
     @property
@@ -69,13 +69,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder.stdout.exists()
 
     def last_sign(self) -> float:
-        """When the trainer last gave a sign of life (unix seconds)."""
+        """Return when the trainer last gave a sign of life (unix seconds)."""
         folder = self.folder
         return max(path.stat().st_mtime for path in (folder.progress, folder.stdout, folder.stderr) if path.exists())
 
 
 def find_runs(state_dir: Path) -> list[Run]:
-    """The runs that earlier daemons left, oldest first. What was never finished being made is removed."""
+    """Return the runs that earlier daemons left, oldest first. Unfinished folders are removed."""
     if not runs_dir(state_dir).is_dir():
         return []
     runs = [run for path in runs_dir(state_dir).iterdir() if (run := read_run(RunDirectory(path))) is not None]
@@ -83,11 +83,11 @@ def find_runs(state_dir: Path) -> list[Run]:
 
 
 def read_run(folder: RunDirectory) -> Run | None:
-    """The run of a folder; None if it cannot be read. What was never finished being made is removed."""
+    """Return the run of a folder; None if it cannot be read. An unfinished folder is removed."""
     try:
         spec, record = folder.read(SPEC_FILE, RunSpec), folder.read(RECORD_FILE, RunRecord)
     except (msgspec.MsgspecError, OSError) as error:
-        # Kept for whoever looks: the job itself comes back by its lease.
+        # Kept for inspection: the job itself comes back by its lease.
         log.warning("run_folder_unreadable", folder=str(folder.path), error=str(error))
         return None
     if spec is None or record is None or folder.path.name.startswith("."):

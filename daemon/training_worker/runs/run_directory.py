@@ -1,4 +1,4 @@
-"""The run folder: where the daemon and one trainer meet. It outlives them both."""
+"""The run folder: the interface between the daemon and one trainer. It outlives them both."""
 
 import os
 import shutil
@@ -29,11 +29,11 @@ log = structlog.get_logger()
 
 OUTPUT_LINES = 50
 
-# A trainer's output file that is larger is put aside and begun anew; of what is put aside so much is kept, the newest.
+# A trainer's output file that is larger is set aside and restarted; only the newest part of that is kept.
 LARGEST_OUTPUT = 16 * 1024 * 1024
 KEPT_OUTPUT = 4 * 1024 * 1024
 
-# What only the daemon reads: who the trainer is, how far its records have been told, and what has been decided.
+# Read by the daemon alone: the trainer's identity, how far its records are published, and what has been decided.
 IDENTITY_FILE = "process"
 RECORD_FILE = "run.json"
 CURSOR_FILE = "cursor.json"
@@ -44,28 +44,28 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Cursor(Wire, frozen=True, kw_only=True):
-    """How far an attempt has been told: events that were confirmed, and bytes of the progress file they came from."""
+    """The published part of an attempt: events that were confirmed, and bytes of the progress file they came from."""
 
     sequence: int = 0
     offset: int = 0
 
 
 class StopOrder(Wire, frozen=True, kw_only=True):
-    """That the trainer was asked to stop, and why."""
+    """The record that the trainer was asked to stop, and why."""
 
     why: str
     cancelled: bool
 
 
 class Bookmark:
-    """Where an attempt's telling stands; kept in the run folder, if there is one."""
+    """The cursor of an attempt; kept in the run folder, if there is one."""
 
     def __init__(self, folder: "RunDirectory | None") -> None:
         self._folder = folder
         self.cursor = (folder and folder.find(CURSOR_FILE, Cursor)) or Cursor()
 
     def move(self, cursor: Cursor) -> None:
-        """It has come so far."""
+        """Advance the cursor."""
         self.cursor = cursor
         if self._folder is not None:
             self._folder.write(CURSOR_FILE, cursor)
@@ -96,39 +96,39 @@ class RunDirectory:
 
     @property
     def progress(self) -> Path:
-        """Where the trainer's records are."""
+        """The file of the trainer's records."""
         return self.path / PROGRESS_FILE
 
     @property
     def stdout(self) -> Path:
-        """Where the trainer's standard output goes."""
+        """The file of the trainer's standard output."""
         return self.path / STDOUT_FILE
 
     @property
     def stderr(self) -> Path:
-        """Where the trainer's standard error goes."""
+        """The file of the trainer's standard error."""
         return self.path / STDERR_FILE
 
     @property
     def identity(self) -> Path:
-        """Where the trainer writes down who it is."""
+        """The file that the trainer writes its identity to."""
         return self.path / IDENTITY_FILE
 
     def write(self, name: str, content: msgspec.Struct) -> None:
-        """Write one of the daemon's files; nobody ever sees half of it."""
+        """Write one of the daemon's files atomically."""
         new = self.path / f"{name}.new"
         new.write_bytes(msgspec.json.encode(content))
         new.replace(self.path / name)
 
     def read(self, name: str, kind: type[T]) -> T | None:
-        """One of the daemon's files; None if it is not there. Raises `msgspec.MsgspecError`."""
+        """Read one of the daemon's files; None if it does not exist. Raises `msgspec.MsgspecError`."""
         try:
             return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
         except FileNotFoundError:
             return None
 
     def find(self, name: str, kind: type[T]) -> T | None:
-        """The same; also None if the file was torn by a loss of power."""
+        """Read as `read` does; also return None if the file was torn by a loss of power."""
         try:
             return self.read(name, kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -136,7 +136,7 @@ class RunDirectory:
             return None
 
     def write_lease(self, lease: RunLease) -> None:
-        """Tell the trainer until when the job is ours."""
+        """Write for the trainer until when the job is ours."""
         self.write(LEASE_FILE, lease)
 
     def request(self, request: RunRequest) -> None:
@@ -145,7 +145,7 @@ class RunDirectory:
             file.write(msgspec.json.encode(RequestLine(request=request)) + b"\n")
 
     def output_tail(self) -> list[str]:
-        """The trainer's last words."""
+        """Return the last lines of the trainer's output."""
         return self._tail_of(self.stderr) or self._tail_of(self.stdout)
 
     def _tail_of(self, file: Path) -> list[str]:
@@ -154,8 +154,8 @@ class RunDirectory:
     def shorten_output(self) -> None:
         """Keep the files that a trainer writes to from filling the disk. Raises `OSError`.
 
-        It has them open for appending, so it goes on at the new beginning. What it writes between the copy and the cut
-        is lost.
+        The trainer has them open for appending, so it continues at the new beginning. What it writes between the copy
+        and the cut is lost.
         """
         for file in (self.stdout, self.stderr):
             if file.exists() and file.stat().st_size > LARGEST_OUTPUT:
@@ -166,7 +166,7 @@ class RunDirectory:
                 log.info("output_shortened", path=str(file))
 
     def remove(self) -> None:
-        """Delete the folder. It gets another name first: half a folder is not found again."""
+        """Delete the folder. It is renamed first: half a folder is not found again."""
         gone = self.path.with_name(f".{self.path.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)
         if self.path.exists():

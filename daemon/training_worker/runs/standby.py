@@ -1,7 +1,7 @@
-"""Standby: on each idle card a trainer that has its libraries loaded, and waits to be told its run folder.
+"""Standby: a trainer on each idle GPU that has its libraries loaded, and waits for its run folder.
 
-Its standard input is one end of a socket. It says there that it is ready, reads the path of a run folder, and lets go
-of it. When the daemon ends, in whatever way, so does the socket, and with it a trainer that still waits.
+Its standard input is one end of a socket. It writes there that it is ready, reads the path of a run folder, and closes
+it. When the daemon ends, in whatever way, so does the socket, and with it a trainer that still waits.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 class Standby:
-    """The trainers that wait on one card: one of each engine that is set to. None waits while a job is trained."""
+    """The trainers that wait on one GPU: one of each engine that is set to. None waits while a job is trained."""
 
     def __init__(self, device: GpuDevice, settings: Settings) -> None:
         self._env = trainer_environment(device)
@@ -44,7 +44,7 @@ class Standby:
         self._waiting: dict[EngineName, WaitingTrainer] = {}
 
     def prepare(self) -> None:
-        """Start what is to wait. What ended while it waited is not started again before a job was trained."""
+        """Start the waiting trainers. One that ended while it waited is not restarted before a job was trained."""
         for engine, command in self._commands.items():
             if engine in self._waiting:
                 continue
@@ -61,7 +61,7 @@ class Standby:
         return child
 
     async def stop(self) -> None:
-        """Let nothing wait any longer."""
+        """End all waiting trainers."""
         while self._waiting:
             _, trainer = self._waiting.popitem()
             await trainer.stop()
@@ -79,7 +79,7 @@ class WaitingTrainer:
 
     @classmethod
     def start(cls, command: list[str], env: dict[str, str], folder: Path) -> "WaitingTrainer":
-        """Start it. What an earlier daemon left in its folder is removed. Raises `OSError`."""
+        """Start the trainer. What an earlier daemon left in its folder is removed. Raises `OSError`."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         # No child inherits our end: it closes when this daemon ends, or becomes another program.
@@ -112,13 +112,13 @@ class WaitingTrainer:
         log.warning("standby_ended", pid=self._child.pid, exit=str(end), output=output)
 
     async def hand_over(self, run: Run) -> ChildProcess | None:
-        """Have it train this run. None if it has not begun to: then it is ended, and the run is as it was."""
+        """Have the trainer train this run. None if it has not begun to: then it is ended, and the run is unchanged."""
         ready = self._ready
         await self._unwatch()
         if ready:
             try:
                 self._identify(run)
-                await self._tell(run)
+                await self._assign(run)
             except OSError as error:
                 log.warning("standby_failed", pid=self._child.pid, error=repr(error))
         if not run.has_begun:
@@ -130,24 +130,24 @@ class WaitingTrainer:
         return None
 
     def _identify(self, run: Run) -> None:
-        # Before it can take a step: whenever this daemon dies, the next one knows whose run it is.
+        # Before the trainer can take a step: whenever this daemon dies, the next one knows whose run it is.
         (self._folder / IDENTITY_FILE).rename(run.folder.identity)
 
-    async def _tell(self, run: Run) -> None:
+    async def _assign(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._line, os.fsencode(run.folder.path) + b"\n")
         async with asyncio.timeout(TAKE_TIMEOUT):
-            # It lets go of its end when it has taken the run; or when it ends.
+            # The trainer closes its end when it has accepted the run; or when it ends.
             await loop.sock_recv(self._line, 1)
 
     async def stop(self) -> None:
-        """End it, whatever it is about: it has nothing to save."""
+        """End the trainer, whatever it does: it has nothing to save."""
         await self._unwatch()
         self._let_go()
         try:
             await self._child.stop(0)
         except TimeoutError:
-            log.error("trainer_cannot_be_killed", pid=self._child.pid)  # noqa: TRY400 - the traceback says nothing
+            log.error("trainer_cannot_be_killed", pid=self._child.pid)  # noqa: TRY400 - the traceback adds nothing
 
     async def _unwatch(self) -> None:
         self._watching.cancel()

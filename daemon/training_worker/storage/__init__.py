@@ -1,1 +1,1 @@
-"""What lies on the disk, and the room that is left there."""
+"""The disks: what is stored on them, and the space that is left."""

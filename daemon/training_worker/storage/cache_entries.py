@@ -1,7 +1,7 @@
-"""The host's caches, as trainers keep them: which of their entries no trainer that runs has in use.
+"""The host's caches, as trainers keep them: which of their entries no running trainer uses.
 
-A trainer has a folder below ``runs`` for as long as it has the cache open: a lock in it is held, and each entry that it
-has used is linked there. An entry's time is that of its last use.
+A trainer has a folder below ``runs`` while it has the cache open: it holds a lock there, and each entry that it has
+used is linked there. An entry's time is that of its last use.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ LOCK = "lock"
 
 
 class Entry:
-    """One file of the cache, as it was when it was looked at."""
+    """One file of the cache, as it was when it was read."""
 
     def __init__(self, path: Path, status: os.stat_result) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Entry:
         self.is_used = status.st_nlink > 1
 
     def remove(self) -> None:
-        """It can be made again. What cannot be removed is left."""
+        """Remove the entry, which can be made again. An entry that cannot be removed is left."""
         with suppress(OSError):
             self.path.unlink()
 
@@ -40,12 +40,12 @@ class Caches:
         self._folder = folder
 
     def unused(self) -> list[Entry]:
-        """The entries that no open run holds, those that were used longest ago first. What dead runs held is let go."""
+        """Return the entries that no open run holds, least recently used first. Entries of dead runs are released."""
         self._let_go()
         return [entry for entry in self._entries() if not entry.is_used]
 
     def clean(self, before: float, limit_bytes: int) -> list[Path]:
-        """Remove what nobody has used since ``before`` (unix seconds), and what is beyond the limit; what was removed.
+        """Remove what nobody has used since ``before`` (unix seconds), and what is beyond the limit; return the paths.
 
         What an open run holds stays.
         """
@@ -65,7 +65,7 @@ class Caches:
 
     def _found(self) -> Iterator[Entry]:
         for path in (self._folder / ENTRIES).glob("*/*"):
-            # A hidden one is being written.
+            # A hidden file is still being written.
             if not path.name.startswith("."):
                 try:
                     yield Entry(path, path.stat())

@@ -1,4 +1,4 @@
-"""Cleaning: what nobody will ask for any more is removed by its age, by its size, or where a job needs the room."""
+"""The cleanup: what nobody will ask for any more is removed by its age, by its size, or where a job needs the space."""
 
 import re
 import shutil
@@ -19,14 +19,14 @@ from training_worker.storage.cache_entries import Caches
 from training_worker.storage.disk_usage import DAY, GIB, changed_at, device_of, folders_in, free_bytes, tree_bytes
 from training_worker.storage.ended_jobs import EndedJob, Note, notes
 
-# However much room is needed: what is younger than this (seconds) may still be looked at.
+# However much space is needed: what is younger than this (seconds) may still be looked at.
 YOUNG = DAY
 
 log = structlog.get_logger()
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that nobody needs, and when it was left (unix seconds); ``job_id`` is the ended job whose it is."""
+    """A folder that nobody needs, and when it was left (unix seconds); ``job_id`` is its ended job."""
 
     path: Path
     left_at: float
@@ -34,9 +34,9 @@ class Leftover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cleanup:
-    """Removes what nobody needs; never what belongs to the jobs that ``busy`` names, each time that it is asked.
+    """Removes what nobody needs; never what belongs to the jobs that ``busy`` names, which is asked each time.
 
-    Run folders that a daemon can read are never removed: each is a job that runs, or one whose end is not told yet.
+    Run folders that a daemon can read are never removed: each has a running job, or one whose end is not published yet.
     """
 
     def __init__(self, settings: Settings, busy: Callable[[], Collection[str]]) -> None:
@@ -69,9 +69,9 @@ class Cleanup:
             excess -= size
 
     def make_room(self, place: Path, wanted: int) -> None:
-        """Have ``wanted`` bytes free below a path, as far as there is anything on its disk that nobody needs.
+        """Have ``wanted`` bytes free on the disk of a path, if removing what nobody needs achieves that.
 
-        First caches, which can be made again; then what is older than a day. Raises `OSError`.
+        Caches, which can be made again, go first; then what is older than a day. Raises `OSError`.
         """
         if free_bytes(place) >= wanted:
             return
@@ -80,7 +80,7 @@ class Cleanup:
         leftovers = [each for each in self._leftovers(time.time() - YOUNG) if device_of(each.path) == device]
         spare = sum(entry.size for entry in entries) + sum(tree_bytes(leftover.path) for leftover in leftovers)
         if free_bytes(place) + spare < wanted:
-            # All of it would not do: a job that is too large for this host takes nothing from the others.
+            # Removing all would not suffice: nothing is removed for a job that is too large for this host.
             return
         while free_bytes(place) < wanted and entries:
             entries.pop(0).remove()
@@ -88,7 +88,7 @@ class Cleanup:
             self._remove(leftovers.pop(0))
 
     def use(self) -> dict[DiskUse, int]:
-        """How many bytes each kind takes."""
+        """Return how many bytes each kind uses."""
         folders = {
             DiskUse.RUNS: runs_dir(self._state_dir),
             DiskUse.CACHES: caches_dir(self._state_dir),
@@ -100,14 +100,14 @@ class Cleanup:
         return use
 
     def _leftovers(self, before: float) -> list[Leftover]:
-        """What nothing has changed since ``before``, the oldest first."""
+        """Return what nothing has changed since ``before``, the oldest first."""
         found = (*self._runs(before), *self._standby(before), *self._attempts(before))
         return sorted(found, key=lambda leftover: leftover.left_at)
 
     def _runs(self, before: float) -> Iterator[Leftover]:
         for path in folders_in(runs_dir(self._state_dir)):
             left_at = changed_at(path)
-            # Looked at last: what was never finished being made is removed by the look.
+            # Read last: reading an unfinished folder removes it.
             if left_at < before and not _is_in_use(path) and read_run(RunDirectory(path)) is None and path.exists():
                 yield Leftover(path=path, left_at=left_at)
 
@@ -123,7 +123,7 @@ class Cleanup:
                 yield from _attempts_left(note, before)
 
     def _is_wanted(self, job: EndedJob) -> bool:
-        """Whether it is none of ours to remove, or the job was put back and is here: it may go on from what it left."""
+        """Return whether what the job left must stay: it is outside our roots, or the job is active here again."""
         roots = [root.resolve() for root in self._settings.output_roots]
         return not any(root in Path(job.output_path).parents for root in roots) or self._is_here(job.job_id)
 
@@ -137,7 +137,7 @@ class Cleanup:
                 note.path.unlink(missing_ok=True)
 
     def _remove(self, leftover: Leftover) -> None:
-        # Asked again: listing them takes a while, and the job may have been put back meanwhile.
+        # Checked again: listing takes a while, and the job may have been put back meanwhile.
         if leftover.job_id is not None and self._is_here(leftover.job_id):
             return
         shutil.rmtree(leftover.path, ignore_errors=True)
@@ -148,7 +148,7 @@ class Cleanup:
 def _attempts_left(note: Note, before: float) -> Iterator[Leftover]:
     job, attempts = note.job, _attempts_of(note.job)
     changed = {number: changed_at(path) for number, path in attempts.items()}
-    # A later one that is young: the job was put back, and another worker may go on from the earlier ones.
+    # A later attempt is young: the job was put back, and another worker may resume from the earlier ones.
     if any(changed[number] >= before for number in attempts if number > job.attempt):
         return
     for number, path in attempts.items():
@@ -157,7 +157,7 @@ def _attempts_left(note: Note, before: float) -> Iterator[Leftover]:
 
 
 def _attempts_of(job: EndedJob) -> dict[int, Path]:
-    """The folders of a job's attempts, by their numbers."""
+    """Return the folders of a job's attempts, by their numbers."""
     output = Path(job.output_path)
     own = re.compile(re.escape(attempt_path(output, job.job_id, 0).name.removesuffix("0")) + r"([0-9]+)\Z")
     return {int(match[1]): path for path in folders_in(output.parent) if (match := own.match(path.name))}

@@ -1,4 +1,4 @@
-"""Ended jobs: which failed or were cancelled here, so that what they left can be found once nobody wants it."""
+"""Ended jobs: which failed or were cancelled here, so that what they left can be found once nobody needs it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 class EndedJob(Wire, frozen=True, kw_only=True):
-    """A job that ended here without a result, for good: what its attempts, up to this one, left beside the output."""
+    """A job that ended here for good without a result; its attempts up to this one left folders beside the output."""
 
     job_id: str
     output_path: str
@@ -20,7 +20,7 @@ class EndedJob(Wire, frozen=True, kw_only=True):
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """An ended job, the file that says so, and when that was written (unix seconds)."""
+    """An ended job, the file that records it, and when that was written (unix seconds)."""
 
     path: Path
     job: EndedJob
@@ -28,12 +28,12 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ended_dir(state_dir: Path) -> Path:
-    """Where it is noted which jobs ended here."""
+    """Return the folder of the ended jobs' records."""
     return state_dir / "ended"
 
 
 def note_ended(state_dir: Path, job: EndedJob) -> None:
-    """Remember that what the job's attempts left is of no use but to look at, or to be put back. Never fails."""
+    """Record that what the job's attempts left is only for looking at, or for putting the job back. Never fails."""
     try:
         ended_dir(state_dir).mkdir(parents=True, exist_ok=True)
         (ended_dir(state_dir) / f"{job.job_id}.json").write_bytes(msgspec.json.encode(job))
@@ -42,7 +42,7 @@ def note_ended(state_dir: Path, job: EndedJob) -> None:
 
 
 def notes(state_dir: Path) -> Iterator[Note]:
-    """All that was noted; what cannot be read is left out."""
+    """Yield all records; those that cannot be read are left out."""
     for path in sorted(ended_dir(state_dir).glob("*.json")):
         try:
             job = msgspec.json.decode(path.read_bytes(), type=EndedJob)

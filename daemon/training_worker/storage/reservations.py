@@ -1,4 +1,4 @@
-"""Reservations: the room on the host's disks that the jobs in hand will still fill, and that no other job is given."""
+"""Reservations: the disk space that active jobs will still fill, and that no other job is given."""
 
 import threading
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 class Portion(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run will have written on one disk, in bytes; to ``folder``, once it is known which that will be."""
+    """The bytes that a run will have written on one disk; to ``folder``, once that is known."""
 
     path: Path
     device: int
@@ -27,24 +27,24 @@ class Portion(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def written(self) -> int:
-        """What is there already."""
+        """The bytes that are there already."""
         return 0 if self.folder is None else tree_bytes(self.folder)
 
     @property
     def left(self) -> int:
-        """What is still to come; nothing of a run that has grown beyond its need."""
+        """The bytes that are still to come; 0 for a run that has grown beyond its need."""
         return max(0, self.needed - self.written)
 
 
 class Shortage(msgspec.Struct, frozen=True, kw_only=True):
-    """That a job has no room, in words with figures; ``passes`` if it may have once other jobs here have ended."""
+    """A lack of space for a job, described with figures; ``passes`` if it may end with other jobs of this host."""
 
     text: str
     passes: bool
 
 
 class Reservation:
-    """The room of one job, none at first. Leaving the context gives it back."""
+    """The space of one job, none at first. Leaving the context releases it."""
 
     def __init__(self, owner: "Reservations", job_id: str) -> None:
         self._owner = owner
@@ -52,13 +52,13 @@ class Reservation:
         self.portions: list[Portion] = []
 
     def __enter__(self) -> Self:
-        """Nothing is reserved by that."""
+        """Enter the context; nothing is reserved by that."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The job is out of hand."""
+        """Release the space: the job is no longer active here."""
         self._owner.drop(self)
 
     def take(
@@ -66,18 +66,18 @@ class Reservation:
     ) -> Shortage | None:
         """Reserve what a job needs at its output and in the state directory, in place of what it had reserved.
 
-        ``run`` and ``attempt`` are the folders that it will fill. None if it has that room; else it has none. Takes a
-        while: what nobody needs is removed first. Raises `OSError`.
+        ``run`` and ``attempt`` are the folders that it will fill. None if it has that space; otherwise it has none.
+        This takes a while: what nobody needs is removed first. Raises `OSError`.
         """
         return self._owner.take(self, need, output, run, attempt)
 
     def keep(self, need: DiskNeed, output: Path, run: Path, attempt: Path) -> None:
-        """The same for a job that is there already, whether it has the room or not."""
+        """Reserve the same for an existing run, whether it has the space or not."""
         self.portions = self._owner.portions(need, output, run, attempt)
 
 
 class Reservations:
-    """Those of one daemon. Methods may be called from any thread."""
+    """All reservations of one daemon. Methods may be called from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._state_dir = settings.state_dir
@@ -87,25 +87,25 @@ class Reservations:
 
     @property
     def cleanup(self) -> Cleanup:
-        """The cleaning that leaves alone what these jobs need."""
+        """The cleanup that keeps what these jobs need."""
         return self._cleanup
 
     def job_ids(self) -> set[str]:
-        """The jobs in hand."""
+        """Return the active jobs."""
         return {reservation.job_id for reservation in list(self._all)}
 
     def make(self, job_id: str) -> Reservation:
-        """A new one: from now on the job is in hand."""
+        """Make a new reservation: from now on the job is active."""
         reservation = Reservation(self, job_id)
         self._all.append(reservation)
         return reservation
 
     def drop(self, reservation: Reservation) -> None:
-        """Give all of it back."""
+        """Release all of a reservation."""
         self._all.remove(reservation)
 
     def portions(self, need: DiskNeed, output: Path, run: Path | None, attempt: Path | None) -> list[Portion]:
-        """What a need comes to on this host. Raises `OSError`."""
+        """Return a need as portions on this host's disks. Raises `OSError`."""
         state = self._state_dir
         return [
             Portion(path=output, device=device_of(output), needed=need.output, folder=attempt),
@@ -119,7 +119,7 @@ class Reservations:
         with self._taking:
             reservation.portions = []
             portions = self.portions(need, output, run, attempt)
-            # A second copy of a job is claimed in vain: it needs no room beside the first.
+            # The claim of a second copy of a job will fail: it needs no space beside the first.
             others = [each for each in list(self._all) if each.job_id != reservation.job_id]
             shortages = self._shortages(portions, [portion for each in others for portion in each.portions])
             if not shortages:
@@ -129,7 +129,7 @@ class Reservations:
         return Shortage(text=text, passes=all(shortage.passes for shortage in shortages))
 
     def _shortages(self, portions: list[Portion], taken: list[Portion]) -> list[Shortage]:
-        """What is missing on each disk beside what is taken by others, after making room."""
+        """Return what is missing on each disk beside the others' reservations, after removing what nobody needs."""
         found = []
         for device in {portion.device: None for portion in portions}:
             own = [portion for portion in portions if portion.device == device]

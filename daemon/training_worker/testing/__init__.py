@@ -1,1 +1,1 @@
-"""Parts of the project that other people's tests start, too."""
+"""The parts of the project that other projects' tests may start."""

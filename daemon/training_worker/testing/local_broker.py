@@ -31,7 +31,7 @@ STOP_GRACE = 10
 STOP_TIMEOUT = STOP_GRACE + 5.0
 POLL = 0.05
 
-# A node that gives up says why first, and then fifty lines about its own end.
+# A node that gives up logs the reason first, and then fifty lines about its own end.
 LOG_TAIL = 60
 
 # The range of ports that outgoing connections are given.
@@ -61,7 +61,7 @@ kill -KILL 0
 
 
 class NoBrokerError(BrokerError):
-    """None is named, none is installed, and Docker does not answer."""
+    """TRAINING_AMQP_URL names none, no server is installed, and Docker does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,12 @@ def find_broker(
 ) -> Iterator[Broker]:
     """Yield the broker that TRAINING_AMQP_URL names, else start one: from the installed server, else in Docker.
 
-    What was started is stopped afterwards. One that is named is only looked up, and the machine's own broker is never
-    used unasked.
+    What was started is stopped afterwards. A named broker is only used, and the machine's own broker is never used
+    unasked.
 
     Raises:
-        NoBrokerError: there is none of the three.
-        BrokerError: the first of the three that is there does not start.
+        NoBrokerError: none of the three exists.
+        BrokerError: the first of the three that exists does not start.
     """
     url = (os.environ if environ is None else environ).get("TRAINING_AMQP_URL")
     if url:
@@ -134,12 +134,12 @@ class PrivateBroker:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The address for clients."""
         return _guest(self.port)
 
     @property
     def name(self) -> str:
-        """What other nodes call it."""
+        """The node's name in a cluster."""
         return f"training-{self.port}@localhost"
 
     @property
@@ -149,7 +149,7 @@ class PrivateBroker:
 
     @property
     def log(self) -> Path:
-        """What the node and its port mapper say."""
+        """The log of the node and its port mapper."""
         return self.folder / "node.log"
 
     def __enter__(self) -> Self:
@@ -165,7 +165,7 @@ class PrivateBroker:
             raise BrokerError(f"cannot start a RabbitMQ node: there is no {self._server}, or no Erlang")
         for port in self._ports:
             if not _is_free(port):
-                raise BrokerError(f"cannot start a RabbitMQ node: port {port} of 127.0.0.1 is taken")
+                raise BrokerError(f"cannot start a RabbitMQ node: port {port} of 127.0.0.1 is in use")
         self._lay_out()
         with self.log.open("ab") as log:
             self._keeper = subprocess.Popen(  # noqa: S603 - the server that is installed
@@ -184,7 +184,7 @@ class PrivateBroker:
             raise
 
     def stop(self) -> None:
-        """Stop the node and all that it started: politely, then by force. Repeated, it does nothing."""
+        """Stop the node and all that it started: by a signal, then by force. Repeated, it does nothing."""
         if self._keeper and self._keeper.stdin:
             self._keeper.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -228,7 +228,7 @@ class PrivateBroker:
         return list((self._server.resolve().parents[1] / "plugins").glob(f"{name}-[0-9]*"))
 
     def _code_path(self) -> str:
-        """Where to look for modules first; the last one named is the very first.
+        """Return where to look for modules first; the last one named is the very first.
 
         A node loads a thousand modules, and looks for each in a hundred folders, most of them plugins that it does not
         use. With these in front and one "plugin" to discover, starting takes 5-9 s instead of 16-22 (3.10, 2 cores).
@@ -238,7 +238,7 @@ class PrivateBroker:
         return " ".join(["-pa", *(f"{path}/ebin" for path in (*erlang.glob("*"), *itertools.chain(*rabbit)))])
 
     def _environment(self) -> dict[str, str]:
-        """All of it: settings of the machine's own node must not reach this one."""
+        """Return the whole environment: settings of the machine's own node must not reach this one."""
         loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
         plugins = self.folder / "plugins"
         return {
@@ -276,7 +276,7 @@ class PrivateBroker:
             time.sleep(POLL)
 
     def _wait_until_gone(self) -> None:
-        """The keeper is reaped before the node itself is quite gone."""
+        """Wait for the node's end: the keeper is reaped before it."""
         deadline = time.monotonic() + STOP_TIMEOUT
         while not all(map(_is_free, self._ports)):
             if time.monotonic() > deadline:
@@ -338,7 +338,7 @@ def _guest(port: int) -> str:
 
 
 def _speaks_amqp(port: int) -> bool:
-    """Whether a broker offers a connection: a port that is merely open is not ready."""
+    """Return whether a broker offers a connection: a port that is merely open is not ready."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(PROTOCOL_HEADER)
@@ -348,9 +348,9 @@ def _speaks_amqp(port: int) -> bool:
 
 
 def free_port(*taken: int) -> int:
-    """A free port, not one that an outgoing connection may be given before the node takes it.
+    """Return a free port, not one that an outgoing connection may get before the node binds it.
 
-    Such a connection may even be our own: one to a port that nobody listens on can be connected to itself.
+    Such a connection may even be our own: one to a port without a listener can be connected to itself.
     """
     first, last = map(int, EPHEMERAL_PORTS.read_text().split())
     ports = [port for port in range(FIRST_PORT, 2**16) if not first <= port <= last] or list(range(FIRST_PORT, 2**16))

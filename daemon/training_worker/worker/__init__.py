@@ -1,1 +1,1 @@
-"""The process: its slots, signals, commands and heartbeat."""
+"""The worker process: its slots, signals, commands and heartbeat."""

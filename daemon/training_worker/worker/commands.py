@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 class Commanded(Protocol):
-    """What obeys: a worker."""
+    """The interface that commands act on: a worker's."""
 
     def drain(self, why: str) -> None: ...
 
@@ -24,7 +24,7 @@ class Commanded(Protocol):
 
 
 async def open_inbox(session: Session, exchange: str, worker_id: str, worker: Commanded) -> None:
-    """Obey what is sent to this worker or to all of them, for as long as the session lasts."""
+    """Obey the commands to this worker or to all of them, for as long as the session lasts."""
 
     async def on_message(message: AbstractIncomingMessage) -> None:
         obey(worker, message.body)
@@ -39,7 +39,7 @@ async def open_inbox(session: Session, exchange: str, worker_id: str, worker: Co
 
 
 def obey(worker: Commanded, body: bytes) -> None:
-    """Do what a command says; one that cannot be read is logged and passed over."""
+    """Execute a command; one that cannot be read is logged and ignored."""
     try:
         command = decode_worker_command(body)
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""Presence: what a worker says about itself, and when."""
+"""The worker's presence: what it publishes about itself, and when."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ from training_worker.version import __version__
 
 GOODBYE_TIMEOUT = 2.0
 
-# What is said of the versions waits no longer for the driver.
+# Publishing the versions does not wait longer for the driver.
 VERSIONS_TIMEOUT = 3.0
 
 
@@ -44,16 +44,16 @@ log = structlog.get_logger()
 
 
 class Doing(msgspec.Struct, frozen=True):
-    """What a worker does: the job that each slot has, by the slot's card or cards, and whether it takes more."""
+    """The activity of a worker: the job of each slot, by the slot's GPU or GPUs, and whether it consumes more."""
 
     jobs: dict[str, str]
     taking: Taking
 
 
 class Heartbeat:
-    """Says that the worker is here, how it does, and that it leaves."""
+    """Publishes that the worker is online, its state, and that it goes offline."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what there is to say, each by its name
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to publish, each by its name
         self,
         publisher: EventPublisher,
         settings: Settings,
@@ -72,10 +72,10 @@ class Heartbeat:
         self._waiting: asyncio.Queue[EncodedEvent] = asyncio.Queue()
 
     async def appear(self) -> None:
-        """The worker is connected."""
+        """Publish that the worker is connected."""
         rates = self._rates.newest(self._devices)
         gpus = [device.describe() for device in self._devices]
-        await self._say(
+        await self._publish(
             WorkerOnline,
             version=__version__,
             gpus=gpus,
@@ -89,16 +89,16 @@ class Heartbeat:
         self._published_rates = rates
 
     async def beat(self, monitor: Monitor) -> None:
-        """Say how the worker does, every so often; for ever."""
+        """Publish the worker's state at each interval; for ever."""
         seconds = self._settings.heartbeat
         while True:
             await asyncio.sleep(seconds)
             doing = self._look()
-            # One that waited for the broker says nothing of now: the next one does.
+            # A heartbeat that waited for the broker is outdated: the next one is not.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     rates = self._rates.newest(self._devices)
-                    await self._say(
+                    await self._publish(
                         WorkerHeartbeat,
                         version=__version__,
                         interval_seconds=seconds,
@@ -112,30 +112,30 @@ class Heartbeat:
                     self._published_rates = rates
 
     def leave(self, why: str) -> None:
-        """Say that the worker takes nothing new from now on."""
+        """Publish that the worker consumes nothing new from now on."""
         self._report(WorkerDraining, why=why, jobs=sorted(self._look().jobs.values()))
 
     def quarantined(self, gpu: str, reason: str, *, recovered: bool) -> None:
-        """Say that a card is given no jobs any more, or is again."""
+        """Publish that a GPU gets no more jobs, or gets jobs again."""
         self._report(WorkerQuarantined, gpu=gpu, reason=reason, recovered=recovered)
 
     def _report(self, kind: type[Event], **fields: Any) -> None:
-        # Whoever has something to tell does not wait for the broker.
+        # The caller does not wait for the broker.
         self._waiting.put_nowait(self._publisher.state(kind, str(uuid.uuid4()), **fields))
 
     async def report(self) -> None:
-        """Publish what is to be told, for ever."""
+        """Publish the queued events, for ever."""
         while True:
             encoded = await self._waiting.get()
             await self._publisher.publish(encoded)
             self._waiting.task_done()
 
     async def goodbye(self, why: str) -> None:
-        """The worker is gone; said last, in a bounded time, or not at all."""
+        """Publish that the worker is offline; last, in a bounded time, or not at all."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT):
                 await self._waiting.join()
-                await self._say(WorkerOffline, why=why)
+                await self._publish(WorkerOffline, why=why)
 
     def _card_states(self, monitor: Monitor, jobs: dict[str, str]) -> list[CardState]:
         return [
@@ -165,7 +165,7 @@ class Heartbeat:
         versions = {"python": platform.python_version(), "driver": driver.driver, "cuda": driver.cuda}
         return {name: version for name, version in versions.items() if version is not None}
 
-    async def _say(self, kind: type[Event], **fields: Any) -> None:
+    async def _publish(self, kind: type[Event], **fields: Any) -> None:
         await self._publisher.publish(self._publisher.state(kind, str(uuid.uuid4()), **fields))
 
 

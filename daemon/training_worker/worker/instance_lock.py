@@ -1,4 +1,4 @@
-"""The lock on a state directory: two daemons must not see to the same runs."""
+"""The lock on a state directory: two daemons must not manage the same runs."""
 
 import fcntl
 import os
@@ -11,14 +11,14 @@ from training_worker.errors import SettingsError
 
 LOCK_FILE = "lock"
 
-# A child that was being started when the last daemon was killed has the lock until it is another program, seconds.
+# A child that was being started when the last daemon was killed holds the lock until it executes its program, seconds.
 TIMEOUT = 2.0
 POLL = 0.05
 
 
 @contextmanager
 def only_daemon(state_dir: Path) -> Iterator[None]:
-    """Be the only daemon that uses this directory. Raises `SettingsError` if there is another one."""
+    """Hold the lock as the only daemon of this directory. Raises `SettingsError` if there is another one."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         file = os.open(state_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -35,7 +35,7 @@ def _lock(file: int, state_dir: Path) -> None:
     deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            # Ends with the process, however that ends; a trainer does not inherit it.
+            # Freed when the process ends, in whatever way; a trainer does not inherit it.
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:

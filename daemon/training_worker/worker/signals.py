@@ -1,4 +1,4 @@
-"""Signals: SIGTERM releases, SIGINT drains, SIGHUP replaces; the next one aborts."""
+"""The signals of the worker: SIGTERM releases, SIGINT drains, SIGHUP replaces; the next one aborts."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Leaving(Protocol):
-    """What signals act on: a worker, with its ways out."""
+    """The interface that signals act on: a worker's ways to end."""
 
     @property
     def stage(self) -> Stage: ...
@@ -30,7 +30,7 @@ class Leaving(Protocol):
 
 
 def on_signal(worker: Leaving, number: signal.Signals) -> None:
-    """SIGTERM releases and SIGINT drains; the next one, but for SIGTERM after a drain, aborts. SIGHUP replaces."""
+    """Release on SIGTERM, drain on SIGINT, replace on SIGHUP; abort on the next one, except on SIGTERM in a drain."""
     match number, worker.stage:
         case signal.SIGHUP, Stage.WORKING:
             worker.replace()
@@ -46,11 +46,11 @@ def on_signal(worker: Leaving, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def handled_signals(worker: Leaving) -> Iterator[None]:
-    """Act on signals while the worker runs; blocked on the way to a program that takes its place."""
+    """Handle signals while the worker runs; they stay blocked until a program that replaces it handles them."""
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal, worker, number)
-    # A program that took the place of another one has them blocked until now: none was lost in between.
+    # A program that replaced another one has them blocked until now: none was lost in between.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield

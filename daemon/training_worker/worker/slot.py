@@ -1,4 +1,4 @@
-"""The slot: one card, or several together. It takes a job from its queues and has it trained; then the next."""
+"""The slot: one GPU, or several together. It consumes a job from its queues and has it trained; then the next."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Slot:
-    """The work of one card, or of several together."""
+    """The work of one GPU, or of several together."""
 
     def __init__(self, context: SlotContext, tier: MemoryTier) -> None:
         self._context = context
@@ -40,25 +40,25 @@ class Slot:
         self._control = ControlRequests()
         self._found: list[tuple[Run, Reservation]] = []
         self.job_id: str | None = None
-        """The job that is in hand now."""
+        """The active job."""
 
     def release(self, why: str) -> None:
-        """Give the running job back to its queue, with a checkpoint."""
+        """Return the active job to its queue, with a checkpoint."""
         self._control.release(why)
 
     def abort(self) -> None:
-        """Give the running job back to its queue, without waiting for a checkpoint."""
+        """Return the active job to its queue, without waiting for a checkpoint."""
         self._control.abort.set()
         self._control.release("aborted")
 
     def detach(self) -> None:
-        """Leave the running job's trainer to the daemon that comes next."""
+        """Leave the active job's trainer to the next daemon."""
         self._control.detach.set()
 
     def expect(self, run: Run) -> None:
-        """Have a run that an earlier daemon left here taken up.
+        """Note a run that an earlier daemon left, to be re-attached.
 
-        To be said of all runs before any slot takes a job: the room that they still need is nobody else's.
+        All runs must be noted before any slot consumes a job: the disk space that they still need is reserved here.
         """
         reservation = self._context.reservations.make(run.spec.job_id)
         if not run.record.device.simulated:
@@ -66,7 +66,7 @@ class Slot:
         self._found.append((run, reservation))
 
     async def reattach(self) -> None:
-        """See to the runs that are expected here."""
+        """Re-attach to the expected runs."""
         for run, reservation in self._found:
             if self._control.detach.is_set():
                 return
@@ -76,11 +76,11 @@ class Slot:
     async def _reattach(self, run: Run, reservation: Reservation) -> None:
         queued, control = run.queued, self._new_control()
         ownership = Ownership(self._owner, queued, run.record.claim_record, control.receive)
-        # The card as it was: its settings may have changed, what the run costs has not.
+        # The GPU as recorded: its settings may have changed, but not what the run costs.
         context = msgspec.structs.replace(self._context, device=run.record.device)
-        await self._see_to(JobRunner(queued, ownership, control, context, reservation, found=run), queued.job_id)
+        await self._run_owned(JobRunner(queued, ownership, control, context, reservation, found=run), queued.job_id)
 
-    async def _see_to(self, owned: JobRunner, job_id: str) -> None:
+    async def _run_owned(self, owned: JobRunner, job_id: str) -> None:
         self.job_id = job_id
         try:
             await owned.run()
@@ -88,19 +88,20 @@ class Slot:
             self.job_id = None
 
     def _new_control(self) -> ControlRequests:
-        """Wishes of another job; orders to this slot hold for it too."""
+        """Return the control requests of another job; requests to this slot hold for it too."""
         self._control = self._control.for_next_job()
         return self._control
 
     async def run(self, admission: Admission, families: list[ModelFamily]) -> None:
-        """Take and train jobs, one at a time, until the gate is drained."""
+        """Consume and train jobs, one at a time, until the admission is drained."""
         try:
             while await admission.wait_open():
                 session = await admission.unless_closed(self._owner.connection.session())
                 if session is not None:
                     await self._serve_while_connected(session, admission, families)
                 if admission.closed:
-                    # Whoever closed it may want the card for itself: a sick one can be reset only if nobody has it.
+                    # Whoever closed it may want the GPU for itself: an unhealthy one can be reset only if nobody uses
+                    # it.
                     await self._context.standby.stop()
         finally:
             await self._context.standby.stop()
@@ -128,14 +129,14 @@ class Slot:
         try:
             queued = QueuedJob.waiting(delivery)
         except InvalidMessageError as error:
-            # Whatever is in a tier queue passed an intake; this one was put there past it, or by another version.
+            # All jobs in a tier queue passed an intake; this one bypassed it, or is of another version.
             await reject(delivery, error.faults, self._owner.connection, self._context.publisher)
             await source.quiet()
             return
         with bound_contextvars(job=queued.job_id, gpu=self._context.device.uuid):
             if queued.should_avoid(self._owner.worker):
-                # It failed here: others may do better.
-                await self._put_off(queued.passed_on(), delivery, session)
+                # The job failed here: others may succeed.
+                await self._defer(queued.passed_on(), delivery, session)
                 log.info("passed_on", times=queued.passed + 1)
                 await source.quiet()
                 return
@@ -144,20 +145,20 @@ class Slot:
                 if why is None:
                     await self._own(queued, delivery, session, source, reservation)
                     return
-                # No fault of the job's: it is not claimed, so no attempt is counted.
-                await self._put_off(queued, delivery, session)
+                # Not the job's fault: it is not claimed, so no attempt is counted.
+                await self._defer(queued, delivery, session)
                 log.info("no_room_for_now", why=why)
                 await source.quiet()
 
-    async def _put_off(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
-        """Leave a job that nobody has claimed to whoever takes it after a while."""
+    async def _defer(self, queued: QueuedJob, delivery: AbstractIncomingMessage, session: Session) -> None:
+        """Leave a job that nobody has claimed to whoever consumes it after a delay."""
         names, delay = self._owner.connection.names, self._context.settings.retry_delays[0]
         await session.publish(names.retry, delayed_key(delay, queued.tier_key), queued.message())
         with broker_errors():
             await delivery.ack()
 
     async def _lacks_room(self, queued: QueuedJob, reservation: Reservation) -> str | None:
-        """Why a job cannot be trained here now, though it might be later; None if it can, or its claim will tell."""
+        """Return why a job cannot be trained here now but perhaps later; None if it can, or its claim will fail."""
         context = self._context
         if context.device.simulated:
             return None
@@ -169,7 +170,7 @@ class Slot:
         except DriverHangsError:
             return None
         if needed is not None and await context.is_crowded(context.device.uuid, needed):
-            return f"others hold the card's memory, of which {needed} MiB are needed"
+            return f"others hold the GPU's memory, of which {needed} MiB are needed"
         return None
 
     async def _own(
@@ -182,13 +183,13 @@ class Slot:
     ) -> None:
         control = self._new_control()
         result = await Claim(self._owner, queued, delivery, session, control.receive).make()
-        # Only now, and beside the start of the trainer: telling a handful of queues takes as long as a claim.
+        # Only now, and beside the start of the trainer: cancelling a handful of consumers takes as long as a claim.
         quieting = asyncio.create_task(_quiet(source, session), name="quiet")
         if isinstance(result, NotOurs):
             log.info("not_ours", why=result.name)
         else:
             log.info("claimed", attempt=result.attempt)
-            await self._see_to(JobRunner(queued, result, control, self._context, reservation), queued.job_id)
+            await self._run_owned(JobRunner(queued, result, control, self._context, reservation), queued.job_id)
         await quieting
 
 

@@ -1,19 +1,19 @@
-"""How far a worker is on its way out, and how its run ended."""
+"""The stages of a worker's end, and how its run ended."""
 
 from enum import Enum, IntEnum, auto
 
 
 class Ending(Enum):
-    """How a worker's run ended."""
+    """The ways in which a worker's run ends."""
 
     DONE = auto()
     ABORTED = auto()
     REPLACED = auto()
-    """It is to be executed anew, in place: its trainers run on."""
+    """The program is to be restarted in place: its trainers continue."""
 
 
 class Stage(IntEnum):
-    """How far a worker is on its way out."""
+    """The stages on a worker's way to its end."""
 
     WORKING = 0
     DRAINING = 1

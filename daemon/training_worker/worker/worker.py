@@ -35,21 +35,21 @@ from training_worker.worker.slot import Slot
 from training_worker.worker.stages import Ending, Stage
 from training_worker.worker.systemd_notify import Condition, Notifier, keep_notifying
 
-# What may follow a trainer's grace when a worker is told to stop: saying so, giving the job back.
+# The time after a trainer's grace when a worker releases its jobs: to publish that, and to return the jobs.
 COMPLETION_TIMEOUT = 20.0
 ABORT_TIMEOUT = 5.0
 
-# How often it is looked what holds the disk: folders are walked for that (seconds).
+# How often disk usage is measured: folders are walked for that (seconds).
 DISK_INTERVAL = 600.0
 
-# How often it is told that the loop turns (seconds).
+# How often the event loop reports that it runs (seconds).
 PULSE = 1.0
 
 log = structlog.get_logger()
 
 
 def served_families(settings: Settings) -> list[ModelFamily]:
-    """The families that have a model here, and of which all types are served: a queue holds jobs of all of them."""
+    """Return the families that have a model here, and of which all types are served: a queue holds jobs of all."""
     types, models = served_types(settings), model_families(settings)
     return [
         family
@@ -59,7 +59,7 @@ def served_families(settings: Settings) -> list[ModelFamily]:
 
 
 class Worker:
-    """One daemon: an intake, and a slot for each card."""
+    """One daemon: an intake, and a slot for each GPU."""
 
     def __init__(
         self, settings: Settings, devices: list[GpuDevice], observe: Observer, notifier: Notifier | None = None
@@ -74,7 +74,7 @@ class Worker:
         self.stage = Stage.WORKING
         self.ending = Ending.DONE
         self._why = ""
-        # No limit until told to release.
+        # No limit before a release.
         self._limit = asyncio.Timeout(None)
         self._connection = Connection(
             settings.amqp_url,
@@ -120,7 +120,7 @@ class Worker:
         }
         if not slots or not self._families:
             lowest = next(iter(MemoryTier))
-            raise SettingsError(f"cannot start: no card of {lowest} or more, or no engine for a whole family of models")
+            raise SettingsError(f"cannot start: no GPU of {lowest} or more, or no engine for a whole family of models")
         return slots
 
     def _context(self, device: GpuDevice, owner: Owner) -> SlotContext:
@@ -144,12 +144,12 @@ class Worker:
         return await self._monitor.is_crowded(uuid, needed_mib)
 
     def drain(self, why: str) -> None:
-        """Finish what is running, take nothing new, end."""
+        """Finish what is running, consume nothing new, end."""
         self._leave(Stage.DRAINING, why)
         self._heartbeat.leave(why)
 
     def release(self, why: str) -> None:
-        """Give back what is running, take nothing new, end within a bounded time."""
+        """Release what is running, consume nothing new, end within a bounded time."""
         self._leave(Stage.RELEASING, why)
         self._heartbeat.leave(why)
         self._end_within(self._settings.stop_grace + COMPLETION_TIMEOUT)
@@ -157,7 +157,7 @@ class Worker:
             slot.release(why)
 
     def abort(self, why: str) -> None:
-        """Give back what is running without waiting for a checkpoint, and end at once."""
+        """Release what is running without waiting for a checkpoint, and end at once."""
         self._leave(Stage.ABORTING, why)
         self.ending = Ending.ABORTED
         self._end_within(ABORT_TIMEOUT)
@@ -165,7 +165,7 @@ class Worker:
             slot.abort()
 
     def replace(self) -> None:
-        """End, and leave what is running to the program that takes this one's place."""
+        """End, and leave what is running to the program that replaces this one."""
         self._leave(Stage.DRAINING, "SIGHUP")
         self.ending = Ending.REPLACED
         self._notifier.reloading()
@@ -187,7 +187,7 @@ class Worker:
         self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
     async def run(self) -> Ending:
-        """Work until told to leave."""
+        """Work until ordered to end."""
         with only_daemon(self._settings.state_dir), handled_signals(self):
             async with asyncio.TaskGroup() as group:
                 services = [
@@ -197,7 +197,7 @@ class Worker:
                     group.create_task(self._connection.serve(self._appear_on), name="presence"),
                     group.create_task(self._monitor.run(), name="monitor"),
                     group.create_task(self._heartbeat.beat(self._monitor), name="heartbeat"),
-                    group.create_task(self._heartbeat.report(), name="telling"),
+                    group.create_task(self._heartbeat.report(), name="worker-events"),
                     group.create_task(keep_notifying(self._notifier, self._condition), name="notify"),
                     group.create_task(self._pulse(), name="pulse"),
                     group.create_task(self._keep_clean(), name="cleaning"),
@@ -210,13 +210,13 @@ class Worker:
                 for service in reversed(services):
                     service.cancel()
             if self.ending is Ending.REPLACED:
-                # Signals are blocked in this thread alone: no other one may take them on the way to the next program.
+                # Signals are blocked in this thread alone: no other one may receive them before the next program.
                 await asyncio.get_running_loop().shutdown_default_executor()
         log.info("ended", how=self.ending.name.lower())
         return self.ending
 
     async def _pulse(self) -> None:
-        """Tell what cards there are, and again and again that the loop turns."""
+        """Report the GPUs, and then again and again that the event loop runs."""
         for device in self._devices:
             if device.tier is not None:
                 self._observe(GpuFound(device=device.describe(), simulated=device.simulated))
@@ -225,7 +225,7 @@ class Worker:
             await asyncio.sleep(PULSE)
 
     async def _keep_clean(self) -> None:
-        """Clean at the start and daily, and tell in between what the disk holds."""
+        """Clean at the start and daily, and report in between what the disk holds."""
         cleanup = self._reservations.cleanup
         while True:
             try:
@@ -255,7 +255,7 @@ class Worker:
         await slot.run(self._admissions[uuid], self._families)
 
     def _slot_for(self, run: Run) -> Slot:
-        """The slot of the run's card; one of its own if the worker has none for it any more."""
+        """Return the slot of the run's GPU; a new one for the run if the worker has none for it any more."""
         uuid = run.record.device.uuid
         if uuid in self._admissions:
             return self._slots[uuid]
@@ -264,26 +264,26 @@ class Worker:
         return slot
 
     def _condition(self) -> Condition:
-        """Healthy: the link's task and each slot's are alive. A slot's ends when the worker leaves, not before."""
+        """Check the health: the connection's task and each slot's must run. A slot's ends only when the worker does."""
         broker = "connected" if self._connection.connected else "not connected to the broker"
         stage = "" if self.stage is Stage.WORKING else f", {self.stage.name.lower()}"
         jobs = [f"{slot.job_id} on {name}" for name, slot in self._slots.items() if slot.job_id is not None]
-        doing = f"training {', '.join(jobs)}" if jobs else f"no job on {len(self._slots)} card(s)"
+        doing = f"training {', '.join(jobs)}" if jobs else f"no job on {len(self._slots)} GPU(s)"
         healthy = self.stage is not Stage.WORKING or not any(task.done() for task in self._tasks)
         return Condition(healthy=healthy, status=f"{broker}{stage}; {doing}")
 
     async def _appear_on(self, session: Session) -> None:
-        """On each session: listen to commands, and say that this worker is here."""
+        """Set up a session: open the inbox for commands, and publish that this worker is online."""
         await open_inbox(session, self._connection.names.control, self._settings.worker_id, self)
         await self._heartbeat.appear()
 
     def pause(self) -> None:
-        """Take nothing new until resumed."""
+        """Consume nothing new until resumed."""
         self._admission.pause()
         self._report_admission()
 
     def resume(self) -> None:
-        """Take jobs again."""
+        """Consume jobs again."""
         self._admission.resume()
         self._report_admission()
 

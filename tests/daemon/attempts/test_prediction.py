@@ -25,8 +25,8 @@ def done(peak: int | None, step: float | None, gpu_seconds: float = 100.0) -> Do
         (9_000, 4.9, []),
         (None, None, []),
         # The plan's 10,000 MiB hold 614 of the driver's own, which the trainer does not see.
-        (9_387, 1.0, ["the trainer held 9387 MiB of its card, and the plan said 9386"]),
-        (9_000, 5.1, ["a step took 5.1 s, and the plan said 2"]),
+        (9_387, 1.0, ["the trainer held 9387 MiB of its GPU, and the plan predicted 9386"]),
+        (9_000, 5.1, ["a step took 5.1 s, and the plan predicted 2"]),
     ],
 )
 def test_what_was_clearly_more_than_planned_is_told(peak: int | None, step: float | None, words: list[str]) -> None:
@@ -38,7 +38,7 @@ def test_an_attempt_that_took_longer_than_is_likely_is_told() -> None:
     """Whatever it was that took so long: the estimate's own range is up to 1.5 times what it says."""
     assert overruns(PREDICTED, done(9_000, 2.0, 149.0), CARD) == []
     assert overruns(PREDICTED, done(9_000, 2.0, 151.0), CARD) == [
-        "the attempt took 151 GPU-seconds, and the plan said 100"
+        "the attempt took 151 GPU-seconds, and the plan predicted 100"
     ]
 
 

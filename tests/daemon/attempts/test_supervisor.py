@@ -113,7 +113,7 @@ async def test_a_trainer_that_ends_without_a_word_has_crashed(run: Run) -> None:
     broken = await Watch(run, started=started).see_broken("echo oops >&2; exit 9", *records)
 
     assert (broken.reason, broken.output_tail) == (FailureReason.TRAINER_CRASHED, ["oops"])
-    assert broken.message == "trainer ended without a word in phase training: exit status 9"
+    assert broken.message == "trainer ended without reporting a result in phase training: exit status 9"
     assert broken.usage.wasted_gpu_seconds == pytest.approx(broken.usage.gpu_seconds - 60)
 
 
@@ -278,7 +278,7 @@ async def test_a_trainer_that_crashed_unseen_says_so(run: Run) -> None:
     outcome = await Watch(run).look_back(runs.phase())
 
     assert isinstance(outcome, Broken)
-    assert outcome.message == "trainer ended without a word in phase training: exit status unknown"
+    assert outcome.message == "trainer ended without reporting a result in phase training: exit status unknown"
 
 
 async def test_a_trainer_that_was_done_unseen_is_done(run: Run) -> None:

@@ -94,7 +94,7 @@ def test_a_plan_is_shown_for_people(program: Program, job_file: Path) -> None:
     """Type, preset and tier, and every setting."""
     assert program.run("plan", str(job_file)) == 0
 
-    assert "FLUX_LORA, preset flux_24gb_balanced, cards of 24gb or more" in " ".join(program.out.split())
+    assert "FLUX_LORA, preset flux_24gb_balanced, GPUs of 24gb or more" in " ".join(program.out.split())
     assert re.search(r"loraRank\W+4\W", program.out)
     assert re.search(r"gradientAccumulationSteps\W+8\W", program.out)
 
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_said_with_both_figures(program: Program) -> None:
     assert program.run(*words) == 0
     answer = json.loads(program.out)
     assert not answer["feasible"]
-    assert re.fullmatch(r"needs \d+\.\d GiB, and the card has 24\.0", answer["reason"])
+    assert re.fullmatch(r"needs \d+\.\d GiB, and the GPU has 24\.0", answer["reason"])
 
 
 def test_without_a_card_all_of_them_are_shown(program: Program) -> None:
@@ -263,7 +263,7 @@ def test_without_a_card_all_of_them_are_shown(program: Program) -> None:
 def test_an_unknown_card_is_refused_with_those_that_are_known(program: Program) -> None:
     """The status is that of wrong input."""
     assert program.run(*line(gpu="GTX 1080")) == 65
-    assert "unknown card 'GTX 1080'; known: RTX 3060" in program.err
+    assert "unknown GPU 'GTX 1080'; known: RTX 3060" in program.err
 
 
 def test_a_jobs_plan_on_a_card_goes_down_the_ladder(program: Program, job_file: Path) -> None:

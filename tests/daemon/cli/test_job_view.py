@@ -87,7 +87,7 @@ DATASET = JobDataset(
 LINES: list[tuple[JobEvent, str]] = [
     (
         JobQueued(**COMMON, training_type=TrainingType.FLUX_LORA, tier=MemoryTier.GB24, preset="flux_24gb_balanced"),
-        "queued for a card of 24gb, preset flux_24gb_balanced",
+        "queued for a GPU of 24gb, preset flux_24gb_balanced",
     ),
     (
         JobQueued(
@@ -97,13 +97,13 @@ LINES: list[tuple[JobEvent, str]] = [
             preset="flux_40gb_balanced",
             changes=[SettingChange(setting="batchSize", before=8, after=2, why="to fit 36.0 GiB")],
         ),
-        "queued for a card of 40gb, preset flux_40gb_balanced; batchSize 2 instead of 8, to fit 36.0 GiB",
+        "queued for a GPU of 40gb, preset flux_40gb_balanced; batchSize 2 instead of 8, to fit 36.0 GiB",
     ),
     (JobRejected(**COMMON, faults=FAULTS), "rejected:\n  loraRank: too large\n  message: not valid JSON"),
     (CLAIMED, "attempt 2 on w1: NVIDIA L4, engine diffusers"),
     (
         msgspec.structs.replace(CLAIMED, resume_step=250),
-        "attempt 2 on w1: NVIDIA L4, engine diffusers, going on after step 250",
+        "attempt 2 on w1: NVIDIA L4, engine diffusers, resuming after step 250",
     ),
     (JobPhase(**COMMON, phase=Phase.TRAINING), "phase training"),
     (JobPhase(**COMMON, phase=Phase.CACHING_LATENTS, total=12), "phase cachingLatents (12)"),
@@ -121,10 +121,10 @@ LINES: list[tuple[JobEvent, str]] = [
         JobReleased(**COMMON, why="SIGTERM", step=250, usage=USAGE),
         "released after step 250 (SIGTERM); back in the queue",
     ),
-    (RETRYING, "attempt 2 failed: diskFull: cannot write; tried again in 30 s or later"),
+    (RETRYING, "attempt 2 failed: diskFull: cannot write; retried in 30 s or later"),
     (
         msgspec.structs.replace(RETRYING, here=True, delay_seconds=0.0),
-        "attempt 2 failed: diskFull: cannot write; tried again here, at once",
+        "attempt 2 failed: diskFull: cannot write; retried here, at once",
     ),
     (
         JobDuplicate(**COMMON, outcome="completed", output_path="/models/a"),

@@ -64,7 +64,7 @@ def test_the_answer_follows_from_the_ledger_and_from_whether_an_owner_was_told(
     """An end counts before all; a claim whose owner cannot be reached is for whoever takes the job next."""
     history = reduce(JobHistory.after, entries, JobHistory())
 
-    assert cancel_answer("a", history, told=told).state == state
+    assert cancel_answer("a", history, delivered=told).state == state
 
 
 def test_the_owner_is_named_where_it_is_known() -> None:
@@ -72,4 +72,4 @@ def test_the_owner_is_named_where_it_is_known() -> None:
     history = JobHistory().after(SUBMITTED).after(CLAIMED)
 
     expected = CancelAnswer(job_id="a", state=CancelState.RUNNING, worker="w1", attempt=1)
-    assert cancel_answer("a", history, told=True) == expected
+    assert cancel_answer("a", history, delivered=True) == expected

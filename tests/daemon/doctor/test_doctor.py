@@ -256,7 +256,7 @@ def test_another_commit_is_a_warning(tmp_path: Path, commit: str | None) -> None
     ("changed", "words"),
     [
         ({"cuda": None}, "built without CUDA"),
-        ({"devices": []}, "finds no card"),
+        ({"devices": []}, "finds no GPU"),
         ({"architectures": ["sm_90", "compute_90"]}, "has no code for NVIDIA L4 (8.9)"),
         ({"error": "ImportError: libcudart.so"}, "cannot be imported: ImportError: libcudart.so"),
     ],
@@ -277,7 +277,7 @@ def test_a_card_that_torch_does_not_see_is_an_error(tmp_path: Path) -> None:
     found = look(answering(tmp_path, invoke_answers()), REAL, REAL)
 
     assert found["cuda"].state is State.ERROR
-    assert "sees 1 of 2 cards" in found["cuda"].found
+    assert "sees 1 of 2 GPUs" in found["cuda"].found
 
 
 def test_torch_without_cuda_is_all_that_a_made_up_card_needs(tmp_path: Path) -> None:
@@ -454,5 +454,5 @@ def test_training_types_without_an_engine_are_told(tmp_path: Path) -> None:
     found = list(engines.check(Settings(engines={EngineName.DIFFUSERS: engine}), CARDS))
 
     assert found[-1].state is State.WARNING
-    assert found[-1].found.endswith("no job of sdxl is taken")
+    assert found[-1].found.endswith("no sdxl job is consumed")
     assert not has_error(found)

@@ -40,7 +40,7 @@ async def test_it_is_healthy_while_its_tasks_are_alive(worker: Worker) -> None:
 
 async def test_it_says_what_it_does(worker: Worker) -> None:
     """The broker, the way out, and the jobs by card."""
-    assert worker._condition().status == "not connected to the broker; no job on 2 card(s)"
+    assert worker._condition().status == "not connected to the broker; no job on 2 GPU(s)"
 
     worker._slots["GPU-b"].job_id = "portrait"
     worker.drain("asked")

@@ -9,9 +9,9 @@ import pytest
 from tests.engines.trainers import never
 
 from training_schemas.progress import FailureReason
+from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped
 from training_worker.engines.diffusers.cache import model_digests
 from training_worker.engines.diffusers.cache.model_digests import model_digest
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped
 
 pytestmark = pytest.mark.trainer
 

@@ -15,8 +15,8 @@ from tests.engines.cache_user import VALUES, key, value
 from tests.engines.test_program import start
 
 from training_schemas.progress import FailureReason
+from training_worker.engines.common.protocol.failures import TrainingFailure, failure_of
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache, Tensors, evict
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, failure_of
 from training_worker.storage.cache_entries import Caches
 
 pytestmark = pytest.mark.trainer

@@ -17,9 +17,9 @@ from tests.engines.datasets import (
 )
 
 from training_schemas.progress import FailureReason
+from training_worker.engines.common.data.examples import Example
+from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped
 from training_worker.engines.diffusers.data.dataset import read_dataset
-from training_worker.engines.diffusers.data.examples import Example
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped
 
 pytestmark = pytest.mark.trainer
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.engines.datasets import write_image, write_mask
 
-from training_worker.engines.diffusers.data.buckets import Size
+from training_worker.engines.common.data.images import BrokenImageError, Size
 from training_worker.engines.diffusers.data.images import (
-    BrokenImageError,
     check_image,
     check_mask,
     fit_view,

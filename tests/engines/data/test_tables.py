@@ -11,8 +11,8 @@ import pytest
 from pyarrow import parquet
 from tests.engines.datasets import faults_of, never, read, settings, write_image, write_mask
 
+from training_worker.engines.common.protocol.failures import TrainingStopped
 from training_worker.engines.diffusers.data.dataset import read_dataset
-from training_worker.engines.diffusers.protocol.failures import TrainingStopped
 
 pytestmark = pytest.mark.trainer
 

@@ -1,17 +1,17 @@
 """Images as latents: encoded once, or whenever they are drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from msgspec.structs import replace
 from PIL import Image
 
 from training_schemas.spec import WeightDtype
+from training_worker.engines.common.data.digests import digest_of
+from training_worker.engines.common.data.examples import Example
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
-from training_worker.engines.diffusers.data.examples import Example
-from training_worker.engines.diffusers.data.images import digest_of
 from training_worker.engines.diffusers.diffusion.latents import CachedImages, LiveImages, decode_latents, encode_image
 from training_worker.engines.diffusers.models.families import FLUX, SDXL
 from training_worker.engines.diffusers.models.loader import ModelLoader

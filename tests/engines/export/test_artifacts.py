@@ -16,16 +16,11 @@ from tests.engines.trainers import BuildTrainer, take_steps
 from training_schemas.jobs import TrainingType
 from training_schemas.progress import Artifact
 from training_schemas.spec import FluxLoraParameters
+from training_worker.engines.common.export.files import ADAPTER_FILE, EMBEDDINGS_FILE, KOHYA_FILE, PIPELINE_FOLDER
 from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
-from training_worker.engines.diffusers.export.artifacts import (
-    EMBEDDINGS_FILE,
-    KOHYA_FILE,
-    PIPELINE_FOLDER,
-    describe_artifacts,
-)
+from training_worker.engines.diffusers.export.artifacts import describe_artifacts
 from training_worker.engines.diffusers.export.metadata import Result
 from training_worker.engines.diffusers.export.verify import predict, verify_adapter
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
 from training_worker.engines.diffusers.training.trainer import Trainer
 
 pytestmark = pytest.mark.trainer

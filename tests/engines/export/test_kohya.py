@@ -15,7 +15,7 @@ from tests.engines import sdxl
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training_schemas.spec import LoraTargets
-from training_worker.engines.diffusers.export.kohya import flux_to_kohya, sdxl_to_kohya
+from training_worker.engines.common.export.kohya import flux_to_kohya, sdxl_to_kohya
 from training_worker.engines.diffusers.export.verify import predict
 from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
 

@@ -15,13 +15,12 @@ from tests.engines import sdxl
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
-from training_worker.engines.diffusers.export.kohya import sdxl_to_kohya
+from training_worker.engines.common.export.kohya import sdxl_to_kohya
+from training_worker.engines.common.export.metadata import HASH, write_with_metadata
 from training_worker.engines.diffusers.export.metadata import (
-    HASH,
     Implementation,
     Result,
     result_metadata,
-    write_with_metadata,
 )
 
 pytestmark = pytest.mark.trainer

@@ -35,8 +35,8 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease
-from training_worker.engines.diffusers.export.kohya import flux_to_kohya
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
+from training_worker.engines.common.export.files import ADAPTER_FILE
+from training_worker.engines.common.export.kohya import flux_to_kohya
 
 pytestmark = [
     pytest.mark.trainer,

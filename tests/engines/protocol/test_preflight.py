@@ -10,9 +10,10 @@ from tests.engines.conftest import WriteRun
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.progress import FailureReason
 from training_schemas.spec import SPEC_FILE, Quantization
+from training_worker.engines.common.protocol.attempt_folder import make_attempt_folder
+from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.models.folder import check_model_folder
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
-from training_worker.engines.diffusers.protocol.preflight import make_attempt_folder, read_spec
+from training_worker.engines.diffusers.protocol.preflight import read_spec
 
 pytestmark = pytest.mark.trainer
 

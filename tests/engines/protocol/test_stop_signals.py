@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from training_schemas.spec import RunLease
-from training_worker.engines.diffusers.protocol.stop_signals import ORPHANED, SIGNALLED, Control
+from training_worker.engines.common.protocol.stop_signals import ORPHANED, SIGNALLED
+from training_worker.engines.diffusers.protocol.stop_signals import Control
 
 pytestmark = pytest.mark.trainer
 

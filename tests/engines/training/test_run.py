@@ -29,8 +29,8 @@ from training_schemas.progress import (
     WarningRecord,
 )
 from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease, WeightDtype
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
-from training_worker.engines.diffusers.protocol.failures import failure_of
+from training_worker.engines.common.export.files import ADAPTER_FILE
+from training_worker.engines.common.protocol.failures import failure_of
 from training_worker.engines.diffusers.training.run import TrainingRun
 from training_worker.engines.diffusers.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ from tests.engines.trainers import BuildTrainer
 
 from training_schemas.progress import Phase, PhaseRecord, decode_record
 from training_schemas.spec import FluxLoraParameters
-from training_worker.engines.diffusers.protocol.failures import TrainingStopped
+from training_worker.engines.common.protocol.failures import TrainingStopped
 from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 from training_worker.engines.diffusers.training.sampling import FOLDER, Sampler
 

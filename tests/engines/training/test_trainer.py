@@ -10,7 +10,7 @@ from tests.engines.trainers import DATASET, BuildTrainer, never, take_steps, wei
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import FluxLoraParameters, WeightDtype
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped
+from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped
 from training_worker.engines.diffusers.training import checkpoints
 from training_worker.engines.diffusers.training.checkpoints import (
     STATE_FILE,

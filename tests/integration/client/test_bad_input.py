@@ -263,7 +263,7 @@ def test_without_a_gpu_a_daemon_says_so_and_ends_with_ex_config(tmp_path: Path) 
         ({"TRAINING_LEASE": "0"}, "Expected `float` >= 2.0 - at `$.lease`"),
         ({"TRAINING_AMQP_URL": "http://x"}, "Expected `str` matching regex '^amqps?://' - at `$.amqp_url`"),
         ({"TRAINING_AMQP_URL_FILE": "/no/such"}, "amqp_url_file: [Errno 2] No such file or directory: '/no/such'"),
-        ({"TRAINING_GPUS": '["NVIDIA GeForce GT 1030:2048MiB"]'}, "no card of 8gb or more"),
+        ({"TRAINING_GPUS": '["NVIDIA GeForce GT 1030:2048MiB"]'}, "no GPU of 8gb or more"),
     ],
 )
 def test_wrong_settings_are_named_and_end_with_ex_config(

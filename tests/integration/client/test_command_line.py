@@ -28,7 +28,7 @@ async def test_submit_with_watch_tells_the_job_in_plain_lines_without_a_terminal
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "portrait: submitted, FLUX_LORA with preset flux_24gb_balanced, for cards of 24gb"
+    assert lines[0] == "portrait: submitted, FLUX_LORA with preset flux_24gb_balanced, for GPUs of 24gb"
     assert re.fullmatch(r"portrait: on an RTX 4090: 10\.\d GiB, .* h \(.*\), .* steps/min, .* USD \(.*\)", lines[1])
     assert lines[4] == "portrait: phase training"
     assert lines[9].startswith("portrait: step 5/5  loss 0.2000  ")
@@ -45,7 +45,7 @@ async def test_watch_replays_a_job_that_is_over_and_tells_its_failure_by_its_sta
     done = await run(fleet, "watch", "portrait")
 
     assert done.returncode == 1
-    assert "portrait: failed: trainerCrashed: trainer ended without a word" in done.stdout
+    assert "portrait: failed: trainerCrashed: trainer ended without reporting a result" in done.stdout
     assert "the last word" in done.stdout
 
 
@@ -57,7 +57,7 @@ async def test_cancel_ends_a_running_job(fleet: Fleet) -> None:
 
     done = await run(fleet, "cancel", "portrait")
 
-    assert (done.returncode, done.stdout) == (0, "portrait: running; told w1, attempt 1\n")
+    assert (done.returncode, done.stdout) == (0, "portrait: running; sent to w1, attempt 1\n")
     assert isinstance((await fleet.events("portrait"))[-1], JobCancelled)
 
 

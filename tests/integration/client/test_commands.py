@@ -41,7 +41,7 @@ async def test_a_waiting_job_is_cancelled_by_whoever_takes_it(fleet: Fleet) -> N
     await fleet.submit("portrait")
     await daemon.until_logged("queued")
 
-    assert await answer(fleet) == (0, "portrait: waiting; whoever takes it cancels it")
+    assert await answer(fleet) == (0, "portrait: waiting; the worker that claims it will cancel it")
 
     await fleet.start("large")
     assert isinstance((await fleet.events("portrait"))[-1], JobCancelled)
@@ -99,7 +99,7 @@ async def test_a_paused_worker_takes_nothing_until_it_is_resumed(fleet: Fleet) -
 
     resumed = await run(fleet, "resume", "w1")
 
-    assert (paused.stdout, resumed.stdout) == ("w1: told to pause\n", "w1: told to resume\n")
+    assert (paused.stdout, resumed.stdout) == ("w1: sent pause\n", "w1: sent resume\n")
     assert isinstance(await fleet.until("portrait", JobClaimed), JobClaimed)
 
 
@@ -138,7 +138,7 @@ async def test_a_fleet_without_workers_is_said_to_have_none(fleet: Fleet) -> Non
     """With status 1, also where no worker has ever been; in JSON it is an empty list."""
     table, as_json = await run(fleet, "workers"), await run(fleet, "workers", "--json")
 
-    assert (table.returncode, table.stderr) == (1, "training-worker: no worker was heard within the last minutes\n")
+    assert (table.returncode, table.stderr) == (1, "training-worker: no worker was online within the last minutes\n")
     assert (as_json.returncode, as_json.stdout) == (1, "[]\n")
 
 
@@ -150,7 +150,7 @@ async def test_all_workers_are_drained_at_once(fleet: Fleet) -> None:
 
     done = await run(fleet, "drain", "all")
 
-    assert (done.returncode, done.stdout) == (0, "all: told to drain\n")
+    assert (done.returncode, done.stdout) == (0, "all: sent drain\n")
     assert [await asyncio.wait_for(daemon.ended(), TIMEOUT) for daemon in daemons] == [0, 0]
 
 

@@ -183,7 +183,7 @@ async def test_a_job_that_has_no_letter_is_an_error(fleet: Fleet, command: str) 
     done = await run(fleet, "dead", command, "nobody")
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "training-worker: the dead queue has no letter of nobody\n"
+    assert done.stderr == "training-worker: the dead-letter queue has no dead letter of nobody\n"
 
 
 async def test_with_one_that_cannot_be_put_back_none_is(fleet: Fleet) -> None:

@@ -138,7 +138,7 @@ def test_an_alarm_is_told_with_its_node(node: ManagedBroker) -> None:
         rabbitmqctl(node, "set_disk_free_limit", "50MB")
 
     assert not_ok(found) == {"permissions": State.ERROR, "alarms": State.ERROR}
-    assert found["alarms"].found == f"{node.name} has too little disk space: no message is taken"
+    assert found["alarms"].found == f"{node.name} has too little disk space: no message is accepted"
 
 
 def test_a_queue_that_is_not_bound_is_told(node: ManagedBroker) -> None:
@@ -259,7 +259,7 @@ async def test_whoever_answers_instead_is_told_in_a_bounded_time(answer: bytes, 
     """Nobody is followed elsewhere."""
     async with server(answer, ends=ends) as management:
         with pytest.raises(ManagementError, match=words):
-            await management.tell("/", ())
+            await management.report("/", ())
 
 
 def test_the_api_over_tls_is_believed_by_its_authority(tmp_path: Path, missing: Callable[[str], NoReturn]) -> None:

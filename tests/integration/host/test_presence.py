@@ -117,7 +117,7 @@ async def test_what_a_sick_card_breaks_is_not_held_against_the_job(fleet: Fleet,
 
     assert isinstance(retrying, JobRetrying)
     assert (retrying.reason, retrying.counted) == ("gpuUnhealthy", False)
-    assert retrying.message.startswith("the card is sick: too hot: 99 C, over 92 C; ")
+    assert retrying.message.startswith("the GPU is unhealthy: too hot: 99 C, over 92 C; ")
     assert await changes(fleet, 1) == [("GPU-1", "too hot: 99 C, over 92 C", False)]
 
 

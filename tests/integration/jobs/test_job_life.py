@@ -259,7 +259,7 @@ async def test_a_crash_without_a_word_fails_the_job_with_the_last_lines_of_outpu
 
     assert isinstance(failed, JobFailed)
     assert failed.reason == "trainerCrashed"
-    assert failed.message == "trainer ended without a word in phase training: exit status 9"
+    assert failed.message == "trainer ended without reporting a result in phase training: exit status 9"
     assert failed.output_tail == ["the last word"]
     assert dead_letter.message_id == "portrait"
     assert dead_letter.headers["x-training-reason"] == "trainerCrashed"

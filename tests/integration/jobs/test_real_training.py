@@ -169,7 +169,7 @@ def test_the_demo_runs_from_the_queue_to_the_adapter(tmp_path: Path, broker_url:
 
     assert done.returncode == 0, done.stdout + done.stderr
     summary = done.stdout.rpartition("loading the adapter")[2]
-    for name in ("adapter ", "picture before", "picture after", "loss ", "used "):
+    for name in ("adapter ", "sample before", "sample after", "loss ", "used "):
         assert name in summary
     assert (output / "result" / "pytorch_lora_weights.safetensors").stat().st_size > 0
     assert len(list((output / "result" / "samples").glob("*.png"))) == 2

@@ -13,12 +13,18 @@ from pathlib import Path
 
 from training_schemas.progress import DatasetRecord, FailedRecord, Phase, StoppedRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
+from training_worker.engines.common.protocol.attempt_folder import make_attempt_folder
+from training_worker.engines.common.protocol.exit_code import ExitCode
+from training_worker.engines.common.protocol.failures import (
+    TrainingFailure,
+    TrainingStopped,
+    failure_of,
+    report_failure,
+)
 from training_worker.engines.diffusers.data.buckets import DIVISORS
 from training_worker.engines.diffusers.data.dataset import Dataset, read_dataset
 from training_worker.engines.diffusers.models.folder import check_model_folder
-from training_worker.engines.diffusers.protocol.exit_code import ExitCode
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped, failure_of
-from training_worker.engines.diffusers.protocol.preflight import make_attempt_folder, read_spec
+from training_worker.engines.diffusers.protocol.preflight import read_spec
 from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 from training_worker.engines.diffusers.protocol.stop_signals import Control
 from training_worker.engines.diffusers.standby import load_libraries, wait_for_run
@@ -88,10 +94,8 @@ def _train_or_stop(folder: Path, progress: ProgressWriter, control: Control, ran
 
 
 def _report(failure: TrainingFailure, progress: ProgressWriter) -> None:
-    try:
-        progress.write(FailedRecord, reason=failure.reason, message=str(failure), faults=failure.faults)
-    except OSError as error:  # the disk of the run folder is full, too
-        print(f"cannot report the failure: {error}\n{failure}", file=sys.stderr)  # noqa: T201 # nor anywhere else
+    fields = {"reason": failure.reason, "message": str(failure), "faults": failure.faults}
+    report_failure(failure, lambda: progress.write(FailedRecord, **fields))
 
 
 def _train(folder: Path, progress: ProgressWriter, control: Control) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from training_schemas.progress import FailureReason
+from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.cache.keys import content_key
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 FOLDER = "digests"
 # Weights, settings, and the words that a tokenizer knows (vocab.json, merges.txt, spiece.model).

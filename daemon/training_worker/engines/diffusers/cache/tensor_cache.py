@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from training_schemas.progress import FailureReason
+from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.cache.locked_folders import held_folder, is_unfinished_for_long, remove_abandoned
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 ENTRIES = "entries"
 RUNS = "runs"

@@ -6,11 +6,9 @@ A size is a width and a height in pixels.
 import functools
 import math
 from fractions import Fraction
-from typing import TypeAlias
 
 from training_schemas.jobs import ModelFamily
-
-Size: TypeAlias = tuple[int, int]
+from training_worker.engines.common.data.images import Size
 
 # What a model's layers divide the sides of an image by: 8 in the autoencoder; then FLUX packs 2 x 2 latents into a
 # token, and SDXL's UNet halves them twice.

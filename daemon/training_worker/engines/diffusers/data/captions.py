@@ -1,11 +1,11 @@
 """Captions: what a job's settings add to those of the data set, and their parts, to be shuffled."""
 
-import re
 from collections.abc import Sequence
 
 import msgspec
 
 from training_schemas.spec import TrainingParameters
+from training_worker.engines.common.data.captions import full_caption, word
 
 
 class CaptionParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,10 +17,7 @@ class CaptionParts(msgspec.Struct, frozen=True, kw_only=True):
 
 def base_caption(caption: str, settings: TrainingParameters) -> str:
     """Put the trigger word before a caption that does not hold it, and then the prefix before all."""
-    trigger = settings.trigger_word.strip()
-    if trigger and not _holds(caption, trigger):
-        caption = ", ".join(text for text in (trigger, caption.strip()) if text)
-    return " ".join(text for text in (settings.caption_prefix.strip(), caption.strip()) if text)
+    return full_caption(caption, settings.trigger_word, settings.caption_prefix)
 
 
 def parts(caption: str, trigger_word: str) -> CaptionParts:
@@ -31,19 +28,10 @@ def parts(caption: str, trigger_word: str) -> CaptionParts:
     """
     found = [part for part in (part.strip() for part in caption.split(",")) if part]
     trigger = trigger_word.strip()
-    fixed = 1 if trigger and found and _word(trigger).match(found[0]) else 0
+    fixed = 1 if trigger and found and word(trigger).match(found[0]) else 0
     return CaptionParts(first=found[:fixed], rest=found[fixed:])
 
 
 def joined(caption: CaptionParts, order: Sequence[int]) -> str:
     """Put a caption together again; ``order`` says which part of the rest comes when, each once, counted from 0."""
     return ", ".join([*caption.first, *(caption.rest[i] for i in order)])
-
-
-def _holds(caption: str, trigger: str) -> bool:
-    """As a word of its own: `art` is not in `a cart`."""
-    return _word(trigger).search(caption) is not None
-
-
-def _word(text: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")

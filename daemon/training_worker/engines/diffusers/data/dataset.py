@@ -5,26 +5,17 @@ from pathlib import Path
 
 import msgspec
 
-from training_schemas.progress import FailureReason, Fault
+from training_schemas.progress import FailureReason
 from training_schemas.spec import TrainingParameters
+from training_worker.engines.common.data.checks import Rules, check_entries, invalid_dataset
+from training_worker.engines.common.data.entries import Entry
+from training_worker.engines.common.data.examples import Example
+from training_worker.engines.common.protocol.failures import Fault, TrainingFailure
 from training_worker.engines.diffusers.cache.keys import content_key
-from training_worker.engines.diffusers.data.buckets import Size, bucket_of
-from training_worker.engines.diffusers.data.captions import base_caption
-from training_worker.engines.diffusers.data.entries import Entry
-from training_worker.engines.diffusers.data.examples import Example
-from training_worker.engines.diffusers.data.formats import IMAGE_SUFFIXES, list_entries
-from training_worker.engines.diffusers.data.images import (
-    BrokenImageError,
-    check_image,
-    check_mask,
-    cover_scale,
-    digest_of,
-)
+from training_worker.engines.diffusers.data.buckets import bucket_of
+from training_worker.engines.diffusers.data.formats import list_entries
+from training_worker.engines.diffusers.data.images import check_image, check_mask
 from training_worker.engines.diffusers.data.report import DatasetReport, report_on
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
-
-MASKS_FOLDER = "masks"
-MOST_ENLARGED = 2
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,88 +51,18 @@ def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talki
             raise TrainingFailure(FailureReason.DATASET_MISSING, f"cannot read data set {path}: no such file or folder")
         listed = list_entries(path, extract_to, check_stop)
     except PermissionError as error:
-        raise _invalid(path, [Fault(path=str(error.filename), reason=str(error.strerror))]) from error
+        raise invalid_dataset(path, [Fault(path=str(error.filename), reason=str(error.strerror))]) from error
     on_total(sum(isinstance(entry, Entry) for entry in listed))
-    examples: list[Example] = []
-    faults: list[Fault] = []
-    for entry in listed:
-        check_stop()
-        checked = [entry] if isinstance(entry, Fault) else _check(entry, settings, divisor, _folder_of(path))
-        if isinstance(checked, Example):
-            examples.append(checked)
-        else:
-            faults += checked
-    if not listed:
-        faults = [Fault(path=str(path), reason=f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor a list of any")]
-    if faults:
-        raise _invalid(path, faults)
+    examples = check_entries(path, listed, _rules(settings, divisor), check_stop)
     return Dataset(examples=examples, report=report_on(examples))
 
 
-def _folder_of(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
-
-
-def _check(entry: Entry, settings: TrainingParameters, divisor: int, folder: Path) -> Example | list[Fault]:
-    """Make an example of an entry, or tell all that is wrong with it."""
-    sizes = _check_sizes(entry.image, settings, divisor)
-    caption = _check_caption(entry, settings)
-    mask = _check_mask(entry, sizes, folder) if settings.masked_loss else None
-    if isinstance(sizes, Fault) or isinstance(caption, Fault) or isinstance(mask, Fault):
-        return [part for part in (sizes, caption, mask) if isinstance(part, Fault)]
-    (width, height), bucket = sizes
-    return Example(
-        image=entry.image,
-        caption=caption,
-        mask=mask,
-        repeats=entry.repeats,
-        width=width,
-        height=height,
-        bucket=bucket,
-        digest=digest_of(entry.image),
-        mask_digest=None if mask is None else digest_of(mask),
+def _rules(settings: TrainingParameters, divisor: int) -> Rules:
+    return Rules(
+        image_size=check_image,
+        mask_size=check_mask,
+        bucket_of=lambda size: bucket_of(*size, settings.resolution, divisor, settings.aspect_ratio_buckets),
+        masked=settings.masked_loss,
+        trigger_word=settings.trigger_word,
+        caption_prefix=settings.caption_prefix,
     )
-
-
-def _check_sizes(image: Path, settings: TrainingParameters, divisor: int) -> tuple[Size, Size] | Fault:
-    """Read an image; gives its own size and that which it is trained at."""
-    try:
-        width, height = check_image(image)
-    except BrokenImageError as error:
-        return Fault(path=str(image), reason=f"unreadable image: {error}")
-    bucket = bucket_of(width, height, settings.resolution, divisor, settings.aspect_ratio_buckets)
-    if cover_scale(width, height, bucket) > MOST_ENLARGED:
-        covered = f"{bucket[0]}x{bucket[1]}"
-        reason = f"too small: {width}x{height} pixels do not cover {covered} even when enlarged {MOST_ENLARGED} times"
-        return Fault(path=str(image), reason=reason)
-    return (width, height), bucket
-
-
-def _check_caption(entry: Entry, settings: TrainingParameters) -> str | Fault:
-    """A caption may be empty where the settings put something before it."""
-    if isinstance(entry.caption, str) and not base_caption(entry.caption, settings):
-        return Fault(path=entry.caption_at, reason="empty caption")
-    return entry.caption
-
-
-def _check_mask(entry: Entry, sizes: tuple[Size, Size] | Fault, folder: Path) -> Path | Fault:
-    """Read an image's mask: its own, or else the one of its name in the data set's folder of masks."""
-    mask = entry.mask or folder / MASKS_FOLDER / f"{entry.image.stem}.png"
-    if isinstance(mask, Fault):
-        return mask
-    try:
-        found = check_mask(mask)
-    except BrokenImageError as error:
-        return Fault(path=str(mask), reason=f"unusable mask: {error}")
-    if isinstance(sizes, Fault) or found == sizes[0]:
-        return mask
-    width, height = sizes[0]
-    reason = f"unusable mask: {found[0]}x{found[1]} pixels, but its image has {width}x{height}"
-    return Fault(path=str(mask), reason=reason)
-
-
-def _invalid(path: Path, faults: list[Fault]) -> TrainingFailure:
-    first = faults[0]
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    message = f"cannot use data set {path}: {first.path}: {first.reason}{more}"
-    return TrainingFailure(FailureReason.DATASET_INVALID, message, faults)

@@ -1,24 +1,16 @@
 """Images and masks: how their files are read, and what of them is trained on."""
 
-import hashlib
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
 import msgspec
 from PIL import Image, ImageOps
 
-from training_worker.engines.diffusers.data.buckets import Size
+from training_worker.engines.common.data.examples import Example
+from training_worker.engines.common.data.images import Size, cover_scale, reading, size_of_mask, verified
 
 # A crop that leaves as much on either side.
 MIDDLE = 0.5
-
-
-class BrokenImageError(Exception):
-    """Something that cannot be used as an image or a mask; it says why, not where."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +48,9 @@ def fit_view(  # noqa: PLR0913 # two sizes and where one lies in the other
     )
 
 
-def cover_scale(width: int, height: int, bucket: Size) -> Fraction:
-    """Tell by how much an image must be scaled to cover a bucket: above 1, it is enlarged."""
-    return max(Fraction(bucket[0], width), Fraction(bucket[1], height))
+def view_of(example: Example, *, left: float = MIDDLE, top: float = MIDDLE, flipped: bool = False) -> View:
+    """How an example is scaled, cropped at a share of what is over, and mirrored; its size is that when upright."""
+    return fit_view(example.width, example.height, example.bucket, left=left, top=top, flipped=flipped)
 
 
 def load_view(path: Path, view: View) -> Image.Image:
@@ -77,7 +69,7 @@ def check_image(path: Path) -> Size:
     Raises:
         BrokenImageError: It is missing or broken, or so large that it may be a decompression bomb.
     """
-    return _verified(path, "RGB", "white").size
+    return verified(path, lambda path: _decode(path, "RGB", "white")).size
 
 
 def check_mask(path: Path) -> Size:
@@ -86,10 +78,7 @@ def check_mask(path: Path) -> Size:
     Raises:
         BrokenImageError: It is missing or broken, or nothing of its image would count.
     """
-    mask = _verified(path, "L", "black")
-    if mask.getbbox() is None:
-        raise BrokenImageError("all black")
-    return mask.size
+    return size_of_mask(verified(path, lambda path: _decode(path, "L", "black")))
 
 
 def format_of(data: bytes) -> str:
@@ -98,34 +87,8 @@ def format_of(data: bytes) -> str:
     Raises:
         BrokenImageError: It is none, or so large that it may be a decompression bomb.
     """
-    with _reading(), Image.open(BytesIO(data)) as image:
+    with reading(), Image.open(BytesIO(data)) as image:
         return str(image.format).lower()
-
-
-def digest_of(path: Path) -> str:
-    """Hash a file's bytes: SHA-256, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verified(path: Path, mode: str, background: str) -> Image.Image:
-    with _reading():
-        if not path.is_file():  # opening a pipe would wait for somebody to write
-            raise FileNotFoundError("no such file")
-        with Image.open(path) as file:
-            file.verify()  # checksums, which decoding passes over
-        return _decode(path, mode, background)
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Turn what Pillow says of a bad image into an error of our own; it warns of bombs before it raises."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except Exception as error:  # Pillow's decoders raise what they like on broken files
-        raise BrokenImageError(str(error)) from error
 
 
 def _decode(path: Path, mode: str, background: str) -> Image.Image:

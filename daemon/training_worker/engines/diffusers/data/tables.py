@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from training_schemas.progress import Fault
-from training_worker.engines.diffusers.data.entries import Entry, path_inside
-from training_worker.engines.diffusers.data.images import BrokenImageError, format_of
+from training_worker.engines.common.data.entries import Entry, path_inside
+from training_worker.engines.common.data.images import BrokenImageError
+from training_worker.engines.common.protocol.failures import Fault
+from training_worker.engines.diffusers.data.images import format_of
 
 STATE_FILE = "state.json"
 IMAGE_COLUMN = "image"

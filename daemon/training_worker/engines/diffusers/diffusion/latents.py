@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 
+from training_worker.engines.common.data.examples import Example
 from training_worker.engines.diffusers.cache.keys import content_key
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
-from training_worker.engines.diffusers.data.examples import Example
-from training_worker.engines.diffusers.data.images import MIDDLE, View, load_mask, load_view
+from training_worker.engines.diffusers.data.images import MIDDLE, View, load_mask, load_view, view_of
 
 
 class LatentImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -71,11 +71,11 @@ class CachedImages:
     def _views(self) -> Iterator[tuple[Example, View]]:
         for example in self._examples:
             for flipped in (False, True) if self._flips else (False,):
-                yield example, example.view(flipped=flipped)
+                yield example, view_of(example, flipped=flipped)
 
     def _get(self, index: int, *, flipped: bool) -> LatentImage:
         example = self._examples[index]
-        view = example.view(flipped=flipped)
+        view = view_of(example, flipped=flipped)
         tensors = self._cache.get(self._key(example, view))
         if tensors is None:
             raise FileNotFoundError(f"the cache has lost the latents of {example.image}")
@@ -111,7 +111,7 @@ class LiveImages:
 
     def _encode(self, index: int, left: float, top: float, *, flipped: bool) -> LatentImage:
         example = self._examples[index]
-        view = example.view(left=left, top=top, flipped=flipped)
+        view = view_of(example, left=left, top=top, flipped=flipped)
         return latent_image(encode_view(self._vae, example, view), view)
 
 

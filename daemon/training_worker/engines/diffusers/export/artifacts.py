@@ -1,6 +1,5 @@
 """The result of a run: its files, in the formats that other programs read, and what they are."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -8,26 +7,26 @@ from pathlib import Path
 import torch
 
 from training_schemas.progress import Artifact
+from training_worker.engines.common.export.files import (
+    ADAPTER,
+    ADAPTER_FILE,
+    EMBEDDINGS,
+    EMBEDDINGS_FILE,
+    KOHYA_ADAPTER,
+    KOHYA_FILE,
+    PIPELINE,
+    PIPELINE_FOLDER,
+    SAMPLE,
+    describe_files,
+)
+from training_worker.engines.common.export.metadata import write_with_metadata
 from training_worker.engines.diffusers.export.metadata import (
     Implementation,
     Result,
     result_metadata,
-    write_with_metadata,
 )
 from training_worker.engines.diffusers.export.pipeline_folder import write_finetuned
 from training_worker.engines.diffusers.export.textual_inversion import embeddings_file
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
-from training_worker.engines.diffusers.protocol.fsync import flush
-
-KOHYA_FILE = "kohya_lora.safetensors"
-EMBEDDINGS_FILE = "learned_embeds.safetensors"
-PIPELINE_FOLDER = "pipeline"
-
-ADAPTER = "adapter"
-KOHYA_ADAPTER = "kohyaAdapter"
-EMBEDDINGS = "embeddings"
-PIPELINE = "pipeline"
-SAMPLE = "sample"
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -62,16 +61,7 @@ def export_pipeline(parts: Mapping[str, torch.nn.Module], base: Path, folder: Pa
 
 def describe_artifacts(files: Mapping[Path, str], samples: Iterable[Path], attempt: Path) -> list[Artifact]:
     """Describe the files of a result by their kinds, and its pictures, all of them safe on disk."""
-    everything = {**files, **dict.fromkeys(samples, SAMPLE)}
-    for path in everything:
-        # Some libraries write for the owner alone, and who asked for the result is somebody else.
-        path.chmod(0o644)
-    for path in [*everything, *{path.parent for path in everything}, attempt]:
-        flush(path)
-    return [_describe(path, kind, attempt) for path, kind in everything.items()]
-
-
-def _describe(path: Path, kind: str, attempt: Path) -> Artifact:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Artifact(path=path.relative_to(attempt).as_posix(), kind=kind, size_bytes=path.stat().st_size, sha256=digest)
+    return [
+        Artifact(path=file.path, kind=file.kind, size_bytes=file.size, sha256=file.digest)
+        for file in describe_files({**files, **dict.fromkeys(samples, SAMPLE)}, attempt)
+    ]

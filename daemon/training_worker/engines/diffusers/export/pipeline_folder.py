@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training_worker.engines.common.export.files import copy_part, make_safe
 from training_worker.engines.diffusers.models.folder import INDEX
-from training_worker.engines.diffusers.protocol.fsync import flush
-
-SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
 
 
 def write_finetuned(base: Path, trained: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -32,20 +30,8 @@ def write_finetuned(base: Path, trained: Mapping[str, Any], folder: Path) -> lis
         if part in trained:
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (base / part).is_dir():
-            _copy_part(base / part, folder / part)
+            copy_part(base / part, folder / part)
     paths = sorted(folder.rglob("*"))
     files = [path for path in paths if path.is_file()]
-    for file in files:
-        file.chmod(0o644)
-    for path in [*paths, folder, folder.parent]:
-        flush(path)
+    make_safe([*paths, folder, folder.parent])
     return files
-
-
-def _copy_part(source: Path, target: Path) -> None:
-    target.mkdir()
-    for file in source.iterdir():
-        # Of a variant, as in `model.fp16.safetensors`, there is another file that is read by itself.
-        variant = file.suffix == ".safetensors" and "." in file.stem
-        if file.is_file() and file.suffix in SUFFIXES and not variant:
-            shutil.copyfile(file, target / file.name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from training_worker.engines.diffusers.export.metadata import write_with_metadata
+from training_worker.engines.common.export.metadata import write_with_metadata
 
 
 def embeddings_file(clip_l: torch.Tensor, clip_g: torch.Tensor, path: Path, metadata: Mapping[str, str]) -> None:

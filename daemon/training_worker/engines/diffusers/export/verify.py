@@ -15,7 +15,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE
+from training_worker.engines.common.export.files import ADAPTER_FILE
 
 NAME = "verified"
 PREFIX = "transformer."

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from training_schemas.jobs import ModelFamily
-from training_schemas.progress import FailureReason, Fault
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
+from training_schemas.progress import FailureReason
+from training_worker.engines.common.protocol.failures import Fault, TrainingFailure
 
 INDEX = "model_index.json"
 WEIGHTS = "*.safetensors"

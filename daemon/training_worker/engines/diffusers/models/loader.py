@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import Quantization, WeightDtype
+from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.models.families import Family
 from training_worker.engines.diffusers.models.layerwise_loading import load_denoiser
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 LOCAL = {"local_files_only": True}
 LOCAL_WEIGHTS = {**LOCAL, "use_safetensors": True}

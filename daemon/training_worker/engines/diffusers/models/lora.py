@@ -13,8 +13,6 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from training_schemas.spec import LoraTargets
 from training_worker.engines.diffusers.optim.optimizers import Group
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-
 # As in diffusers' train_dreambooth_lora_flux.py; the added projections and the context are those of the text tokens.
 FLUX_ATTENTION = (
     "attn.to_k",

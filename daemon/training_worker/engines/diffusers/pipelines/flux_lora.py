@@ -8,15 +8,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from training_schemas.spec import FluxLoraParameters
+from training_worker.engines.common.export.files import ADAPTER_FILE
+from training_worker.engines.common.export.kohya import flux_to_kohya
 from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
 from training_worker.engines.diffusers.diffusion.losses import flow_losses
 from training_worker.engines.diffusers.diffusion.noise_levels import draw_sigma
 from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
 from training_worker.engines.diffusers.export.artifacts import export_adapter
-from training_worker.engines.diffusers.export.kohya import flux_to_kohya
 from training_worker.engines.diffusers.export.metadata import Implementation, Result
 from training_worker.engines.diffusers.models.families import FLUX
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE, Adapters, clip_layers, flux_layers
+from training_worker.engines.diffusers.models.lora import Adapters, clip_layers, flux_layers
 from training_worker.engines.diffusers.optim.optimizers import Group
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline, draw_normal
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from training_schemas.spec import SdxlParameters
+from training_worker.engines.common.export.files import ADAPTER_FILE
+from training_worker.engines.common.export.kohya import sdxl_to_kohya
 from training_worker.engines.diffusers.export.artifacts import export_adapter
-from training_worker.engines.diffusers.export.kohya import sdxl_to_kohya
 from training_worker.engines.diffusers.export.metadata import Implementation, Result
 from training_worker.engines.diffusers.models.families import SDXL
 from training_worker.engines.diffusers.models.loader import ModelLoader
-from training_worker.engines.diffusers.models.lora import ADAPTER_FILE, Adapters, clip_layers, sdxl_layers
+from training_worker.engines.diffusers.models.lora import Adapters, clip_layers, sdxl_layers
 from training_worker.engines.diffusers.optim.optimizers import Group
 from training_worker.engines.diffusers.pipelines.sdxl import ENCODERS, SdxlPipeline
 

@@ -7,13 +7,14 @@ import torch
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import SdxlParameters
-from training_worker.engines.diffusers.export.artifacts import EMBEDDINGS_FILE, export_embeddings
+from training_worker.engines.common.export.files import EMBEDDINGS_FILE
+from training_worker.engines.common.protocol.failures import TrainingFailure
+from training_worker.engines.diffusers.export.artifacts import export_embeddings
 from training_worker.engines.diffusers.export.metadata import Result
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.models.token_embeddings import add_tokens, new_tokens
 from training_worker.engines.diffusers.optim.optimizers import Group
 from training_worker.engines.diffusers.pipelines.sdxl import SdxlPipeline
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
 
 # The two encoders by the names that files of SDXL embeddings give them.
 NAMES = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": ("tokenizer_2", "text_encoder_2")}

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from training_schemas.jobs import TrainingType
-from training_schemas.progress import FailureReason, Fault
+from training_schemas.progress import FailureReason
 from training_schemas.spec import (
     PARAMETERS,
     SPEC_FILE,
@@ -15,7 +15,7 @@ from training_schemas.spec import (
     SdxlParameters,
     WeightDtype,
 )
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
+from training_worker.engines.common.protocol.failures import Fault, TrainingFailure, failure_of_faults
 
 
 def read_spec(folder: Path) -> tuple[RunSpec, FluxLoraParameters | SdxlParameters]:
@@ -56,21 +56,8 @@ def _contradiction(
     return None
 
 
-def make_attempt_folder(path: Path) -> None:
-    """Make sure that results can be written.
-
-    Raises:
-        TrainingFailure: They cannot.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        message = f"cannot write to attempt folder {path}: {error.strerror}"
-        raise TrainingFailure(FailureReason.OUTPUT_INVALID, message) from error
-
-
 def _invalid(path: Path, error: Exception, root: str) -> TrainingFailure:
     """Name the field, which msgspec puts at the end of its messages as ``- at `$.field```."""
     reason, _, field = str(error).partition(" - at `$")
     fault = Fault(path=root + field.removesuffix("`"), reason=reason)
-    return TrainingFailure(FailureReason.CONFIG_INVALID, f"cannot use {path}: {fault.path}: {reason}", [fault])
+    return failure_of_faults(FailureReason.CONFIG_INVALID, f"cannot use {path}", [fault])

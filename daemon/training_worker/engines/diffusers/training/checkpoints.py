@@ -16,11 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training_worker.engines.common.protocol.fsync import flush
 from training_worker.engines.diffusers.diffusion.batches import BatchState
-from training_worker.engines.diffusers.protocol.fsync import flush
 from training_worker.engines.diffusers.training.trainer import Trainer
 
-FOLDER = "checkpoints"
 TENSORS_FILE = "training.safetensors"
 STATE_FILE = "state.json"
 SHUFFLER = "shuffler"
@@ -106,12 +105,6 @@ def load_checkpoint(folder: Path, trainer: Trainer, dataset: str) -> Tally:
     functions = {"lr_lambdas": [None] * len(state.groups)}
     trainer.schedule.load_state_dict({**state.schedule, **functions})
     return Tally(losses=losses, fixed_loss_before=state.fixed_loss_before)
-
-
-def drop_old(parent: Path, keep: int) -> None:
-    """Delete all checkpoints of an attempt but the last ones."""
-    for folder in sorted(parent.glob("step-*"))[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_files(folder: Path, trainer: Trainer, dataset: str, tally: Tally) -> None:

@@ -17,8 +17,8 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
-from training_worker.engines.diffusers.protocol.failures import TrainingStopped
-from training_worker.engines.diffusers.protocol.gpu_memory import peak_vram_mib
+from training_worker.engines.common.protocol.failures import TrainingStopped
+from training_worker.engines.common.protocol.gpu_memory import peak_vram_mib
 from training_worker.engines.diffusers.training.worker_processes import LEADER
 
 RENDEZVOUS_FILE = "rendezvous"

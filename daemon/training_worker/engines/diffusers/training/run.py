@@ -12,6 +12,10 @@ from typing import Any
 
 from training_schemas.progress import CheckpointRecord, DoneRecord, FailedRecord, Phase, StepRecord, WarningRecord
 from training_schemas.spec import FluxLoraParameters, RunRequest, RunSpec, SdxlParameters
+from training_worker.engines.common.protocol.exit_code import ExitCode
+from training_worker.engines.common.protocol.failures import TrainingStopped
+from training_worker.engines.common.protocol.gpu_memory import MIB
+from training_worker.engines.common.training.checkpoints import checkpoint_folder, drop_old
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
 from training_worker.engines.diffusers.data.dataset import Dataset
 from training_worker.engines.diffusers.export.artifacts import describe_artifacts
@@ -21,9 +25,6 @@ from training_worker.engines.diffusers.export.metadata import Result
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
-from training_worker.engines.diffusers.protocol.exit_code import ExitCode
-from training_worker.engines.diffusers.protocol.failures import TrainingStopped
-from training_worker.engines.diffusers.protocol.gpu_memory import MIB
 from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 from training_worker.engines.diffusers.protocol.stop_signals import Control
 from training_worker.engines.diffusers.training import checkpoints
@@ -174,12 +175,12 @@ class TrainingRun:
         if step == self._saved_step:
             return
         self._progress.phase(Phase.CHECKPOINTING)
-        folder = self._attempt / checkpoints.FOLDER / f"step-{step:08}"
+        folder = checkpoint_folder(self._attempt, step)
         checkpoints.save_checkpoint(folder, trainer, self._dataset.order, self._tally)
         self._progress.write(CheckpointRecord, step=step, path=str(folder))
         self._saved_step = step
         # Only now that the daemon can know of the new one.
-        checkpoints.drop_old(folder.parent, self._parameters.keep_checkpoints)
+        drop_old(folder.parent, self._parameters.keep_checkpoints)
 
     def _draw_samples(self, sampler: Sampler) -> None:
         step = self._tally.step

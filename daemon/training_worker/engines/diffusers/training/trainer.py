@@ -10,12 +10,12 @@ from diffusers.training_utils import EMAModel
 
 from training_schemas.progress import FailureReason
 from training_schemas.spec import OptimizerName
+from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped
 from training_worker.engines.diffusers.diffusion.batches import Batch, BatchSource
 from training_worker.engines.diffusers.diffusion.text_embeddings import TextSource
 from training_worker.engines.diffusers.optim.optimizers import effective_rate, make_optimizer, make_schedule
 from training_worker.engines.diffusers.optim.stochastic_rounding import step_with_rounding
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure, TrainingStopped
 from training_worker.engines.diffusers.training.process_group import SingleProcess
 from training_worker.engines.diffusers.training.worker_processes import LEADER
 

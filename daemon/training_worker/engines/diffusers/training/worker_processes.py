@@ -14,8 +14,8 @@ import msgspec
 
 from training_schemas.progress import FailedRecord, FailureReason, decode_record
 from training_schemas.spec import PROGRESS_FILE
-from training_worker.engines.diffusers.protocol.exit_code import ExitCode
-from training_worker.engines.diffusers.protocol.failures import TrainingFailure
+from training_worker.engines.common.protocol.exit_code import ExitCode
+from training_worker.engines.common.protocol.failures import Fault, TrainingFailure
 
 # The rank of the process that the daemon started.
 LEADER = 0
@@ -109,5 +109,6 @@ def failure_of_helper(folder: Path, rank: int, status: int) -> TrainingFailure:
     except (OSError, IndexError, msgspec.MsgspecError):
         last = None
     if isinstance(last, FailedRecord):
-        return TrainingFailure(last.reason, f"card {rank + 1}: {last.message}", last.faults)
+        faults = [Fault(path=fault.path, reason=fault.reason) for fault in last.faults]
+        return TrainingFailure(last.reason, f"card {rank + 1}: {last.message}", faults)
     return TrainingFailure(FailureReason.TRAINER_CRASHED, f"the process of card {rank + 1} ended with status {status}")

@@ -10,13 +10,15 @@ The names are those of sd-scripts' networks/convert_flux_lora.py and library/sdx
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # A and B of one layer: (rank, inputs) and (outputs, rank).
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 # Where a layer is found there: the name of the module, and which of the module's parts, all named in order, it is.
-Place = tuple[str, str, tuple[str, ...]]
+Place: TypeAlias = tuple[str, str, tuple[str, ...]]
 
 KEY = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
 
@@ -66,7 +68,7 @@ TEXT_LAYER = re.compile(
 TEXT_ENCODERS = {"text_encoder": "lora_te1_text_model", "text_encoder_2": "lora_te2_text_model"}
 
 
-def flux_to_kohya(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def flux_to_kohya(weights: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     """Rename and fuse a LoRA of FLUX's transformer and its CLIP encoder, by diffusers' names.
 
     Raises:
@@ -75,7 +77,7 @@ def flux_to_kohya(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return _convert(weights, _flux_place)
 
 
-def sdxl_to_kohya(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def sdxl_to_kohya(weights: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     """Rename a LoRA of SDXL's UNet and its two text encoders, by diffusers' names.
 
     Raises:
@@ -84,7 +86,9 @@ def sdxl_to_kohya(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return _convert(weights, _sdxl_place)
 
 
-def _convert(weights: Mapping[str, torch.Tensor], find: Callable[[str], Place | None]) -> dict[str, torch.Tensor]:
+def _convert(weights: "Mapping[str, torch.Tensor]", find: Callable[[str], Place | None]) -> "dict[str, torch.Tensor]":
+    import torch  # noqa: PLC0415 # see the package
+
     modules: dict[str, dict[str, Pair]] = {}
     orders: dict[str, tuple[str, ...]] = {}
     for layer, pair in _pairs(weights):
@@ -104,7 +108,7 @@ def _convert(weights: Mapping[str, torch.Tensor], find: Callable[[str], Place | 
     return converted
 
 
-def _pairs(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Pair]]:
+def _pairs(weights: "Mapping[str, torch.Tensor]") -> Iterator[tuple[str, Pair]]:
     """Take the layers' A and B together."""
     for key, weight in weights.items():
         match = KEY.fullmatch(key)
@@ -119,6 +123,8 @@ def _pairs(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Pair]]:
 
 def _fuse(parts: Mapping[str, Pair], order: tuple[str, ...]) -> Pair:
     """Stack the A of a module's parts and set their B along the diagonal, with zeros for parts that are missing."""
+    import torch  # noqa: PLC0415 # as above
+
     part, (down, up) = next(iter(parts.items()))
     rows = len(up) // ROWS.get(part, 1)
 

@@ -1,13 +1,13 @@
 """What the formats of data sets have in common: an entry is an image and what is said of it, not yet checked."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from training_schemas.progress import Fault
+from ..protocol.failures import Fault
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Entry:
     """One image of a data set.
 
     ``caption_at`` is where the caption stands, for people: a file, or a line of one. A fault takes the place of a

@@ -1,0 +1,1 @@
+"""Results: names, descriptions and files that survive a loss of power."""

@@ -1,0 +1,1 @@
+"""What a trainer exchanges with the daemon, and how it ends."""
