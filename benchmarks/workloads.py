@@ -5,7 +5,8 @@ python -m benchmarks.workloads > presets/training_presets/workloads.toml
 Modules of FLUX.1-dev and SDXL are built on torch's meta device, where each operation has shapes and no data, and go
 through a forward pass, and a backward pass where they train. Each tensor's storage is counted from its birth to its
 end, so that the peak of activations is exact; so are matrix FLOP, kernels, and the bytes that all other kernels read
-and write. Attention is counted as FlashAttention does it: query, key, value, output and one number a row are kept.
+and write. Attention is counted as FlashAttention does it: query, key, value, output and one number a row are kept. An
+RMS norm is one kernel where its input and its weight are of one type, as on CUDA.
 """
 
 import gc
@@ -119,6 +120,35 @@ class FlashAttention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
+class FusedRmsNorm(torch.autograd.Function):
+    """One kernel forth and one back, as on CUDA; elsewhere torch takes it apart into a dozen. The weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        scale = torch.empty_like(value[..., :1], dtype=torch.float32)
+        ctx.save_for_backward(value, weight, scale)
+        return _one_kernel(value, scale, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        value, weight, scale = ctx.saved_tensors
+        return _one_kernel(gradients[0], value, scale, weight), None
+
+
+def _one_kernel(value: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Reads all of them and writes one like the first: as many kernels and bytes as a fused operation takes."""
+    out: torch.Tensor = torch.ops.training_worker_counts.fused(value, list(others))
+    return out
+
+
+torch.library.define("training_worker_counts::fused", "(Tensor value, Tensor[] others) -> Tensor")
+
+
+@torch.library.impl("training_worker_counts::fused", "Meta")
+def _fused(value: torch.Tensor, _: list[torch.Tensor]) -> torch.Tensor:
+    return torch.empty_like(value)
+
+
 def _key(storage: torch.UntypedStorage) -> int:
     key: int = storage._cdata  # noqa: SLF001 - there is no other name of it
     return key
@@ -137,6 +167,8 @@ class Autocast(TorchFunctionMode):
             names = ("query", "key", "value")
             given = [*args, *(kwargs[name] for name in names[len(args) :])][:3]
             return FlashAttention.apply(*(_to(tensor, torch.bfloat16) for tensor in given))  # type: ignore[no-untyped-call]
+        if func is functional.rms_norm and args[0].dtype == kwargs["weight"].dtype:
+            return FusedRmsNorm.apply(args[0], kwargs["weight"])  # type: ignore[no-untyped-call]
         dtype = torch.bfloat16 if func in self.HALF else torch.float32 if func in self.FULL else None
         if dtype is None:
             return func(*args, **kwargs)

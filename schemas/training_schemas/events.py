@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
-from training_schemas.plans import Measured, MeasuredRate, Prediction, SettingChange
+from training_schemas.plans import Measured, MeasuredRate, Prediction, SettingChange, TierPrediction
 from training_schemas.progress import Artifact, DatasetSummary, FailureReason, Fault, Phase
 from training_schemas.usage import AttemptSummary, Usage
 
@@ -66,7 +66,8 @@ class JobQueued(JobEvent, frozen=True, kw_only=True):
     """The job is valid and waits for a GPU of this tier, or for ``gpu_count`` of them.
 
     ``changes`` are settings that the planner had to change, ``warnings`` are what else the user should know, and
-    ``predicted`` is what the job takes on the GPU that its tier is priced by.
+    ``predicted`` is what the job takes on the GPU that its tier is priced by. ``tiers`` are what it would take on each
+    tier from its own on.
     """
 
     TYPE = "training.job.queued.v1"
@@ -78,6 +79,7 @@ class JobQueued(JobEvent, frozen=True, kw_only=True):
     warnings: list[str] = []
     predicted: Prediction | None = None
     gpu_count: int = 1
+    tiers: list[TierPrediction] = []
 
 
 class JobRejected(JobEvent, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from training_worker.attempts.step_rates import StepRates
 from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.nvml import MIB
 
-# How many times as long as planned a step may take without a warning: the model of time is off by 2.4 at worst.
+# How many times as long as planned a step may take without a warning: the model of time is off by 1.84 at worst.
 SLOWER = 2.5
 
 
