@@ -9,8 +9,9 @@ from enum import StrEnum
 import msgspec
 
 from training_schemas.events import Gpu, Taking
-from training_schemas.jobs import MemoryTier, TrainingType
+from training_schemas.jobs import EngineName, MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
+from training_schemas.selftest import Verdict
 from training_schemas.usage import Usage
 
 
@@ -63,6 +64,14 @@ class GpuRead(msgspec.Struct, frozen=True, kw_only=True):
 
     reading: Reading
     xids: list[int]
+
+
+class KernelsTested(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU's self-test in an engine's interpreter is known: the verdict on each kernel by its name."""
+
+    gpu: str
+    engine: EngineName
+    verdicts: dict[str, Verdict]
 
 
 class ServingChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +192,7 @@ class LoopTurned(msgspec.Struct, frozen=True, kw_only=True):
 Observation = (
     GpuFound
     | GpuRead
+    | KernelsTested
     | ServingChanged
     | JobWaited
     | AttemptStarted

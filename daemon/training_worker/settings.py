@@ -10,6 +10,7 @@ import socket
 import sys
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -33,6 +34,16 @@ ENVIRONMENT_PREFIX = "TRAINING_"
 def default_worker_id() -> str:
     """Return the host's name, made fit for a routing key."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()).strip("-_")[:128] or "worker"
+
+
+class SelfTestMode(StrEnum):
+    """Whose kernels are tested when the worker starts."""
+
+    GPUS = "gpus"
+    """Those of each real GPU; a simulated one has none."""
+    CPU = "cpu"
+    """Those of the CPU in place of every GPU, with small shapes: to try a worker without a GPU."""
+    OFF = "off"
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,7 +97,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``keep_days``, and what ended jobs left beyond ``keep_limit`` GiB, the oldest first. Without ``metrics_port`` no
     metrics are served. GPUs are read every ``card_check_interval``, for at most ``driver_timeout``; one that is hotter
     than ``hottest_card`` degrees Celsius, or otherwise unhealthy, gets no jobs until ``healthy_probes`` readings in a
-    row are good. A heartbeat is published every ``heartbeat``.
+    row are good. A heartbeat is published every ``heartbeat``. What ``self_test`` names is tested before its first job,
+    and again when its driver or its libraries have changed.
     """
 
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")] = field(
@@ -122,6 +134,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     hottest_card: Annotated[float, Meta(gt=0)] = 92
     healthy_probes: Annotated[int, Meta(ge=1)] = 3
     heartbeat: Seconds = 30
+    self_test: SelfTestMode = SelfTestMode.GPUS
     keep_days: Annotated[float, Meta(ge=1)] = 14
     keep_limit: Annotated[float, Meta(ge=0)] = 100
     metrics_host: str = "127.0.0.1"

@@ -15,6 +15,7 @@ from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
 from training_schemas.plans import Measured, MeasuredRate, Prediction, SettingChange, TierPrediction
 from training_schemas.progress import Artifact, DatasetSummary, FailureReason, Fault, Phase
+from training_schemas.selftest import Verdict
 from training_schemas.usage import AttemptSummary, Usage
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -259,12 +260,25 @@ class JobCancelled(JobEvent, frozen=True, kw_only=True):
     attempts: list[AttemptSummary] = []
 
 
+class GpuKernels(Wire, frozen=True, kw_only=True):
+    """What a GPU's self-test found in an engine's interpreter.
+
+    ``attention`` are the kernels that trainers use, the fastest first; ``faulty`` what is not right, by its verdict.
+    """
+
+    gpu: str
+    engine: str
+    attention: list[str]
+    faulty: dict[str, Verdict] = {}
+
+
 class WorkerOnline(Event, frozen=True, kw_only=True):
     """A worker consumes jobs from the queues of these families, up to its GPUs' tiers.
 
     ``host`` is the machine's name, ``tiers`` are those of its GPUs, and ``versions`` those of ``python``, of the
     ``driver`` and of the newest ``cuda`` that it runs, as far as they are known. ``rates`` are those that were measured
-    on its GPUs, the newest first.
+    on its GPUs, the newest first. ``kernels`` are of each GPU that has been tested by now; when a test ends after the
+    worker came online, it says all of this once more.
     """
 
     TYPE = "training.worker.online.v1"
@@ -277,6 +291,7 @@ class WorkerOnline(Event, frozen=True, kw_only=True):
     engines: list[str] = []
     versions: dict[str, str] = {}
     rates: list[MeasuredRate] = []
+    kernels: list[GpuKernels] = []
 
 
 class Taking(StrEnum):

@@ -1,5 +1,6 @@
 """What a GPU's self-test found: which kernels are right on it, and how fast it is. Kept per GPU and versions."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
@@ -76,3 +77,8 @@ class SelfTest(StrictWire, frozen=True, kw_only=True):
     attention: tuple[AttentionKernel, ...]
     rates: GpuRates | None = None
     seconds: float = 0.0
+
+
+def key_of(gpu: str, versions: Mapping[str, str]) -> str:
+    """What a self-test holds for, in a line: a GPU by its UUID or name, and the versions that verdicts depend on."""
+    return "; ".join([gpu, *(f"{name} {versions[name]}" for name in sorted(versions))])

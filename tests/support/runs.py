@@ -24,7 +24,7 @@ from training_schemas.progress import (
     StoppedRecord,
     WarningRecord,
 )
-from training_schemas.spec import RunLease, RunSpec
+from training_schemas.spec import Execution, RunLease, RunSpec
 from training_worker.attempts.timings import Timings
 from training_worker.client.job_builder import flux_lora_job
 from training_worker.gpu.devices import GpuDevice
@@ -51,6 +51,7 @@ SPEC = RunSpec(
     cache_limit_mib=1024,
     gpu_count=2,
     engine_config={"seed": 0},
+    execution=Execution(compiled=True),
 )
 RECORD = RunRecord(
     job=flux_lora_job(job_id="portrait", dataset_path="/datasets/set", output_path="/models/portrait"),

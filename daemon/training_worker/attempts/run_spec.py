@@ -20,6 +20,7 @@ from training_worker.attempts.engine_selection import (
     engine_config,
     model_folder,
 )
+from training_worker.attempts.execution import execution_for
 from training_worker.errors import AttemptError
 from training_worker.gpu.devices import Room
 from training_worker.ledger.job_history import JobHistory
@@ -95,6 +96,7 @@ def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
         cache_limit_mib=int(settings.cache_limit * 1024),
         gpu_count=job.gpu_count,
         engine_config=engine_config(engine, queued.plan, parameters),
+        execution=execution_for(room.device, settings, engine),
     )
 
 

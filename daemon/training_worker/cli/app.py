@@ -244,6 +244,23 @@ def doctor(config: Path | None, *, as_json: bool) -> None:
 
 
 @app.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file of the worker (TOML).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--compile", "compiled", is_flag=True, help="Try compiled blocks as well, which takes minutes.")
+@click.option("--cpu", is_flag=True, help="Try the CPU's kernels in small, to see what this does without a GPU.")
+def selftest(config: Path | None, *, as_json: bool, compiled: bool, cpu: bool) -> None:
+    """Try on each GPU which kernels are right, and how fast it is, with each engine's own interpreter.
+
+    The exit status is 1 if a GPU has no right kernel. Do not run it while a job trains there: the daemon makes the
+    same test by itself, at its start, and remembers it.
+    """
+    from training_worker.cli.selftest_command import run_self_tests  # noqa: PLC0415
+
+    arguments = [*(["--compile"] if compiled else []), *(["--device", "cpu"] if cpu else [])]
+    sys.exit(run_self_tests(config, arguments, as_json=as_json))
+
+
+@app.command()
 @click.option("--per-gpu", is_flag=True, help="A unit for each GPU, training-worker@N, in place of one for all.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option("--undo", is_flag=True, help="Remove what was installed; settings and state stay.")

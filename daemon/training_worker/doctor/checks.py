@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from training_worker.doctor import broker, engines, host, model_weights
+from training_worker.doctor import broker, engines, host, kernels, model_weights
 from training_worker.doctor.findings import BROKER, Finding
 from training_worker.doctor.gpus import HostGpus, look_at_gpus
 from training_worker.settings import Settings
@@ -12,6 +12,7 @@ Check = Callable[[Settings, HostGpus], Iterator[Finding]]
 GROUPS: dict[str, Check] = {
     host.GROUP: host.check,
     engines.GROUP: engines.check,
+    kernels.GROUP: kernels.check,
     model_weights.GROUP: lambda settings, _: model_weights.check(settings),
     BROKER: lambda settings, _: broker.check(settings),
 }

@@ -54,15 +54,13 @@ class Monitor:
         self._settings = settings
         self._announce = announce
         self._observe = observe
-        self._slots = [
-            (device.uuid.split(SEPARATOR), admission) for device, admission in devices if not device.simulated
-        ]
+        self._slots = [(device.uuid.split(SEPARATOR), admission) for device, admission in devices]
+        watched = [(device.uuid.split(SEPARATOR), admission) for device, admission in devices if not device.simulated]
         self._health = {
-            uuid: GpuHealth(settings.hottest_card, settings.healthy_probes)
-            for uuids, _ in self._slots
-            for uuid in uuids
+            uuid: GpuHealth(settings.hottest_card, settings.healthy_probes) for uuids, _ in watched for uuid in uuids
         }
-        for _, admission in self._slots:
+        self._condemned: dict[str, str] = {}
+        for _, admission in watched:
             # Nothing is consumed before the GPU has been read.
             admission.bar()
         self._xids = XidWatch(list(self._health))
@@ -72,7 +70,24 @@ class Monitor:
     def quarantined(self, uuid: str) -> str | None:
         """Return why a GPU gets no jobs; None if it gets some."""
         health = self._health.get(uuid)
-        return None if health is None else health.quarantined
+        sick = None if health is None else health.quarantined
+        return sick or self._condemned.get(uuid)
+
+    def condemn(self, uuid: str, reason: str) -> None:
+        """Give a GPU no jobs, or several (their UUIDs separated by commas), whatever the driver reports."""
+        for one in uuid.split(SEPARATOR):
+            was, self._condemned[one] = self.quarantined(one), reason
+            if was is None:
+                self._report(one, None, reason)
+        self._update_admissions()
+
+    def absolve(self, uuid: str) -> None:
+        """Take that back; a GPU that is unhealthy besides stays in quarantine."""
+        for one in uuid.split(SEPARATOR):
+            reason = self._condemned.pop(one, None)
+            if reason is not None and self.quarantined(one) is None:
+                self._report(one, reason, None)
+        self._update_admissions()
 
     async def find_fault(self, uuid: str) -> str | None:
         """Read a GPU now, or several (their UUIDs separated by commas); return why one gets no jobs, if any."""
@@ -114,13 +129,14 @@ class Monitor:
         self.readings = await self._read()
         heard = self._xids.heard()
         for uuid, health in self._health.items():
-            was = health.quarantined
+            was = self.quarantined(uuid)
             xids = [xid for whose, xid in heard if whose == uuid]
             self._observe(GpuRead(reading=self.readings[uuid], xids=xids))
             if xids:
                 log.warning("xid", gpu=uuid, xids=xids)
-            if health.update(self.readings[uuid], xids):
-                self._report(uuid, was, health.quarantined)
+            health.update(self.readings[uuid], xids)
+            if (was is None) is not (self.quarantined(uuid) is None):
+                self._report(uuid, was, self.quarantined(uuid))
         self._update_admissions()
 
     async def _read(self) -> dict[str, Reading]:
@@ -132,6 +148,8 @@ class Monitor:
 
     def _update_admissions(self) -> None:
         for uuids, admission in self._slots:
+            if any(uuid in self._health and uuid not in self.readings for uuid in uuids):
+                continue
             sick = any(self.quarantined(uuid) for uuid in uuids)
             admission.bar() if sick else admission.unbar()
             self._observe(ServingChanged(gpu=SEPARATOR.join(uuids), serves=not sick))

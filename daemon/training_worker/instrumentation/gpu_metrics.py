@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from training_schemas.jobs import EngineName
+from training_schemas.selftest import Verdict
 from training_worker.gpu.nvml import MIB, THROTTLING
-from training_worker.observations import GpuRead, Reading
+from training_worker.observations import GpuRead, KernelsTested, Reading
 
 PREFIX = "training_worker_card"
 
@@ -26,6 +28,22 @@ class GpuMetrics:
         self._xids = Counter(
             f"{PREFIX}_xids_total", "Xids that the driver reported, by number.", ["xid", "gpu"], registry=registry
         )
+
+        self._kernels = Gauge(
+            f"{PREFIX}_kernels",
+            "Always 1; what the GPU's last self-test found of a kernel.",
+            ["engine", "kernel", "verdict", "gpu"],
+            registry=registry,
+        )
+        self._verdicts: dict[tuple[str, EngineName], dict[str, Verdict]] = {}
+
+    def tested(self, record: KernelsTested) -> None:
+        """Take in a self-test: the GPU's verdicts in an engine's interpreter, in the place of those before."""
+        for kernel, verdict in self._verdicts.get((record.gpu, record.engine), {}).items():
+            self._kernels.remove(record.engine, kernel, verdict, record.gpu)
+        self._verdicts[record.gpu, record.engine] = record.verdicts
+        for kernel, verdict in record.verdicts.items():
+            self._kernels.labels(record.engine, kernel, verdict, record.gpu).set(1)
 
     def observe(self, record: GpuRead) -> None:
         """Apply a reading."""

@@ -23,6 +23,7 @@ from training_worker.observations import (
     GpuFound,
     GpuRead,
     JobWaited,
+    KernelsTested,
     LeaseChanged,
     LeaseEvent,
     LoopTurned,
@@ -81,7 +82,7 @@ class Metrics:
             case AttemptEnded():
                 self._jobs.ended(record)
                 self._cards.ended(record)
-            case GpuRead() | ServingChanged():
+            case GpuRead() | ServingChanged() | KernelsTested():
                 self._cards.hear(record)
             case GpuFound() | ProgressMade() | StepTaken():
                 self._cards.observe(record)
@@ -172,11 +173,13 @@ class _Cards:
     def ended(self, record: AttemptEnded) -> None:
         self._busy.labels(record.gpu).set(0)
 
-    def hear(self, record: GpuRead | ServingChanged) -> None:
-        """Apply the driver's reading of a GPU, or what it means for the slot."""
+    def hear(self, record: GpuRead | ServingChanged | KernelsTested) -> None:
+        """Apply the driver's reading of a GPU, its self-test, or what it means for the slot."""
         match record:
             case GpuRead():
                 self._readings.observe(record)
+            case KernelsTested():
+                self._readings.tested(record)
             case ServingChanged():
                 self._up.labels(record.gpu).set(record.serves)
 

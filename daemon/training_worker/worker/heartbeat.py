@@ -15,6 +15,7 @@ import structlog
 from training_schemas.events import (
     CardState,
     Event,
+    GpuKernels,
     Taking,
     WorkerDraining,
     WorkerHeartbeat,
@@ -31,6 +32,7 @@ from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.monitor import Monitor
 from training_worker.gpu.nvml import MIB, SEPARATOR, DriverError, Versions
 from training_worker.observations import Reading
+from training_worker.selftest.gpu_tests import GpuTests
 from training_worker.settings import Settings
 from training_worker.version import __version__
 
@@ -61,6 +63,7 @@ class Heartbeat:
         families: list[ModelFamily],
         look: Callable[[], Doing],
         rates: StepRates,
+        tests: GpuTests,
     ) -> None:
         self._publisher = publisher
         self._settings = settings
@@ -68,25 +71,37 @@ class Heartbeat:
         self._families = families
         self._look = look
         self._rates = rates
+        self._tests = tests
+        self._published_kernels: list[GpuKernels] | None = None
         self._published_rates: list[MeasuredRate] = []
         self._waiting: asyncio.Queue[EncodedEvent] = asyncio.Queue()
 
     async def appear(self) -> None:
         """Publish that the worker is connected."""
-        rates = self._rates.newest(self._devices)
+        online = await self._online()
+        await self._publish(WorkerOnline, **online)
+        self._published_rates = online["rates"]
+
+    async def tested(self) -> None:
+        """Publish anew what the worker has, if it came online before the kernels of all GPUs were known."""
+        if self._published_kernels not in (None, self._tests.known):
+            self._report(WorkerOnline, **await self._online())
+
+    async def _online(self) -> dict[str, Any]:
         gpus = [device.describe() for device in self._devices]
-        await self._publish(
-            WorkerOnline,
-            version=__version__,
-            gpus=gpus,
-            families=self._families,
-            host=socket.gethostname(),
-            tiers=[tier for tier in MemoryTier if tier in {gpu.tier for gpu in gpus}],
-            engines=sorted(self._settings.engines),
-            versions=await self._versions(),
-            rates=rates,
-        )
-        self._published_rates = rates
+        versions = await self._versions()
+        self._published_kernels = self._tests.known
+        return {
+            "version": __version__,
+            "gpus": gpus,
+            "families": self._families,
+            "host": socket.gethostname(),
+            "tiers": [tier for tier in MemoryTier if tier in {gpu.tier for gpu in gpus}],
+            "engines": sorted(self._settings.engines),
+            "versions": versions,
+            "rates": self._rates.newest(self._devices),
+            "kernels": self._published_kernels,
+        }
 
     async def beat(self, monitor: Monitor) -> None:
         """Publish the worker's state at each interval; for ever."""

@@ -24,12 +24,14 @@ from training_worker.queue.admission import Admission
 from training_worker.queue.intake import Intake
 from training_worker.runs.run import Run, find_runs
 from training_worker.runs.standby import Standby
+from training_worker.selftest.gpu_tests import GpuTests
 from training_worker.settings import Settings
 from training_worker.storage.disk_usage import DAY
 from training_worker.storage.reservations import Reservations
 from training_worker.worker.commands import open_inbox
 from training_worker.worker.heartbeat import Doing, Heartbeat
 from training_worker.worker.instance_lock import only_daemon
+from training_worker.worker.kernel_gate import KernelGate
 from training_worker.worker.signals import handled_signals
 from training_worker.worker.slot import Slot
 from training_worker.worker.stages import Ending, Stage
@@ -62,7 +64,12 @@ class Worker:
     """One daemon: an intake, and a slot for each GPU."""
 
     def __init__(
-        self, settings: Settings, devices: list[GpuDevice], observe: Observer, notifier: Notifier | None = None
+        self,
+        settings: Settings,
+        devices: list[GpuDevice],
+        observe: Observer,
+        notifier: Notifier | None = None,
+        tests: GpuTests | None = None,
     ) -> None:
         self._settings = settings
         self._notifier = notifier or Notifier({})
@@ -90,10 +97,14 @@ class Worker:
         self._rates = StepRates(settings.state_dir)
         self._reservations = Reservations(settings)
         self._slots = self._make_slots()
-        self._heartbeat = Heartbeat(self._publisher, settings, devices, self._families, self._doing, self._rates)
+        self._tests = tests or GpuTests(settings, observe)
+        self._heartbeat = Heartbeat(
+            self._publisher, settings, devices, self._families, self._doing, self._rates, self._tests
+        )
         self._admissions = {uuid: self._admission.inner() for uuid in self._slots}
         watched = [(device, self._admissions[device.uuid]) for device in devices if device.uuid in self._admissions]
         self._monitor = Monitor(watched, settings, self._heartbeat.quarantined, observe)
+        self._kernel_gate = KernelGate(self._tests, self._monitor, self._heartbeat)
 
     def _doing(self) -> Doing:
         jobs = {name: slot.job_id for name, slot in self._slots.items() if slot.job_id is not None}
@@ -177,6 +188,7 @@ class Worker:
         log.info("leaving", stage=stage.name.lower(), why=why)
         self.stage = max(self.stage, stage)
         self._why = why
+        self._kernel_gate.leave()
         self._admission.drain()
         # Not for a drain: from STOPPING=1 on systemd counts the stop time, and a drain takes as long as its jobs.
         if stage >= Stage.RELEASING:
@@ -251,8 +263,9 @@ class Worker:
 
     async def _run_slot(self, uuid: str) -> None:
         slot = self._slots[uuid]
-        await slot.reattach()
-        await slot.run(self._admissions[uuid], self._families)
+        device = next(device for device in self._devices if device.uuid == uuid)
+        if await self._kernel_gate.passed(device, slot.reattach()):
+            await slot.run(self._admissions[uuid], self._families)
 
     def _slot_for(self, run: Run) -> Slot:
         """Return the slot of the run's GPU; a new one for the run if the worker has none for it any more."""

@@ -7,8 +7,9 @@ import pytest
 from tests.support.scrape import free_port, get
 
 from training_schemas.events import Gpu, Taking
-from training_schemas.jobs import MemoryTier, TrainingType
+from training_schemas.jobs import EngineName, MemoryTier, TrainingType
 from training_schemas.progress import FailureReason, Phase
+from training_schemas.selftest import Verdict
 from training_schemas.usage import Usage
 from training_worker.errors import SettingsError
 from training_worker.instrumentation.http_server import served
@@ -24,6 +25,7 @@ from training_worker.observations import (
     GpuFound,
     GpuRead,
     JobWaited,
+    KernelsTested,
     LeaseChanged,
     LeaseEvent,
     LoopTurned,
@@ -66,6 +68,11 @@ READ = GpuRead(
     ),
     xids=[13, 13, 79],
 )
+TESTED, RETESTED = (
+    KernelsTested(gpu=GPU, engine=EngineName.DIFFUSERS, verdicts={"attention.flash_attention": verdict})
+    for verdict in (Verdict.NOT_FINITE, Verdict.RIGHT)
+)
+FLASH = {"gpu": GPU, "engine": "diffusers", "kernel": "attention.flash_attention"}
 UNREADABLE = GpuRead(reading=Reading(uuid=GPU, lost=True), xids=[])
 THROTTLED = GPU_LABEL | {"reason": "power cap"}
 
@@ -101,6 +108,9 @@ def value(tmp_path: Path, name: str, labels: dict[str, str], *records: Observati
         ([STAND_IN], "card_up", GPU_LABEL, 1),
         ([FOUND, ServingChanged(gpu=GPU, serves=True)], "card_up", GPU_LABEL, 1),
         ([FOUND, *(ServingChanged(gpu=GPU, serves=well) for well in (True, False))], "card_up", GPU_LABEL, 0),
+        ([TESTED], "card_kernels", FLASH | {"verdict": "notFinite"}, 1),
+        ([TESTED, RETESTED], "card_kernels", FLASH | {"verdict": "notFinite"}, None),
+        ([TESTED, RETESTED], "card_kernels", FLASH | {"verdict": "right"}, 1),
         ([READ], "card_memory_free_bytes", GPU_LABEL, 256 * 1024**2),
         ([READ], "card_memory_used_bytes", GPU_LABEL, 768 * 1024**2),
         ([READ], "card_temperature_celsius", GPU_LABEL, 71),

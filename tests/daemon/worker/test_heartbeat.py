@@ -14,6 +14,7 @@ from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.monitor import Monitor
 from training_worker.observations import unobserved
 from training_worker.queue.admission import Admission
+from training_worker.selftest.gpu_tests import GpuTests
 from training_worker.settings import Settings
 from training_worker.worker import heartbeat as heartbeat_module
 from training_worker.worker.heartbeat import Doing, Heartbeat
@@ -30,7 +31,13 @@ def a_heartbeat(connection: RecordingLink, state_dir: Path, *, interval: float =
     jobs = {"SIMULATED-0,SIMULATED-1": "portrait"}
     doing = Doing(jobs, Taking.PAUSED)
     heartbeat = Heartbeat(
-        publisher(connection), settings, GPUS, [ModelFamily.FLUX], lambda: doing, StepRates(state_dir)
+        publisher(connection),
+        settings,
+        GPUS,
+        [ModelFamily.FLUX],
+        lambda: doing,
+        StepRates(state_dir),
+        GpuTests(settings, unobserved),
     )
     return heartbeat, Monitor([(device, Admission()) for device in GPUS], settings, heartbeat.quarantined, unobserved)
 

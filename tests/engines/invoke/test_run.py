@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.engines.conftest import read_records
+from tests.engines.conftest import WriteRun, read_records
 from tests.engines.invoke_runs import spec_of
 
 from training_schemas.jobs import TrainingType
@@ -17,10 +17,11 @@ from training_schemas.progress import (
     FailureReason,
     StepRecord,
 )
-from training_schemas.spec import PROGRESS_FILE
+from training_schemas.spec import PROGRESS_FILE, AttentionKernel, Execution
 from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.invoke.progress_writer import ProgressWriter
-from training_worker.engines.invoke.run import TrainingRun
+from training_worker.engines.invoke.run import TrainingRun, choose_attention
+from training_worker.engines.invoke.spec import USUAL_KERNELS, read_spec
 from training_worker.engines.invoke.stop_signals import Control
 
 pytestmark = pytest.mark.trainer
@@ -100,3 +101,18 @@ def test_a_checkpoint_of_what_is_no_number_is_not_kept(training: Any) -> None:
 
     assert FailureReason.LOSS_NOT_FINITE == caught.value.reason
     assert not (training.spec.attempt / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("execution", "flash"), [(Execution(), True), (Execution(attention_kernels=(AttentionKernel.MATH,)), False)]
+)
+def test_only_the_kernels_of_the_spec_are_used(write_run: WriteRun, execution: Execution, *, flash: bool) -> None:
+    """CuDNN's is left out where the spec says nothing."""
+    spec = read_spec(write_run(execution=execution, engine_config={"seed": 1}))
+
+    choose_attention(spec.attention_kernels)
+
+    cuda: Any = torch.backends.cuda
+    assert (cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()) == (flash, True, False)
+    choose_attention(USUAL_KERNELS)
+    assert tuple(str(kernel) for kernel in Execution().attention_kernels) == USUAL_KERNELS

@@ -4,7 +4,7 @@ import importlib
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ from .config import NEVER
 from .progress_writer import ProgressWriter
 from .spec import Spec
 from .stop_signals import Control
+
+# What switches each kernel of attention on and off, in ``torch.backends.cuda``.
+SWITCHES = {
+    "flash_attention": "enable_flash_sdp",
+    "efficient_attention": "enable_mem_efficient_sdp",
+    "math": "enable_math_sdp",
+    "cudnn_attention": "enable_cudnn_sdp",
+}
 
 
 class TrainingRun:
@@ -43,6 +51,7 @@ class TrainingRun:
         quiet_bars()
         upstream = importlib.import_module("invoke_training.pipelines.invoke_train")
         require_device(self._spec.device)
+        choose_attention(self._spec.attention_kernels)
         self._control.check()
         importlib.import_module("accelerate").Accelerator.log = lambda _, values, step=None, **__: self.on_log(
             values, step
@@ -126,6 +135,15 @@ class TrainingRun:
 def _rate_order(name: str) -> tuple[bool, bool]:
     """Of Prodigy the rate that it found first, and that of the denoiser before those of text encoders."""
     return not name.startswith("lr/d*lr"), "text_encoder" in name
+
+
+def choose_attention(kernels: Collection[str]) -> None:
+    """Use only these kernels of torch's attention from now on."""
+    switches: Any = importlib.import_module("torch").backends.cuda
+    for kernel, switch in SWITCHES.items():
+        # Earlier versions of torch have neither all kernels nor all switches.
+        if hasattr(switches, switch):
+            getattr(switches, switch)(kernel in kernels)
 
 
 def require_device(device: str) -> None:

@@ -11,12 +11,18 @@ SPEC_FILE = "spec.json"
 # Upstream's own folder in the attempt's.
 UPSTREAM = "upstream"
 
+# Where the spec names none: without cuDNN's, whose gradients are no numbers on some GPUs.
+USUAL_KERNELS = ("flash_attention", "efficient_attention", "math")
+
 FLUX, INVERSION, FINETUNE = "FLUX_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The fields of ``spec.json`` that matter here; ``config`` is upstream's, but for its paths."""
+    """The fields of ``spec.json`` that matter here; ``config`` is upstream's, but for its paths.
+
+    ``attention_kernels`` are those of torch that may be used, by the names of its ``SDPBackend`` in lower case.
+    """
 
     job_id: str
     training_type: str
@@ -27,6 +33,7 @@ class Spec:
     parameters: dict[str, Any]
     config: dict[str, Any]
     resume_from: str | None
+    attention_kernels: tuple[str, ...] = USUAL_KERNELS
 
     @property
     def total(self) -> int:
@@ -58,6 +65,7 @@ def read_spec(folder: Path) -> Spec:
             parameters=fields["parameters"],
             config=_config_of(fields),
             resume_from=fields.get("resumeFrom"),
+            attention_kernels=tuple(fields.get("execution", {}).get("attentionKernels", USUAL_KERNELS)),
         )
     except KeyError as error:
         raise failure_of_faults(
