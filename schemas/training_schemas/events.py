@@ -94,8 +94,10 @@ class JobRejected(JobEvent, frozen=True, kw_only=True):
 class JobClaimed(JobEvent, frozen=True, kw_only=True):
     """A worker owns the job and starts a trainer; it resumes after ``resume_step`` steps of earlier attempts.
 
-    ``changes`` are the settings that differ from the plan's, because of this GPU's free memory or because earlier
-    attempts ran out of it. ``predicted`` is what the job should take here, where the GPU is known.
+    ``changes`` are the settings that differ from the plan's, because of this GPU's free memory, because earlier
+    attempts ran out of it, or because others give the same result for less here; ``choices`` say why, one by one, and
+    ``gain`` how many times as much the plan as it was would cost on this GPU. ``predicted`` is what the job should take
+    here, where the GPU is known.
     """
 
     TYPE = "training.job.claimed.v1"
@@ -106,6 +108,8 @@ class JobClaimed(JobEvent, frozen=True, kw_only=True):
     resume_step: int
     changes: dict[str, Any] = {}
     predicted: Prediction | None = None
+    choices: list[SettingChange] = []
+    gain: float | None = None
 
 
 class JobPhase(JobEvent, frozen=True, kw_only=True):
