@@ -7,6 +7,7 @@ from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
 from training_worker.engines.diffusers.data.dataset import Dataset
 from training_worker.engines.diffusers.protocol.progress_writer import ProgressWriter
 from training_worker.engines.diffusers.training.checkpoints import load_checkpoint
+from training_worker.engines.diffusers.training.device import set_up_device
 from training_worker.engines.diffusers.training.preparation import Preparation
 from training_worker.engines.diffusers.training.process_group import ProcessGroup
 from training_worker.engines.diffusers.training.run import make_pipeline, open_cache
@@ -38,6 +39,7 @@ class HelperRun:
             TrainingStopped: The leader has stopped within a step.
             TrainingFailure: The run failed for a known reason.
         """
+        set_up_device(self._spec)
         group.join()
         with self._cache as cache:
             preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, _go_on)
