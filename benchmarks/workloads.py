@@ -1,19 +1,23 @@
 """Counts what training takes, on the real modules without their weights; prints `training_presets/workloads.toml`.
 
 python -m benchmarks.workloads > presets/training_presets/workloads.toml
+python -m benchmarks.workloads --steps
 
 Modules of FLUX.1-dev and SDXL are built on torch's meta device, where each operation has shapes and no data, and go
 through a forward pass, and a backward pass where they train. Each tensor's storage is counted from its birth to its
 end, so that the peak of activations is exact; so are matrix FLOP, kernels, and the bytes that all other kernels read
-and write. Attention is counted as FlashAttention does it: query, key, value, output and one number a row are kept.
+and write. Attention is counted as FlashAttention does it: query, key, value, output and one number a row are kept. An
+RMS norm is one kernel where its input and its weight are of one type, as on CUDA.
 """
 
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import msgspec
 import torch
@@ -25,6 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+
+from training_schemas.spec import Execution
+from training_worker.engines.diffusers.models import attention, lean_flux, lean_sdxl
 
 # FLUX.1-dev has 19 double and 38 single blocks. A few are counted, and the others are like them.
 FLUX_BLOCKS = (19, 38)
@@ -82,8 +89,10 @@ SIZES = (512, 1024)
 TEXT_TOKENS = 512
 
 # They change only how storage is looked at, and start no kernel.
+ADDING = ("held", "traffic", "flops", "attention", "kernels", "copies")
 VIEWS = {"detach", "view", "t", "transpose", "empty", "empty_like", "_unsafe_view", "alias"}
-MATRIX = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}
+COPIES = {"_to_copy", "copy_", "clone"}
+MATRIX = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward"}
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +107,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     flops: float
     attention: float
     kernels: float
+    copies: float
 
 
 class FlashAttention(torch.autograd.Function):
@@ -119,6 +129,35 @@ class FlashAttention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
+class FusedRmsNorm(torch.autograd.Function):
+    """One kernel forth and one back, as on CUDA; elsewhere torch takes it apart into a dozen. The weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        scale = torch.empty_like(value[..., :1], dtype=torch.float32)
+        ctx.save_for_backward(value, weight, scale)
+        return _one_kernel(value, scale, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        value, weight, scale = ctx.saved_tensors
+        return _one_kernel(gradients[0], value, scale, weight), None
+
+
+def _one_kernel(value: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Reads all of them and writes one like the first: as many kernels and bytes as a fused operation takes."""
+    out: torch.Tensor = torch.ops.training_worker_counts.fused(value, list(others))
+    return out
+
+
+torch.library.define("training_worker_counts::fused", "(Tensor value, Tensor[] others) -> Tensor")
+
+
+@torch.library.impl("training_worker_counts::fused", "Meta")
+def _fused(value: torch.Tensor, _: list[torch.Tensor]) -> torch.Tensor:
+    return torch.empty_like(value)
+
+
 def _key(storage: torch.UntypedStorage) -> int:
     key: int = storage._cdata  # noqa: SLF001 - there is no other name of it
     return key
@@ -137,6 +176,8 @@ class Autocast(TorchFunctionMode):
             names = ("query", "key", "value")
             given = [*args, *(kwargs[name] for name in names[len(args) :])][:3]
             return FlashAttention.apply(*(_to(tensor, torch.bfloat16) for tensor in given))  # type: ignore[no-untyped-call]
+        if func is functional.rms_norm and args[0].dtype == kwargs["weight"].dtype:
+            return FusedRmsNorm.apply(args[0], kwargs["weight"])  # type: ignore[no-untyped-call]
         dtype = torch.bfloat16 if func in self.HALF else torch.float32 if func in self.FULL else None
         if dtype is None:
             return func(*args, **kwargs)
@@ -160,6 +201,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
         self.held = 0
         self.kernels = 0
+        self.copies = 0
         self.traffic = 0
         self.flops = 0
 
@@ -170,6 +212,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         new = [self._born(tensor) for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
         if name not in VIEWS and (any(new) or name.endswith("_")):
             self.kernels += 1
+            self.copies += name in COPIES
             if name not in MATRIX:
                 self.traffic += sum(
                     tensor.numel() * tensor.element_size()
@@ -187,6 +230,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flops=self.flops,
             attention=FlashAttention.flops,
             kernels=self.kernels,
+            copies=self.copies,
         )
 
     def _born(self, tensor: torch.Tensor) -> bool:
@@ -206,13 +250,18 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._sizes.pop(key, 0)
 
 
+def _added_product_flops(_: torch.Size, rows: torch.Size, columns: torch.Size, **__: Any) -> int:
+    return 2 * rows[0] * rows[1] * columns[1]
+
+
 @contextmanager
-def counting(module: torch.nn.Module) -> Iterator[Counter]:
+def counting(module: torch.nn.Module, *, autocast: bool = True) -> Iterator[Counter]:
     """Count what happens inside."""
     weights = [*module.parameters(), *module.buffers()]
-    counter, flops = Counter(weights), FlopCounterMode(display=False)
+    counter = Counter(weights)
+    flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added_product_flops})
     FlashAttention.flops = 0
-    with torch.device("meta"), flops, counter, Autocast():
+    with torch.device("meta"), flops, counter, Autocast() if autocast else nullcontext():
         yield counter
     counter.flops = flops.get_total_flops()
 
@@ -227,6 +276,30 @@ def with_adapter(module: Any, targets: list[str], rank: int) -> Any:
     """The module with an adapter in float32."""
     module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     return cast_adapter(module)
+
+
+def make_lean(module: Any) -> Any:
+    """Let a module with an adapter compute as the trainer does."""
+    if isinstance(module, FluxTransformer2DModel):
+        lean_flux.make_lean(module, torch.bfloat16, Execution())
+    else:
+        lean_sdxl.make_lean(module, torch.bfloat16)
+    return module
+
+
+def _fused_rms_norm(inputs: torch.Tensor, _: Any, weight: torch.Tensor, __: float) -> torch.Tensor:
+    outputs: torch.Tensor = FusedRmsNorm.apply(inputs, weight)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+@contextmanager
+def as_on_a_card() -> Iterator[None]:
+    """Meanwhile what is lean attends as it does on a card, and all norms are fused; in the backward pass, too."""
+    with (
+        mock.patch.object(attention, "scaled_dot_product_attention", FlashAttention.apply),
+        mock.patch.object(functional, "rms_norm", _fused_rms_norm),
+    ):
+        yield
 
 
 def cast_adapter(module: Any) -> Any:
@@ -250,7 +323,8 @@ def flux_pass(module: FluxTransformer2DModel, size: int, *, train: bool, checkpo
             "txt_ids": torch.empty(TEXT_TOKENS, 3),
             "img_ids": torch.empty(images, 3),
         }
-    return _through(module, inputs, train=train)
+    with as_on_a_card():
+        return _through(module, inputs, train=train, autocast="forward" not in vars(module))
 
 
 def sdxl_pass(
@@ -287,7 +361,7 @@ def _checkpoint(block: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(run, *args, use_reentrant=False)
 
 
-def _through(module: Any, inputs: dict[str, Any], *, train: bool) -> Count:
+def _through(module: Any, inputs: dict[str, Any], *, train: bool, autocast: bool = True) -> Count:
     module.train(train)
     hooks = [
         # A gradient is counted while it is made, not while it is kept: that is known without counting.
@@ -295,7 +369,7 @@ def _through(module: Any, inputs: dict[str, Any], *, train: bool) -> Count:
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
-    with counting(module) as counter, torch.set_grad_enabled(train):
+    with counting(module, autocast=autocast) as counter, torch.set_grad_enabled(train):
         loss = module(**inputs, return_dict=False)[0].float().pow(2).mean()
         counter.held = counter.now
         if train:
@@ -320,13 +394,20 @@ def vae_pass(module: AutoencoderKL, size: int, *, encode: bool) -> Count:
     return counter.result()
 
 
-def flux_counts(size: int, *, targets: list[str] | None = None, rank: int = 0, checkpointed: bool = False) -> Count:
-    """One image through all blocks of FLUX's transformer; it trains if there are ``targets`` of an adapter."""
+def flux_counts(
+    size: int, *, targets: list[str] | None = None, rank: int = 0, checkpointed: bool = False, lean: bool = True
+) -> Count:
+    """One image through all blocks of FLUX's transformer; it trains if there are ``targets`` of an adapter.
+
+    Unless it is ``lean``, it computes as diffusers and peft do.
+    """
 
     def count(double: int, single: int) -> Count:
         module = build(FluxTransformer2DModel, FLUX | {"num_layers": double, "num_single_layers": single})
         if targets is not None:
             with_adapter(module, targets, rank)
+            if lean:
+                make_lean(module)
         return flux_pass(module, size, train=targets is not None, checkpointed=checkpointed)
 
     double, single = COUNTED_BLOCKS
@@ -340,7 +421,7 @@ def flux_counts(size: int, *, targets: list[str] | None = None, rank: int = 0, c
     # A block more adds to the peak what it holds between the passes.
     return Count(
         activations=base.activations + others("held"),
-        **{name: getattr(base, name) + others(name) for name in ("held", "traffic", "flops", "attention", "kernels")},
+        **{name: getattr(base, name) + others(name) for name in ADDING},
     )
 
 
@@ -408,7 +489,7 @@ def all_laws() -> Iterator[tuple[str, Law]]:
 
 def _sdxl_laws() -> Iterator[tuple[str, Law]]:
     for targets, names in SDXL_TARGETS.items():
-        modules = {rank: with_adapter(build(UNet2DConditionModel, SDXL), names, rank) for rank in RANKS}
+        modules = {rank: make_lean(with_adapter(build(UNet2DConditionModel, SDXL), names, rank)) for rank in RANKS}
         for how, on in (("checkpointed", True), ("stored", False)):
             counts = {
                 (size, rank): sdxl_pass(module, size, train=True, checkpointed=on)
@@ -430,9 +511,25 @@ def _sdxl_laws() -> Iterator[tuple[str, Law]]:
         yield f"SDXL_FINETUNE.unet.{how}", law(latent_pixels, latent_pixels, counts)
 
 
+def print_steps() -> None:
+    """Print what a step of a FLUX LoRA takes beside the attention, as peft and diffusers do it and as it is."""
+    for size in (512, 768, 1024):
+        for on in (True, False):
+            for lean in (False, True):
+                found = flux_counts(size, targets=FLUX_ATTENTION, rank=RANKS[0], checkpointed=on, lean=lean)
+                how = f"{size} {'checkpointed' if on else 'stored'} {'lean' if lean else 'peft'}"
+                print(
+                    f"{how}: {found.kernels} operations, {found.copies} copies, {found.traffic / 1e9:.0f} GB", end=", "
+                )
+                print(f"{found.held / flux_tokens(size) / 1e6:.2f} MB a token")
+
+
 def main() -> None:
-    """Print the file."""
+    """Print the file, or with ``--steps`` a comparison."""
     warnings.simplefilter("ignore")
+    if "--steps" in sys.argv[1:]:
+        print_steps()
+        return
     for name, found in all_laws():
         print(f"[{name}]")
         for key, value in found.items():

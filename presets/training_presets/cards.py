@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from training_presets.data import read_data
+from training_schemas.selftest import GpuRates
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -24,8 +25,10 @@ class CardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``name`` are words of NVML's name of it, ``memory_mib`` the MiB that it reports, and ``at_least_mib`` the least that
     a card of this kind reports. ``sustained_tflops`` are TFLOP/s that matrix products in bfloat16 reach, in float16
-    where there is no ``bfloat16``; ``bandwidth_gbs`` are GB/s of its memory. The price is that of an hour, in US
-    dollars, with the range found on a ``date``.
+    where there is no ``bfloat16``; ``attention_shares`` are FLOP/s of attention, forward and backward, for each of
+    those. ``bandwidth_gbs`` are GB/s of its memory, and ``bandwidth_share`` is the part of them that elementwise
+    operations reach. ``rates`` were measured on such a card, and go before all this. The price is that of an hour, in
+    US dollars, with the range found on a ``date``.
     """
 
     name: str
@@ -34,6 +37,9 @@ class CardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     peak_tflops: Positive | None = None
     sustained_tflops: Positive
     bandwidth_gbs: Positive
+    bandwidth_share: Positive = 0.85
+    attention_shares: tuple[Positive, Positive] = (0.8, 0.65)
+    rates: GpuRates | None = None
     bfloat16: bool = True
     fp8: bool = False
     usd_per_hour: Annotated[float, Meta(ge=0)] | None = None
@@ -142,6 +148,19 @@ def _find_slice(name: str, profile: str, memory_mib: int, extra: Sequence[CardSp
         peak_tflops=None if card.peak_tflops is None else card.peak_tflops * part.compute_share,
         sustained_tflops=card.sustained_tflops * part.compute_share,
         bandwidth_gbs=card.bandwidth_gbs * part.bandwidth_share,
+        rates=None if card.rates is None else _share(card.rates, part),
         usd_per_hour=None if card.usd_per_hour is None else card.usd_per_hour * part.compute_share,
         usd_range=None,
+    )
+
+
+def _share(rates: GpuRates, part: Slice) -> GpuRates:
+    """A slice's rates; the host's part, launches and the optimizer's calls, stays."""
+    return msgspec.structs.replace(
+        rates,
+        product_flops=rates.product_flops * part.compute_share,
+        attention_forward_flops=rates.attention_forward_flops * part.compute_share,
+        attention_backward_flops=rates.attention_backward_flops * part.compute_share,
+        bytes_per_second=rates.bytes_per_second * part.bandwidth_share,
+        restored_per_second={kind: rate * part.bandwidth_share for kind, rate in rates.restored_per_second.items()},
     )

@@ -6,11 +6,9 @@ compressed.
 
 import msgspec
 
-from training_presets.memory import BYTES, optimizer_bytes, trained_dtype
+from training_presets.memory import BYTES, MIB, optimizer_bytes, trained_dtype
 from training_presets.workload import Workload
-from training_schemas.jobs import ModelFamily, TrainingType
-
-MIB = 2**20
+from training_schemas.jobs import TrainingType
 
 # A result's files aside from its weights: a manifest, a contact sheet, a curve.
 SMALL_FILES = 16 * MIB
@@ -19,9 +17,6 @@ FORMATS = 2
 # A run folder: progress, output, spec.
 RUN_FOLDER = 64 * MIB
 
-LATENT_BYTES = 4
-# What the encoders make of one caption, in two bytes a number: T5's 4,096 a token, SDXL's 2,048 of 77.
-CAPTION_BYTES = {ModelFamily.FLUX: 4096 * 2, ModelFamily.SDXL: 2048 * 2}
 PIXEL_BYTES = 3
 
 
@@ -75,7 +70,4 @@ def _result(work: Workload) -> float:
 
 
 def _caches(work: Workload) -> float:
-    latents = work.latents * work.model.latent_channels * LATENT_BYTES if work.cache_latents else 0.0
-    tokens = work.model.text_tokens if work.text_tokens is None else work.text_tokens
-    captions = tokens * CAPTION_BYTES[work.family] if work.cache_text else 0.0
-    return work.images * (latents + captions)
+    return work.images * work.cached_bytes

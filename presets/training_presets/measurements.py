@@ -8,14 +8,20 @@ import msgspec
 from training_presets.cards import named_card
 from training_presets.data import read_data
 from training_presets.duration import seconds_per_step
-from training_presets.memory import estimate_memory
+from training_presets.memory import CONTEXT, GIB, estimate_memory
 from training_presets.workload import Workload
+from training_schemas.progress import Phase
+
+# The phases that `benchmarks.gpu` goes through.
+RESERVED = {Phase.LOADING_MODEL, Phase.TRAINING}
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """One published figure, or several: the peak in ``gib``, sizes of cards that it ``fits`` or not, seconds a pass.
 
-    ``assumed`` are settings that the source does not state.
+    ``reserved_gib`` is the peak that torch reserved while the denoiser was loaded and trained, without the driver's own
+    part. ``assumed`` are settings that the
+    source does not state. Adapters were peft's, unless a row is of this trainer's ``own_layers``.
     """
 
     name: str
@@ -23,6 +29,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     workload: Workload
     card: str | None = None
     gib: float | None = None
+    reserved_gib: float | None = None
+    own_layers: bool = False
     fits: float | None = None
     out_of_memory: float | None = None
     seconds: float | None = None
@@ -39,7 +47,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def memory_error(self) -> float | None:
         """By which part of the published peak ours differs: 0.1 is 10% too much."""
-        published = self.measurement.gib
+        published = self.measurement.gib or self.measurement.reserved_gib
         return None if published is None else self.gib / published - 1
 
     @property
@@ -76,12 +84,19 @@ def measurements() -> list[Measurement]:
 
 def compare(measurement: Measurement) -> Comparison:
     """Ours beside theirs."""
-    card, work = None if measurement.card is None else named_card(measurement.card), measurement.workload
+    card = None if measurement.card is None else named_card(measurement.card)
+    work = msgspec.structs.replace(measurement.workload, peft_layers=not measurement.own_layers)
     return Comparison(
         measurement=measurement,
-        gib=estimate_memory(work).peak_gib,
+        gib=_reserved_gib(work) if measurement.reserved_gib else estimate_memory(work).peak_gib,
         seconds=None if card is None else seconds_per_step(work, card) / work.accumulation,
     )
+
+
+def _reserved_gib(work: Workload) -> float:
+    """What torch is expected to reserve while the denoiser is loaded and trained."""
+    phases = [one for one in estimate_memory(work).phases if one.phase in RESERVED]
+    return (max(phase.total for phase in phases) - CONTEXT) / GIB
 
 
 def summarise(comparisons: list[Comparison]) -> Summary:

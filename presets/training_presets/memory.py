@@ -13,6 +13,7 @@ from training_schemas.progress import Phase
 from training_schemas.spec import OptimizerName, Quantization, WeightDtype
 
 GIB = 2**30
+MIB = 2**20
 
 # What the driver, the libraries and their workspaces take before the first tensor.
 CONTEXT = 0.6 * GIB
@@ -95,6 +96,11 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     )
 
 
+def training_bytes(work: Workload) -> float:
+    """What the phase of training needs, in bytes."""
+    return _phase(Phase.TRAINING, _training(work)).total
+
+
 def weight_bytes(part: Part, dtype: WeightDtype, quantization: Quantization = Quantization.NONE) -> float:
     """What a part's weights take; a quantisation is of its linear weights alone."""
     if quantization is Quantization.NONE:
@@ -151,6 +157,7 @@ def _training(work: Workload) -> dict[str, float]:
         "activations": max(
             _scaled(work, amount(work.law.activations, work.units * work.batch_size, work.rank)), encoding
         ),
+        **({"data": work.images * work.cached_bytes} if work.data_on_device else {}),
     }
 
 

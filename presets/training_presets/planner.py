@@ -86,7 +86,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ladder(self) -> list[FluxLoraParameters | SdxlParameters]:
         """The settings to fall back to when memory runs out, step by step."""
-        return steps_down(self.parameters, fixed=self.fixed, quantizations=_quantizations(self))
+        return steps_down(self.parameters, fixed=self.fixed, quantizations=quantizations(self))
 
 
 class DoesNotFitError(Exception):
@@ -142,7 +142,10 @@ def fit(plan: Plan, memory_mib: int) -> Plan:
         if needed <= memory_mib:
             why = f"to fit {_gib(memory_mib)} GiB"
             return msgspec.structs.replace(
-                plan, parameters=rung, peak_mib=needed, changes=[*plan.changes, *_changes(plan.parameters, rung, why)]
+                plan,
+                parameters=rung,
+                peak_mib=needed,
+                changes=[*plan.changes, *setting_changes(plan.parameters, rung, why)],
             )
     raise DoesNotFitError(needed, memory_mib, _nearest(plan, memory_mib))
 
@@ -172,8 +175,7 @@ def _nearest(plan: Plan, memory_mib: int) -> list[str]:
     def fits(**changes: object) -> bool:
         return _peak_mib(plan, msgspec.structs.replace(lowest, **changes)) <= memory_mib
 
-    quantizations = _quantizations(plan)
-    if (smaller := next((one for one in quantizations if fits(quantization=one)), None)) is not None:
+    if (smaller := next((one for one in quantizations(plan) if fits(quantization=one)), None)) is not None:
         found.append(f"quantization {smaller}")
     sizes = [size for size in reversed(USUAL_RESOLUTIONS) if size < lowest.resolution]
     if (size := next((size for size in sizes if fits(resolution=size)), None)) is not None:
@@ -184,7 +186,7 @@ def _nearest(plan: Plan, memory_mib: int) -> list[str]:
     return found
 
 
-def _quantizations(plan: Plan) -> tuple[Quantization, ...]:
+def quantizations(plan: Plan) -> tuple[Quantization, ...]:
     """What the planner may put the base model in, if the engine can: fp8 is for who asks for it."""
     return tuple(
         one
@@ -291,7 +293,7 @@ def _made_possible(
             faults.append(Fault(path=_path(job, setting, wire[setting]), reason=shortcoming.why))
             continue
         changed = msgspec.structs.replace(parameters, **shortcoming.instead)
-        changes += _changes(parameters, changed, shortcoming.why)
+        changes += setting_changes(parameters, changed, shortcoming.why)
         parameters = changed
     return parameters, changes
 
@@ -311,21 +313,21 @@ def _made_consistent(
         if not getattr(parameters, setting):
             continue
         changed = msgspec.structs.replace(parameters, **{setting: False})
-        (change,) = _changes(parameters, changed, why)
+        (change,) = setting_changes(parameters, changed, why)
         if setting in own:
             faults.append(Fault(path=f"configOverrides.{change.setting}", reason=why))
         changes.append(change)
         parameters = changed
     if parameters.optimizer is OptimizerName.PRODIGY and "learning_rate" not in own:
         changed = msgspec.structs.replace(parameters, learning_rate=PRODIGY_RATE)
-        changes += _changes(parameters, changed, "prodigy finds the rate by itself; this is a factor")
+        changes += setting_changes(parameters, changed, "prodigy finds the rate by itself; this is a factor")
         parameters = changed
     shared = shared_steps(parameters, job.gpu_count, fixed=own)
     why = f"each of {job.gpu_count} cards takes as many micro-batches of a step"
     if shared is None:
         faults.append(Fault(path="configOverrides.gradientAccumulationSteps", reason=f"cannot be shared out: {why}"))
         return parameters, changes
-    return shared, changes + _changes(parameters, shared, why)
+    return shared, changes + setting_changes(parameters, shared, why)
 
 
 def _never_cached(
@@ -347,9 +349,10 @@ def _uncached(parameters: FluxLoraParameters | SdxlParameters) -> dict[str, str]
     return found
 
 
-def _changes(
+def setting_changes(
     before: FluxLoraParameters | SdxlParameters, after: FluxLoraParameters | SdxlParameters, why: str
 ) -> list[SettingChange]:
+    """The settings that differ, by their names on the wire."""
     if before == after:
         return []
     old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)

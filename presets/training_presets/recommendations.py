@@ -9,6 +9,7 @@ from training_presets.cards import CardSpec
 from training_presets.estimates import CostEstimate, estimate_cost
 from training_presets.planner import JOB_PARAMETERS, DoesNotFitError, Plan, fit, plan_job
 from training_presets.presets import Preset, presets
+from training_presets.tier_estimates import TierEstimate, cheapest, quickest, tier_estimates
 from training_presets.tiers import MINIMUM_TIERS, tier_of
 from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
 
@@ -21,11 +22,16 @@ PREFERRED = {
 
 
 class Recommendation(TypedDict):
-    """A preset, with its settings as `create_simple_job` takes them, and what it takes."""
+    """A preset, with its settings as `create_simple_job` takes them, and what it takes on its tier's card.
+
+    ``cheapest`` and ``fastest`` are the tiers, from its own on, on which it costs least and ends first.
+    """
 
     preset: str
     config: dict[str, Any]
     estimate: CostEstimate
+    cheapest: TierEstimate
+    fastest: TierEstimate
     note: str
 
 
@@ -102,8 +108,14 @@ def _recommend(training_type: TrainingType, preset: Preset) -> Recommendation:
         job_id="estimate", training_type=training_type, dataset_path="/", output_path="/", preset=preset.name
     )
     plan = plan_job(job)
+    tiers = tier_estimates(plan)
     return Recommendation(
-        preset=preset.name, config=_config(plan, preset), estimate=estimate_cost(plan), note=preset.note
+        preset=preset.name,
+        config=_config(plan, preset),
+        estimate=estimate_cost(plan),
+        cheapest=cheapest(tiers),
+        fastest=quickest(tiers),
+        note=preset.note,
     )
 
 

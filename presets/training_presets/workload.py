@@ -2,9 +2,10 @@
 
 import msgspec
 
-from training_presets.models import Adapter, Law, Model, inference_law, models, training_law
+from training_presets.models import Adapter, Law, Model, inference_law, models, partly_stored, peft_law, training_law
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.spec import (
+    Execution,
     FluxLoraParameters,
     LoraTargets,
     OptimizerName,
@@ -17,6 +18,11 @@ from training_schemas.spec import (
 PIXELS_PER_UNIT = {ModelFamily.FLUX: 16, ModelFamily.SDXL: 8}
 PIXELS_PER_LATENT = 8
 
+# What encoders make of a sample, as it is kept: float32 latents, and of a caption's tokens two bytes a number: 4,096 of
+# T5's, 2,048 of SDXL's.
+LATENT_BYTES = 4
+CAPTION_BYTES = {ModelFamily.FLUX: 4096 * 2, ModelFamily.SDXL: 2048 * 2}
+
 # What nobody has said yet when a plan is made: how many images there are, each with its caption.
 USUAL_IMAGES = 20
 
@@ -28,6 +34,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     make: tools differ in what they put adapters beside. ``fused_backward`` frees each gradient as soon as its weight
     has taken its step; ``averaged`` keeps a running mean of the weights that learn. ``gpu_count`` cards share the
     micro-batches of a step.
+
+    ``stored_blocks``, ``keep_attention``, ``compiled`` and ``data_on_device`` are those of `Execution`. ``peft_layers``
+    are peft's own, as in other tools; ``float32_kept`` are activations after a norm that those left in float32.
     """
 
     training_type: TrainingType
@@ -55,6 +64,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     fused_backward: bool = False
     averaged: bool = False
     gpu_count: int = 1
+    stored_blocks: int = 0
+    keep_attention: bool = False
+    compiled: bool = False
+    data_on_device: bool = False
+    peft_layers: bool = False
+    float32_kept: bool = False
 
     @property
     def family(self) -> ModelFamily:
@@ -131,9 +146,53 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return self.width * self.height / PIXELS_PER_LATENT**2
 
     @property
+    def cached_bytes(self) -> float:
+        """What the cache holds of a sample."""
+        latents = self.latents * self.model.latent_channels * LATENT_BYTES if self.cache_latents else 0.0
+        tokens = self.model.text_tokens if self.text_tokens is None else self.text_tokens
+        return latents + (tokens * CAPTION_BYTES[self.family] if self.cache_text else 0.0)
+
+    @property
+    def kept_blocks(self) -> int:
+        """How many blocks keep their activations, of those that can be checkpointed one by one."""
+        blocks = self.model.denoiser.blocks
+        return min(self.stored_blocks, blocks) if self.gradient_checkpointing else blocks
+
+    @property
+    def recomputed_share(self) -> float:
+        """The share of the blocks whose activations are made again in the backward pass."""
+        if not self.gradient_checkpointing:
+            return 0.0
+        blocks = self.model.denoiser.blocks
+        return 1 - self.kept_blocks / blocks if blocks else 1.0
+
+    @property
+    def attention_backward(self) -> float:
+        """FLOP of attention's backward pass, by the square of a sample's units."""
+        return self._whole_law(checkpointing=False).attention - self.inference_law("sampling").attention
+
+    @property
     def law(self) -> Law:
         """What a pass forth and back takes."""
-        return training_law(self.training_type, self._targets, checkpointing=self.gradient_checkpointing)
+        stored = self._whole_law(checkpointing=False)
+        if not self.recomputed_share:
+            return stored
+        law, blocks = self._whole_law(checkpointing=True), self.model.denoiser.blocks
+        if not blocks:
+            return law
+        law = partly_stored(law, stored, self.kept_blocks, blocks)
+        return self._with_attention_kept(law, stored) if self.keep_attention else law
+
+    def _with_attention_kept(self, law: Law, stored: Law) -> Law:
+        """Attention is computed once, and what it gave is kept: in all blocks but the one that is made again then."""
+        fixed, by_unit, by_rank = law.activations
+        kept = (self.model.denoiser.blocks - 1 - self.kept_blocks) * self.model.denoiser.attention_bytes
+        return msgspec.structs.replace(law, activations=(fixed, by_unit + kept, by_rank), attention=stored.attention)
+
+    def _whole_law(self, *, checkpointing: bool) -> Law:
+        if self.peft_layers and self.training_type is TrainingType.FLUX_LORA:
+            return peft_law(self._targets, float32=self.float32_kept, checkpointing=checkpointing)
+        return training_law(self.training_type, self._targets, checkpointing=checkpointing)
 
     def inference_law(self, what: str) -> Law:
         """What a pass without gradients takes."""
@@ -146,8 +205,10 @@ def workload_of(
     *,
     images: int = USUAL_IMAGES,
     gpu_count: int = 1,
+    execution: Execution | None = None,
 ) -> Workload:
-    """The workload of a run with these settings."""
+    """The workload of a run with these settings, computed as ``execution`` says."""
+    execution = execution or Execution()
     every = parameters.checkpoint_every
     return Workload(
         training_type=training_type,
@@ -172,4 +233,8 @@ def workload_of(
         validation_inference_steps=parameters.validation_inference_steps,
         checkpoints=parameters.max_train_steps // every if every else 0,
         gpu_count=gpu_count,
+        stored_blocks=execution.stored_blocks,
+        keep_attention=execution.keep_attention,
+        compiled=execution.compiled,
+        data_on_device=execution.data_on_device,
     )

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from training_schemas.base import Wire
 from training_schemas.jobs import MemoryTier, ModelFamily, TrainingType
-from training_schemas.plans import Measured, MeasuredRate, Prediction, SettingChange
+from training_schemas.plans import Measured, MeasuredRate, Prediction, SettingChange, TierPrediction
 from training_schemas.progress import Artifact, DatasetSummary, FailureReason, Fault, Phase
 from training_schemas.selftest import Verdict
 from training_schemas.usage import AttemptSummary, Usage
@@ -67,7 +67,8 @@ class JobQueued(JobEvent, frozen=True, kw_only=True):
     """The job is valid and waits for a GPU of this tier, or for ``gpu_count`` of them.
 
     ``changes`` are settings that the planner had to change, ``warnings`` are what else the user should know, and
-    ``predicted`` is what the job takes on the GPU that its tier is priced by.
+    ``predicted`` is what the job takes on the GPU that its tier is priced by. ``tiers`` are what it would take on each
+    tier from its own on.
     """
 
     TYPE = "training.job.queued.v1"
@@ -79,6 +80,7 @@ class JobQueued(JobEvent, frozen=True, kw_only=True):
     warnings: list[str] = []
     predicted: Prediction | None = None
     gpu_count: int = 1
+    tiers: list[TierPrediction] = []
 
 
 class JobRejected(JobEvent, frozen=True, kw_only=True):
@@ -92,8 +94,10 @@ class JobRejected(JobEvent, frozen=True, kw_only=True):
 class JobClaimed(JobEvent, frozen=True, kw_only=True):
     """A worker owns the job and starts a trainer; it resumes after ``resume_step`` steps of earlier attempts.
 
-    ``changes`` are the settings that differ from the plan's, because of this GPU's free memory or because earlier
-    attempts ran out of it. ``predicted`` is what the job should take here, where the GPU is known.
+    ``changes`` are the settings that differ from the plan's, because of this GPU's free memory, because earlier
+    attempts ran out of it, or because others give the same result for less here; ``choices`` say why, one by one, and
+    ``gain`` how many times as much the plan as it was would cost on this GPU. ``predicted`` is what the job should take
+    here, where the GPU is known.
     """
 
     TYPE = "training.job.claimed.v1"
@@ -104,6 +108,8 @@ class JobClaimed(JobEvent, frozen=True, kw_only=True):
     resume_step: int
     changes: dict[str, Any] = {}
     predicted: Prediction | None = None
+    choices: list[SettingChange] = []
+    gain: float | None = None
 
 
 class JobPhase(JobEvent, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """The ledger's entries: the milestones of every job, in the order in which the broker put them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -41,11 +41,16 @@ class Claimed(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.clai
 
 
 class CheckpointSaved(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.checkpoint.v1"):
-    """A later attempt may resume from ``path`` after ``step`` steps."""
+    """A later attempt may resume from ``path`` after ``step`` steps.
+
+    ``settings`` are those that it has to keep to resume exactly, by their wire names: the base's bits, the images of a
+    step, the optimizer.
+    """
 
     step: int
     path: str
     usage: Usage | None = None
+    settings: dict[str, Any] | None = None
 
 
 class Released(AttemptEntry, frozen=True, kw_only=True, tag="training.ledger.released.v1"):

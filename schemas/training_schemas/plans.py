@@ -5,7 +5,7 @@ from typing import Any
 from msgspec import field
 
 from training_schemas.base import Wire
-from training_schemas.jobs import EngineName, TrainingType
+from training_schemas.jobs import EngineName, MemoryTier, TrainingType
 
 
 class SettingChange(Wire, frozen=True, kw_only=True):
@@ -30,6 +30,13 @@ class Prediction(Wire, frozen=True, kw_only=True):
     gpu_seconds: float
     cost_usd: float | None = field(default=None, name="costUSD")
     from_measurements: bool = False
+
+
+class TierPrediction(Wire, frozen=True, kw_only=True):
+    """What a job would take on the card that a tier is priced by, with the settings that cost least there."""
+
+    tier: MemoryTier
+    predicted: Prediction
 
 
 class Measured(Wire, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from tests.presets.workloads import workload
 
-from training_presets.disk import MIB, disk_need
+from training_presets.disk import disk_need
+from training_presets.memory import MIB
 
 GIB = 1024 * MIB
 

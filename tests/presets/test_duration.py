@@ -6,7 +6,8 @@ from msgspec.structs import replace
 from tests.presets.workloads import workload, workloads
 
 from training_presets.cards import CardSpec, named_card
-from training_presets.duration import LAUNCH, estimate_time, seconds_per_pass, seconds_per_step
+from training_presets.duration import Speed, estimate_time, pass_seconds, seconds_per_pass, seconds_per_step
+from training_presets.rates import LAUNCH, Compiling, rates_of
 from training_presets.workload import Workload
 from training_schemas.progress import Phase
 
@@ -21,14 +22,51 @@ def card(name: str) -> CardSpec:
 @pytest.mark.parametrize(("size", "tflop"), [(512, 67), (768, 134), (1024, 245)])
 def test_a_step_of_flux_is_as_many_flop_as_can_be_computed(size: int, tflop: float) -> None:
     """Three times its linear layers and four and a half times its attention, on a card of 1 TFLOP/s."""
-    endless = CardSpec(name="x", memory_mib=1, sustained_tflops=1, bandwidth_gbs=1e12)
+    endless = CardSpec(name="x", memory_mib=1, sustained_tflops=1, bandwidth_gbs=1e12, attention_shares=(1, 1))
 
     assert seconds_per_pass(workload(size=size), endless) == pytest.approx(tflop, rel=0.03)
 
 
-def test_a_pass_is_never_shorter_than_the_start_of_its_kernels() -> None:
+def test_attention_has_rates_of_its_own() -> None:
+    """A pass forward is four FLOP a pair of tokens and channel, one back ten; what is made again is forward twice."""
+    fast = rates_of(CardSpec(name="x", memory_mib=1, sustained_tflops=1e9, bandwidth_gbs=1e12))
+    slow = replace(fast, attention_forward_flops=1e12, attention_backward_flops=2e12, launch_seconds=1e-12)
+    work = workload(size=1024)
+    tera = 57 * 3072 * 4608**2 / 1e12
+
+    def seconds(work: Workload) -> float:
+        return pass_seconds(replace(work, data_on_device=True), Speed(rates=slow))
+
+    assert seconds(work) == pytest.approx(tera * (2 * 4 + 10 / 2), rel=0.01)
+    assert seconds(replace(work, keep_attention=True)) == pytest.approx(tera * (4 + 10 / 2), rel=0.01)
+    assert seconds(replace(work, gradient_checkpointing=False)) == pytest.approx(tera * (4 + 10 / 2), rel=0.01)
+    assert seconds(replace(work, stored_blocks=19)) == pytest.approx(tera * (4 * 5 / 3 + 10 / 2), rel=0.01)
+
+
+def test_what_a_gpu_has_measured_itself_goes_before_what_is_known_of_its_kind() -> None:
+    """And that before the catalogue's shares."""
+    here = card("H100")
+    measured = replace(rates_of(card("RTX 4090")), launch_seconds=1e-3)
+
+    assert rates_of(here, measured) is measured
+    assert rates_of(here) is here.rates
+    assert seconds_per_step(workload(), here, measured) > seconds_per_step(workload(), here)
+
+
+def test_compiled_blocks_take_what_is_known_to_remain() -> None:
+    """Of operations where launches are the limit; nothing is gained where nothing is known."""
+    half, unknown = (
+        Speed(rates=rates_of(card("H100")), compiling=one) for one in (Compiling(operations=0.5), Compiling())
+    )
+    plain, compiled = (workload(size=256, data_on_device=True, compiled=on) for on in (False, True))
+
+    assert pass_seconds(compiled, half) == pytest.approx(pass_seconds(plain, half) / 2)
+    assert pass_seconds(compiled, unknown) == pass_seconds(plain, unknown)
+
+
+def test_a_pass_is_never_shorter_than_the_start_of_its_operations() -> None:
     """However fast the card is."""
-    work = workload(size=256)
+    work = workload(size=256, data_on_device=True)
     fast = CardSpec(name="x", memory_mib=1, sustained_tflops=1e6, bandwidth_gbs=1e9)
 
     assert seconds_per_pass(work, fast) == work.law.kernels * LAUNCH
@@ -74,3 +112,6 @@ def test_a_better_card_is_never_slower_and_more_work_never_faster(work: Workload
     assert estimate_time(replace(work, batch_size=work.batch_size + 1), here).seconds >= least
     assert estimate_time(replace(work, width=work.width + 16), here).seconds >= least
     assert estimate_time(replace(work, steps=work.steps + 1), here).seconds >= least
+    assert estimate_time(replace(work, stored_blocks=work.stored_blocks + 1), here).seconds * (1 - 1e-9) <= seconds
+    assert estimate_time(replace(work, keep_attention=True), here).seconds * (1 - 1e-9) <= seconds
+    assert estimate_time(replace(work, data_on_device=True), here).seconds * (1 - 1e-9) <= seconds

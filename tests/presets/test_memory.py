@@ -70,6 +70,35 @@ def test_checkpointed_flux_keeps_one_hidden_state_a_block() -> None:
     assert phase(workload(gradient_checkpointing=False), Phase.TRAINING).parts["activations"] > 8 * activations
 
 
+@pytest.mark.parametrize(
+    ("fields", "least", "most"),
+    [
+        ({"keep_attention": True}, 56 * 6240, 56 * 6240),
+        ({"stored_blocks": 1}, 70_000, 95_000),
+        ({"stored_blocks": 10}, 700_000, 950_000),
+    ],
+)
+def test_what_flux_keeps_instead_of_making_it_again(fields: dict[str, Any], least: float, most: float) -> None:
+    """Bytes a token: 0.35 MB of what attention gave in all blocks, and 91 KB of one block, less with leaner layers."""
+    kept, none = (phase(work, Phase.TRAINING).parts["activations"] for work in (workload(**fields), workload()))
+
+    assert least * (1 - ALMOST) <= (kept - none) / (32 * 32 + 512) <= most * (1 + ALMOST)
+
+
+def test_flux_with_all_blocks_but_one_stored_needs_as_much_as_without_checkpointing() -> None:
+    """While the one is made again, it is there like the others."""
+    stored, all_of_them = workload(stored_blocks=56), workload(gradient_checkpointing=False)
+
+    assert peak(stored) == pytest.approx(peak(all_of_them))
+
+
+def test_data_on_the_gpu_takes_what_the_cache_holds() -> None:
+    """64 x 64 latents of 16 numbers in float32, and 512 embeddings of 4,096 in 16 bits, of each image."""
+    parts = phase(workload(data_on_device=True, images=100), Phase.TRAINING).parts
+
+    assert parts["data"] == 100 * (64 * 64 * 16 * 4 + 512 * 4096 * 2)
+
+
 def test_a_run_without_sample_images_has_no_phase_for_them() -> None:
     """Nor one for captions, if they are encoded again each time."""
     names = [one.phase for one in estimate_memory(workload(cache_text=False)).phases]
@@ -103,6 +132,10 @@ def test_more_of_anything_never_needs_less(work: Workload) -> None:
     assert peak(replace(work, weight_dtype=WeightDtype.FLOAT32)) >= least
     assert peak(replace(work, quantization=Quantization.NONE)) >= least
     assert peak(replace(work, validation_prompts=work.validation_prompts + 1)) >= least
+    assert peak(replace(work, stored_blocks=work.stored_blocks + 1)) >= least
+    assert peak(replace(work, keep_attention=True)) >= least
+    assert peak(replace(work, gradient_checkpointing=False)) >= peak(replace(work, keep_attention=False)) * (1 - ALMOST)
+    assert peak(replace(work, data_on_device=True)) >= least
 
 
 @settings(max_examples=500, deadline=None)

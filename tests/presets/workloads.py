@@ -38,4 +38,7 @@ def workloads() -> st.SearchStrategy[Workload]:
         validation_prompts=st.integers(0, 16),
         checkpoints=st.integers(0, 100),
         gpu_count=st.sampled_from((1, 2, 4, 8)),
+        stored_blocks=st.integers(0, 60),
+        keep_attention=st.booleans(),
+        data_on_device=st.booleans(),
     )

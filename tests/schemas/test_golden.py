@@ -5,6 +5,7 @@ that come later are in a file of their own, named by them after the event's type
 """
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -76,8 +77,8 @@ def test_a_job_is_read_as_ever(path: Path) -> None:
 
 def test_every_kind_of_message_has_a_golden_file() -> None:
     """A new event, entry, record or command comes with its bytes."""
-    told = {path.stem.removesuffix(".rates").removesuffix(".kernels") for path in golden("events")}
-    assert told == set(events.EVENTS)
+    variants = re.compile(r"\.(rates|tiers|kernels)$")
+    assert {variants.sub("", path.stem) for path in golden("events")} == set(events.EVENTS)
     for folder, union in (("ledger", ledger.AnyEntry), ("progress", progress.AnyRecord)):
         tags = {kind.__struct_config__.tag for kind in union.__args__}
         assert {path.stem for path in golden(folder)} == tags

@@ -16,11 +16,13 @@ from training_worker.attempts.control import ControlRequests
 from training_worker.attempts.engine_selection import NEVER_RESUMING
 from training_worker.attempts.event_outbox import EventOutbox
 from training_worker.attempts.outcome import Broken, Detached, Done, Outcome, Stopped
+from training_worker.attempts.plan_choice import kept_settings, self_test_rates
 from training_worker.attempts.prediction import overruns, predict_here, ratios
 from training_worker.attempts.progress import ProgressReader
 from training_worker.attempts.result import Account, promote, read_result
 from training_worker.attempts.retry_policy import MOST_LOST, too_often_lost
-from training_worker.attempts.run_spec import changes, resolve_spec, resume_point
+from training_worker.attempts.run_history import resume_point
+from training_worker.attempts.run_spec import changes, resolve_spec
 from training_worker.attempts.step_rates import StepRates
 from training_worker.attempts.supervisor import Limits, Supervisor
 from training_worker.attempts.timings import Timings
@@ -201,7 +203,8 @@ class JobRunner:
     def _make_run(self, room: Room) -> Run:
         ownership, job = self._ownership, self._queued.job
         before = ownership.before
-        spec = resolve_spec(self._queued, ownership.attempt, before, room, self._settings, self._reservation)
+        resolved = resolve_spec(self._queued, ownership.attempt, before, room, self._settings, self._reservation)
+        spec, choice = resolved.spec, resolved.choice
         saved = resume_point(before) if spec.resume_from is not None else None
         record = RunRecord(
             job=job,
@@ -213,9 +216,16 @@ class JobRunner:
             resumed_step=0 if saved is None else saved.step,
             started_at=time.time(),
             predicted=predict_here(
-                workload_of_spec(spec), spec.engine, self._device, self._settings.cards, self._context.rates
+                workload_of_spec(spec),
+                spec.engine,
+                self._device,
+                self._settings.cards,
+                self._context.rates,
+                gpu_rates=self_test_rates(self._device, self._settings, spec.engine),
             ),
             energy_j=room.energy_j,
+            choices=choice.changes,
+            gain=choice.gain if choice.seconds_per_step is not None else None,
         )
         try:
             folder = RunDirectory.create(self._settings.state_dir, spec, self._lease(ownership.deadline), record)
@@ -259,7 +269,14 @@ class JobRunner:
         resumes = record.engine not in NEVER_RESUMING
         timings = Timings(self._context.observe, run.spec.training_type, device.uuid)
         progress = ProgressReader(
-            run.folder, usage, outbox, self._ownership, timings, saved_step=record.resumed_step, resumes=resumes
+            run.folder,
+            usage,
+            outbox,
+            self._ownership,
+            timings,
+            saved_step=record.resumed_step,
+            resumes=resumes,
+            kept=kept_settings(run.spec),
         )
         limits = Limits(
             stop_grace=self._settings.stop_grace,
@@ -279,6 +296,8 @@ class JobRunner:
             resume_step=record.resumed_step,
             changes=record.changes,
             predicted=record.predicted,
+            choices=record.choices,
+            gain=record.gain,
         )
         if self._queued.job.max_cost_usd is not None and self._device.usd_per_hour is None:
             message = f"maxCostUSD cannot be kept: no price is known for {self._device.name}"

@@ -7,25 +7,35 @@ from training_presets.memory import CONTEXT, estimate_memory
 from training_presets.workload import Workload
 from training_schemas.jobs import EngineName
 from training_schemas.plans import Measured, Prediction
+from training_schemas.selftest import GpuRates
 from training_schemas.usage import AttemptSummary
 from training_worker.attempts.outcome import Done
 from training_worker.attempts.step_rates import StepRates
 from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.nvml import MIB
 
-# How many times as long as planned a step may take without a warning: the model of time is off by 2.4 at worst.
+# How many times as long as planned a step may take without a warning: the model of time is off by 1.84 at worst.
 SLOWER = 2.5
 
 
-def predict_here(
-    work: Workload, engine: EngineName, device: GpuDevice, extra: list[CardSpec], rates: StepRates
+def predict_here(  # noqa: PLR0913 - all that decides it
+    work: Workload,
+    engine: EngineName,
+    device: GpuDevice,
+    extra: list[CardSpec],
+    rates: StepRates,
+    *,
+    gpu_rates: GpuRates | None = None,
 ) -> Prediction | None:
-    """Predict what a run takes on a GPU of this host, at its measured rate if any; None if the GPU is unknown."""
+    """Predict what a run takes on a GPU of this host: by the step that it took here before, else by its self-test.
+
+    None if nobody knows the GPU.
+    """
     spec = find_card(device.name, device.memory_mib, extra)
     measured = rates.find(device, engine, work)
     if spec is None:
         return None
-    time = estimate_time(work, spec, measured=measured)
+    time = estimate_time(work, spec, measured=measured, rates=gpu_rates)
     return Prediction(
         card=device.name,
         peak_vram_mib=estimate_memory(work).peak_mib,

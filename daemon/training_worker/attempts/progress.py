@@ -53,6 +53,7 @@ class ProgressReader:
         *,
         saved_step: int,
         resumes: bool = True,
+        kept: dict[str, object] | None = None,
     ) -> None:
         self._folder = folder
         self._usage = usage
@@ -65,6 +66,7 @@ class ProgressReader:
         self.phase_began = asyncio.Event()
         self.saved_step = saved_step
         self._resumes = resumes
+        self._kept = kept
         self.last: AnyRecord | None = None
         self.last_at = self._clock()
         self.longest_step = 0.0
@@ -139,7 +141,9 @@ class ProgressReader:
 
     def _entry(self, record: CheckpointRecord) -> CheckpointSaved:
         usage = self._usage.usage()
-        return self._ownership.entry(CheckpointSaved, step=record.step, path=record.path, usage=usage)
+        return self._ownership.entry(
+            CheckpointSaved, step=record.step, path=record.path, usage=usage, settings=self._kept
+        )
 
     def _report_step(self, record: StepRecord, offset: int) -> None:
         self._outbox.emit(

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import structlog
 
+from training_presets.fastest import Choice
 from training_presets.planner import DoesNotFitError, Plan, fit
 from training_schemas.jobs import TrainingJob
-from training_schemas.ledger import CheckpointSaved
 from training_schemas.progress import FailureReason
-from training_schemas.spec import FluxLoraParameters, RunSpec, SdxlParameters
+from training_schemas.spec import RunSpec
 from training_worker.attempts.disk_needs import reserve
 from training_worker.attempts.engine_selection import (
     NEVER_RESUMING,
@@ -20,7 +20,8 @@ from training_worker.attempts.engine_selection import (
     engine_config,
     model_folder,
 )
-from training_worker.attempts.execution import execution_for
+from training_worker.attempts.plan_choice import choice_for
+from training_worker.attempts.run_history import resume_point
 from training_worker.errors import AttemptError
 from training_worker.gpu.devices import Room
 from training_worker.ledger.job_history import JobHistory
@@ -31,23 +32,6 @@ from training_worker.settings import Settings
 from training_worker.storage.reservations import Reservation
 
 log = structlog.get_logger()
-
-
-def stepped_down(plan: Plan, before: JobHistory) -> FluxLoraParameters | SdxlParameters:
-    """Return the plan's settings, one step further down the ladder for each time that the job ran out of memory."""
-    if not before.out_of_memory:
-        return plan.parameters
-    ladder = plan.ladder
-    return ladder[min(before.out_of_memory, len(ladder)) - 1] if ladder else plan.parameters
-
-
-def fitted(plan: Plan, before: JobHistory, memory_mib: int) -> FluxLoraParameters | SdxlParameters:
-    """Return the settings for a GPU with this much free memory, after earlier failures. Raises `AttemptError`."""
-    try:
-        # What ran out of memory had room by the model: the next attempt is below that, not below the plan.
-        return stepped_down(fit(plan, memory_mib), before)
-    except DoesNotFitError as error:
-        raise AttemptError(FailureReason.HOST_UNFIT, f"cannot train on this GPU: the job {error}") from None
 
 
 def crowded_out(plan: Plan, room: Room) -> int | None:
@@ -65,9 +49,16 @@ def changes(plan: Plan, parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if planned[name] != value}
 
 
+class Resolved(msgspec.Struct, frozen=True):
+    """A spec, and the choice that its settings come from."""
+
+    spec: RunSpec
+    choice: Choice
+
+
 def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
     queued: QueuedJob, attempt: int, before: JobHistory, room: Room, settings: Settings, reservation: Reservation
-) -> RunSpec:
+) -> Resolved:
     """Resolve everything that a trainer must know, on a GPU with this much room; reserve what it will write.
 
     Raises `AttemptError`, naming what is missing and where.
@@ -78,10 +69,11 @@ def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
     # Unlike Path.exists, this has an answer for a name that no disk can hold.
     if not os.path.exists(job.dataset_path):  # noqa: PTH110
         raise AttemptError(FailureReason.DATASET_MISSING, f"cannot train: no data set at {job.dataset_path}")
-    parameters = fitted(queued.plan, before, room.free_mib)
-    engine = choose_engine(job, parameters, settings)
+    engine = choose_engine(job, queued.plan.parameters, settings)
+    choice = choice_for(queued.plan, before, room, engine, settings)
+    parameters = choice.parameters
     reserve(queued, attempt, parameters, room, settings, reservation)
-    return RunSpec(
+    spec = RunSpec(
         job_id=job.job_id,
         attempt=attempt,
         training_type=job.training_type,
@@ -96,8 +88,9 @@ def resolve_spec(  # noqa: PLR0913, PLR0917 - all that decides it
         cache_limit_mib=int(settings.cache_limit * 1024),
         gpu_count=job.gpu_count,
         engine_config=engine_config(engine, queued.plan, parameters),
-        execution=execution_for(room.device, settings, engine),
+        execution=choice.execution,
     )
+    return Resolved(spec, choice)
 
 
 def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
@@ -111,11 +104,6 @@ def _make_attempt_folder(job: TrainingJob, attempt: int) -> Path:
     except OSError as error:
         raise AttemptError(FailureReason.OUTPUT_INVALID, f"cannot write output: {error}") from None
     return folder
-
-
-def resume_point(before: JobHistory) -> CheckpointSaved | None:
-    """Return the last checkpoint that can be read on this host."""
-    return next((saved for saved in reversed(before.checkpoints) if Path(saved.path).is_dir()), None)
 
 
 def _resume_path(before: JobHistory) -> str | None:

@@ -14,7 +14,7 @@ def workload_of_spec(spec: RunSpec) -> Workload:
 
     A daemon of an earlier version may have written it: settings that are newer have their defaults.
     """
-    return workload_of(spec.training_type, parameters_of_spec(spec), gpu_count=spec.gpu_count)
+    return workload_of(spec.training_type, parameters_of_spec(spec), gpu_count=spec.gpu_count, execution=spec.execution)
 
 
 def parameters_of_spec(spec: RunSpec) -> FluxLoraParameters | SdxlParameters:

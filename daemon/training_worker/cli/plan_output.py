@@ -11,14 +11,17 @@ from rich.table import Table
 from training_presets.cards import CardSpec, catalogue, cost_usd, named_card, usd_per_hour
 from training_presets.duration import TimeEstimate, estimate_time
 from training_presets.estimates import CostEstimate, estimate_cost
+from training_presets.fastest import Choice, TargetGpu, fastest
 from training_presets.measurements import Comparison, compare, measurements, summarise
 from training_presets.memory import GIB, MemoryEstimate, estimate_memory
-from training_presets.planner import DoesNotFitError, Plan, fit, plan_job
+from training_presets.planner import DoesNotFitError, Plan, plan_job
 from training_presets.presets import presets
 from training_presets.recommendations import recommend_presets
-from training_presets.workload import Workload
+from training_presets.tier_estimates import TierEstimate, cheapest, quickest, tier_estimates
+from training_presets.workload import Workload, workload_of
 from training_schemas.jobs import CostOptimization, TrainingJob, TrainingType
 from training_schemas.plans import SettingChange
+from training_schemas.spec import Execution
 from training_schemas.validation import refused
 from training_worker.cli.job_view import describe_change, describe_estimate
 from training_worker.settings import Settings
@@ -34,7 +37,10 @@ SHOWN = {
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The needs of a setting on a GPU: memory by phase and part in GiB, time, and US dollars where a price is known."""
+    """The needs of a setting on a GPU: memory by phase and part in GiB, time, and US dollars where a price is known.
+
+    ``gain`` says how many times as much the plan as it was would cost there, and ``execution`` how a step is computed.
+    """
 
     gpu: str
     feasible: bool
@@ -47,6 +53,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     usd: float | None
     changes: list[SettingChange]
     settings: dict[str, Any]
+    execution: Execution = Execution()
+    gain: float = 1.0
 
 
 def job_of_preset(preset: str, training_type: str | None) -> TrainingJob:
@@ -66,9 +74,9 @@ def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json:
         cards = _cards(gpu, settings)
         _print_answers([_on_card(plan, card, settings) for card in cards], as_json=as_json)
         return
-    estimate = estimate_cost(plan)
+    estimate, tiers = estimate_cost(plan), tier_estimates(plan)
     if as_json:
-        print(msgspec.json.encode(msgspec.to_builtins(plan) | {"estimate": estimate}).decode())
+        print(msgspec.json.encode(msgspec.to_builtins(plan) | {"estimate": estimate, "tiers": tiers}).decode())
         return
     table = Table("setting", "value", title=f"{plan.training_type}, preset {plan.preset}, GPUs of {plan.tier} or more")
     for name, value in msgspec.to_builtins(plan.parameters).items():
@@ -80,6 +88,7 @@ def show_plan(job: TrainingJob, gpu: str | None, settings: Settings, *, as_json:
     for advice in plan.warnings:
         console.print(f"{advice.level}: {advice.message}")
     console.print(describe_estimate(estimate), soft_wrap=True)
+    console.print(_tier_table(tiers))
 
 
 def show_workload(work: Workload, gpu: str | None, settings: Settings, *, as_json: bool) -> None:
@@ -163,14 +172,25 @@ def _cards(gpu: str | None, settings: Settings) -> list[CardSpec]:
 
 
 def _on_card(plan: Plan, card: CardSpec, settings: Settings) -> Answer:
-    """Plan a job for a GPU, down the ladder as far as it must."""
+    """Plan a job for a GPU that is all its own, with the settings that cost least there."""
     try:
-        fitted = fit(plan, card.memory_mib)
+        choice = fastest(
+            plan, TargetGpu(name=card.name, memory_mib=card.memory_mib, free_mib=card.memory_mib, card=card)
+        )
     except DoesNotFitError as error:
         lowest = msgspec.structs.replace(plan, parameters=[plan.parameters, *plan.ladder][-1])
         answer = _answer(lowest.workload, card, settings, lowest)
         return msgspec.structs.replace(answer, feasible=False, reason=str(error))
-    return _answer(fitted.workload, card, settings, fitted)
+    return _answer_of(plan, choice, card, settings)
+
+
+def _answer_of(plan: Plan, choice: Choice, card: CardSpec, settings: Settings) -> Answer:
+    chosen = msgspec.structs.replace(
+        plan, parameters=choice.parameters, changes=[*plan.changes, *choice.changes], peak_mib=choice.peak_mib
+    )
+    work = workload_of(plan.training_type, choice.parameters, gpu_count=plan.gpu_count, execution=choice.execution)
+    answer = _answer(work, card, settings, chosen)
+    return msgspec.structs.replace(answer, execution=choice.execution, gain=round(choice.gain, 3))
 
 
 def _answer(work: Workload, card: CardSpec, settings: Settings, plan: Plan | None = None) -> Answer:
@@ -260,6 +280,18 @@ def _check_row(one: Comparison) -> tuple[str, ...]:
         "" if one.time_ratio is None else f"{one.time_ratio:.2f}",
         row.source,
     )
+
+
+def _tier_table(tiers: list[TierEstimate]) -> Table:
+    """What the job takes on the card of each tier; the cheapest and the fastest are marked."""
+    least, soonest = cheapest(tiers), quickest(tiers)
+    table = Table("tier", "card", "peak GiB", "s a step", "hours", "USD", "than planned", "")
+    for one in tiers:
+        marks = [word for word, best in (("cheapest", least), ("fastest", soonest)) if one is best]
+        usd = "-" if one.usd is None else f"{one.usd:.2f}"
+        figures = (f"{one.peak_vram_mib / 1024:.1f}", f"{one.seconds_per_step:.2f}", f"{one.hours:.2f}", usd)
+        table.add_row(str(one.tier), one.card, *figures, f"{one.gain:.2f} x", ", ".join(marks))
+    return table
 
 
 def _estimate_cells(estimate: CostEstimate) -> tuple[str, ...]:

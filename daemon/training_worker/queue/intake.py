@@ -12,10 +12,11 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from training_presets.estimates import CostEstimate, estimate_cost
 from training_presets.planner import Plan
+from training_presets.tier_estimates import TierEstimate, tier_estimates
 from training_schemas.events import Event, JobDuplicate, JobQueued
 from training_schemas.jobs import JOB_TYPE
 from training_schemas.ledger import Submitted
-from training_schemas.plans import Prediction
+from training_schemas.plans import Prediction, TierPrediction
 from training_schemas.validation import InvalidMessageError, refused
 from training_worker.broker.connection import Connection
 from training_worker.broker.event_publisher import EventPublisher
@@ -120,6 +121,7 @@ class Intake:
             "changes": plan.changes,
             "warnings": [advice.message for advice in plan.warnings],
             "predicted": predict_queued(plan, estimate_cost(plan)),
+            "tiers": [predict_on_tier(plan, one) for one in tier_estimates(plan)],
         }
         # One after the other on one channel, and confirmed together: the event is published before the job can be
         # consumed, so that readers of the events see it queued before it is claimed.
@@ -150,8 +152,20 @@ def predict_queued(plan: Plan, estimate: CostEstimate) -> Prediction:
     """Predict what a job takes on the GPU that its tier is priced by."""
     return Prediction(
         card=estimate.card,
-        peak_vram_mib=plan.peak_mib,
+        peak_vram_mib=round(estimate.peak_vram_gib * 1024),
         seconds_per_step=60 / estimate.steps_per_minute,
         gpu_seconds=estimate.training_hours * 3600 * plan.gpu_count,
         cost_usd=estimate.estimated_cost_usd,
     )
+
+
+def predict_on_tier(plan: Plan, estimate: TierEstimate) -> TierPrediction:
+    """What a job takes on the card that another tier is priced by."""
+    predicted = Prediction(
+        card=estimate.card,
+        peak_vram_mib=estimate.peak_vram_mib,
+        seconds_per_step=estimate.seconds_per_step,
+        gpu_seconds=estimate.hours * 3600 * plan.gpu_count,
+        cost_usd=estimate.usd,
+    )
+    return TierPrediction(tier=estimate.tier, predicted=predicted)

@@ -7,7 +7,7 @@ import structlog
 
 from training_schemas.base import Wire
 from training_schemas.jobs import EngineName, TrainingJob
-from training_schemas.plans import Prediction
+from training_schemas.plans import Prediction, SettingChange
 from training_schemas.spec import SPEC_FILE, RunSpec
 from training_schemas.validation import InvalidMessageError
 from training_worker.gpu.devices import GpuDevice
@@ -37,6 +37,8 @@ class RunRecord(Wire, frozen=True, kw_only=True):
     started_at: float
     predicted: Prediction | None = None
     energy_j: float | None = None
+    choices: list[SettingChange] = []
+    gain: float | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

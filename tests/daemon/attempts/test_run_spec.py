@@ -17,8 +17,10 @@ from training_schemas.spec import FluxLoraParameters, RunSpec
 from training_schemas.usage import Usage
 from training_schemas.validation import convert_strictly
 from training_worker.attempts.engine_selection import PREFERENCES, choose_engine, model_families, served_types
+from training_worker.attempts.plan_choice import KEPT, kept_settings
 from training_worker.attempts.result import Account, promote, read_result
-from training_worker.attempts.run_spec import changes, resolve_spec, resume_point, stepped_down
+from training_worker.attempts.run_history import resume_point
+from training_worker.attempts.run_spec import Resolved, changes, resolve_spec
 from training_worker.client.job_builder import make_job
 from training_worker.errors import AttemptError
 from training_worker.gpu.devices import GpuDevice, Room
@@ -31,6 +33,7 @@ from training_worker.version import __version__
 from training_worker.worker.worker import served_families
 
 GPU = GpuDevice(uuid="GPU-1", name="NVIDIA L4", memory_mib=23034, simulated=False, usd_per_hour=None)
+H100 = GpuDevice(uuid="GPU-2", name="NVIDIA H100 80GB HBM3", memory_mib=81559, simulated=False, usd_per_hour=None)
 STAND_IN = GpuDevice(uuid="SIMULATED-0", name="Stand-in", memory_mib=23034, simulated=True, usd_per_hour=None)
 ARTIFACT = Artifact(path="pytorch_lora_weights.safetensors", kind="adapter", size_bytes=3, sha256="00")
 LOSSES: dict[str, Any] = {"first_loss": 1.0, "last_loss": 0.5, "fixed_loss_before": 1.0, "fixed_loss_after": 0.5}
@@ -65,15 +68,19 @@ class Host:
         job = make_job(training_type, job_id="a", **(paths | fields))
         return QueuedJob(job=job, plan=plan_job(job), submitted_at=0.0)
 
-    def spec(
+    def spec(self, attempt: int = 1, **fields: Any) -> RunSpec:
+        """The spec of an attempt at such a job."""
+        return self.resolved(attempt, **fields).spec
+
+    def resolved(
         self,
         attempt: int = 1,
         before: JobHistory | None = None,
         device: GpuDevice = GPU,
         free_mib: int | None = None,
         **fields: Any,
-    ) -> RunSpec:
-        """The spec of an attempt at such a job."""
+    ) -> Resolved:
+        """The same, with the choice that it comes from."""
         room = Room(device=device, free_mib=free_mib or device.memory_mib)
         with self.reservations.make("a") as reservation:
             return resolve_spec(
@@ -107,7 +114,8 @@ def checkpoint(path: Path) -> JobHistory:
 
 def test_a_spec_leaves_nothing_open(host: Host) -> None:
     """Model, paths, device and every parameter: nothing is left for the trainer to guess."""
-    spec = host.spec(attempt=3, max_train_steps=7)
+    resolved = host.resolved(attempt=3, max_train_steps=7)
+    spec = resolved.spec
 
     assert spec == RunSpec(
         job_id="a",
@@ -122,9 +130,9 @@ def test_a_spec_leaves_nothing_open(host: Host) -> None:
         parameters=spec.parameters,
         cache_path="/var/lib/training-worker/caches",
         cache_limit_mib=20 * 1024,
+        execution=resolved.choice.execution,
     )
-    parameters = convert_strictly(spec.parameters, FluxLoraParameters)
-    assert parameters == host.queued(max_train_steps=7).plan.parameters
+    assert convert_strictly(spec.parameters, FluxLoraParameters) == resolved.choice.parameters
     assert list(host.outputs.iterdir()) == [Path(spec.attempt_path)]
 
 
@@ -540,7 +548,8 @@ def test_an_attempt_resumes_from_the_last_checkpoint_that_can_be_read(host: Host
 def test_each_time_out_of_memory_is_a_step_down_the_ladder(host: Host) -> None:
     """At its end it stays; an optimizer step sees the same number of images all the while."""
     plan = host.queued(batch_size=4).plan
-    settings = [stepped_down(plan, JobHistory(out_of_memory=times)) for times in range(6)]
+    specs = [host.spec(before=JobHistory(out_of_memory=times), device=STAND_IN, batch_size=4) for times in range(6)]
+    settings = [convert_strictly(spec.parameters, FluxLoraParameters) for spec in specs]
     ladder = plan.ladder
 
     assert settings == ([plan.parameters, *ladder] + [ladder[-1]] * 6)[:6]
@@ -553,7 +562,47 @@ def test_a_job_that_cannot_do_with_less_keeps_its_settings(host: Host) -> None:
     """There is no ladder."""
     plan = host.queued(batch_size=1).plan
 
-    assert stepped_down(plan, JobHistory(out_of_memory=2)) == plan.parameters
+    spec = host.spec(before=JobHistory(out_of_memory=2), device=STAND_IN, batch_size=1)
+
+    assert convert_strictly(spec.parameters, FluxLoraParameters) == plan.parameters
+
+
+def test_a_plan_for_a_small_gpu_rises_on_a_large_one(host: Host) -> None:
+    """With the same images a step; each change says why, and the whole how much is gained."""
+    queued = host.queued(preset="flux_24gb_balanced")
+
+    resolved = host.resolved(device=H100, preset="flux_24gb_balanced")
+
+    planned, chosen = queued.plan.parameters, convert_strictly(resolved.spec.parameters, FluxLoraParameters)
+    assert chosen.batch_size > planned.batch_size
+    assert (
+        chosen.batch_size * chosen.gradient_accumulation_steps
+        == planned.batch_size * planned.gradient_accumulation_steps
+    )
+    assert resolved.choice.gain > 2
+    assert {"batchSize", "gradientAccumulationSteps"} <= {change.setting for change in resolved.choice.changes}
+    assert all(change.why for change in resolved.choice.changes)
+
+
+def test_a_later_attempt_keeps_what_it_resumes_with(host: Host) -> None:
+    """The base and the images of a step are those of the checkpoint, though this GPU has room for more."""
+    kept = {"quantization": "nf4", "batchSize": 1, "gradientAccumulationSteps": 8, "optimizer": "adamw8bit"}
+    (saved,) = checkpoint(host.outputs).checkpoints
+    before = JobHistory(checkpoints=(msgspec.structs.replace(saved, settings=kept),))
+
+    first = host.spec(device=H100, preset="flux_24gb_balanced").parameters
+    later = host.spec(2, before=before, device=H100, preset="flux_24gb_balanced").parameters
+
+    assert (first["quantization"], later["quantization"]) == ("none", "nf4")
+    assert later["batchSize"] * later["gradientAccumulationSteps"] == 8
+    assert later["optimizer"] == "adamw8bit"
+
+
+def test_what_a_resumed_attempt_has_to_keep_travels_with_its_checkpoints(host: Host) -> None:
+    """By the wire's names, as the ledger has them."""
+    spec = host.spec(device=H100, preset="flux_24gb_balanced")
+
+    assert kept_settings(spec) == {name: spec.parameters[name] for name in KEPT}
 
 
 def test_what_was_changed_is_reported_by_its_wire_names(host: Host) -> None:
@@ -569,7 +618,7 @@ def test_the_spec_of_a_job_that_ran_out_of_memory_has_the_smaller_settings(host:
     """The trainer is given the path, not left to find out."""
     plan = host.queued(batch_size=4).plan
 
-    spec = host.spec(before=JobHistory(out_of_memory=1), batch_size=4)
+    spec = host.spec(before=JobHistory(out_of_memory=1), device=STAND_IN, batch_size=4)
 
     assert convert_strictly(spec.parameters, FluxLoraParameters) == plan.ladder[0]
 

@@ -86,6 +86,7 @@ def test_a_plan_is_shown_for_programs(program: Program, job_file: Path) -> None:
 
     shown = json.loads(program.out)
     assert shown.pop("estimate")["memoryTier"] == plan_job(JOB).tier
+    assert [one["tier"] for one in shown.pop("tiers")] == ["24gb", "40gb", "80gb"]
     assert shown == json.loads(msgspec.json.encode(plan_job(JOB)))
 
 

@@ -10,7 +10,7 @@ from training_schemas.events import GpuKernels
 from training_schemas.jobs import EngineName
 from training_schemas.selftest import KernelResult, SelfTest, Verdict, key_of
 from training_schemas.spec import AttentionKernel, Execution
-from training_worker.attempts.execution import execution_for
+from training_worker.attempts.plan_choice import execution_for
 from training_worker.gpu import nvml
 from training_worker.gpu.devices import GpuDevice
 from training_worker.gpu.nvml import DriverHangsError, Versions

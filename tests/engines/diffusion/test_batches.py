@@ -1,7 +1,6 @@
 """What is drawn for training, and how it repeats."""
 
 import math
-from collections import Counter
 
 import msgspec
 import pytest
@@ -21,6 +20,8 @@ NOISING = Noising(
     draw_noise=lambda generator, shape: torch.randn(shape, generator=generator),
     fixed_level=torch.tensor,
 )
+
+MIXED = [(4, 4), (4, 6), (4, 4), (4, 6), (4, 4)]
 
 
 class NumberedImages:
@@ -54,6 +55,20 @@ def source_of(
     return BatchSource(items, NumberedImages(shapes), NOISING, parameters)
 
 
+CPU = torch.device("cpu")
+
+
+def next_batches(source: BatchSource) -> list[Batch]:
+    """The micro-batches of the next step."""
+    return [source.draw(samples).to(CPU) for samples in source.next_step()]
+
+
+def next_batch(source: BatchSource) -> Batch:
+    """The next step of a source whose images have one shape and whose steps are one micro-batch each."""
+    (batch,) = next_batches(source)
+    return batch
+
+
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     """Give a batch as a mapping, which torch can compare."""
     return {name: value for name, value in msgspec.structs.asdict(batch).items() if name != "captions"}
@@ -67,7 +82,7 @@ def numbers(batch: Batch) -> list[int]:
 def test_each_pass_sees_every_image_once(parameters: FluxLoraParameters) -> None:
     """In another order each time, and with the caption that belongs to it."""
     source = source_of(replace(parameters, batch_size=5))
-    batches = [source.next_batch() for _ in range(4)]
+    batches = [next_batch(source) for _ in range(4)]
     orders = [numbers(batch) for batch in batches]
 
     assert [[0, 1, 2, 3, 4]] * 4 == [sorted(order) for order in orders]
@@ -79,53 +94,66 @@ def test_an_image_that_repeats_is_seen_more_often(parameters: FluxLoraParameters
     """As many times in a pass as it says."""
     source = source_of(replace(parameters, batch_size=9), repeats=(1, 3, 1, 1, 3))
 
-    assert [0, 1, 1, 1, 2, 3, 4, 4, 4] == sorted(numbers(source.next_batch()))
+    assert [0, 1, 1, 1, 2, 3, 4, 4, 4] == sorted(numbers(next_batch(source)))
 
 
 def test_a_batch_has_images_of_one_shape_alone(parameters: FluxLoraParameters) -> None:
-    """Those that lack others wait for the next pass, so that every batch is full, and none is seen less."""
-    shapes = [(4, 4), (4, 6), (4, 4), (4, 6), (4, 4)]
-    source = source_of(replace(parameters, batch_size=2), shapes)
-    batches = [source.next_batch() for _ in range(50)]
+    """None waits for others, so that each pass sees all of them, whatever their shapes."""
+    source = source_of(replace(parameters, batch_size=2, gradient_accumulation_steps=5), MIXED)
+    for _ in range(20):
+        steps = [next_batches(source), next_batches(source)]
+        drawn = [numbers(batch) for step in steps for batch in step]
 
-    assert {2} == {len(batch.captions) for batch in batches}
-    assert all(len({shapes[number] for number in numbers(batch)}) == 1 for batch in batches)
-    seen = Counter(number for batch in batches for number in numbers(batch))
-    assert all(19 <= seen[number] <= 21 for number in range(5))
+        assert {1, 2} >= {len(images) for images in drawn}
+        assert all(len({MIXED[image] for image in images}) == 1 for images in drawn)
+        assert sorted([0, 1, 2, 3, 4] * 4) == sorted(image for images in drawn for image in images)
 
 
-def test_the_size_of_batches_changes_nothing_that_is_drawn(parameters: FluxLoraParameters) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+def test_the_size_of_batches_changes_nothing_that_is_drawn(parameters: FluxLoraParameters, batch_size: int) -> None:
     """So a job that ran out of memory goes on with smaller batches where it stood."""
-    whole = source_of(replace(parameters, batch_size=6)).next_batch()
-    single = source_of(replace(parameters, batch_size=1))
 
-    torch.testing.assert_close(
-        tensors(whole), tensors(join_batches([single.next_batch() for _ in range(6)])), rtol=0, atol=0
-    )
+    def draw(most: int) -> list[dict[str, torch.Tensor]]:
+        settings = replace(parameters, batch_size=most, gradient_accumulation_steps=6 // most, caption_dropout=0.3)
+        source = source_of(settings, MIXED)
+        steps = [sample for _ in range(2) for micro_batch in source.next_step() for sample in micro_batch]
+        return [tensors(source.draw((sample,)).to(CPU)) for sample in sorted(steps, key=lambda one: one.number)]
+
+    torch.testing.assert_close(draw(6), draw(batch_size), rtol=0, atol=0)
+
+
+def test_a_micro_batch_is_the_samples_in_it(parameters: FluxLoraParameters) -> None:
+    """Each as it would be alone."""
+    source = source_of(replace(parameters, batch_size=6))
+    (samples,) = source.next_step()
+    single = [source.draw((sample,)).to(CPU) for sample in samples]
+
+    torch.testing.assert_close(tensors(source.draw(samples).to(CPU)), tensors(join_batches(single)), rtol=0, atol=0)
 
 
 def test_a_restored_source_goes_on_where_it_stood(parameters: FluxLoraParameters) -> None:
-    """In the middle of a pass over the data set, with an image that waits for one of its shape."""
-    shapes = [(4, 4), (4, 6), (4, 4), (4, 6), (4, 4)]
-    source = source_of(parameters, shapes)
-    source.next_batch()
-    while not (state := source.state()).waiting:
-        source.next_batch()
-    expected = [tensors(source.next_batch()) for _ in range(4)]
+    """In the middle of a pass over the data set."""
+    source = source_of(parameters, MIXED)
+    source.next_step()
+    state = source.state()
+    expected = [tensors(batch) for _ in range(4) for batch in next_batches(source)]
 
-    other = source_of(parameters, shapes)
+    other = source_of(parameters, MIXED)
     other.restore(state)
 
-    torch.testing.assert_close(expected, [tensors(other.next_batch()) for _ in range(4)], rtol=0, atol=0)
+    assert state.order
+    torch.testing.assert_close(
+        expected, [tensors(batch) for _ in range(4) for batch in next_batches(other)], rtol=0, atol=0
+    )
 
 
-def test_a_batch_that_is_left_to_another_changes_nothing_for_the_next(parameters: FluxLoraParameters) -> None:
-    """So processes that share a step draw what one alone would."""
-    alone, shared = source_of(parameters), source_of(parameters)
-    _, expected = alone.next_batch(), alone.next_batch()
-    shared.skip_batch()
+def test_who_looks_ahead_changes_nothing(parameters: FluxLoraParameters) -> None:
+    """The following step is the next one, also over the end of a pass."""
+    source = source_of(parameters, MIXED)
+    for _ in range(4):
+        ahead = source.following_step()
 
-    torch.testing.assert_close(tensors(expected), tensors(shared.next_batch()), rtol=0, atol=0)
+        assert ahead == source.next_step()
 
 
 def test_latents_are_drawn_anew_each_time(parameters: FluxLoraParameters) -> None:
@@ -133,7 +161,7 @@ def test_latents_are_drawn_anew_each_time(parameters: FluxLoraParameters) -> Non
     images = NumberedImages([(64, 64)], std=1.0)
     items = [Item(caption="", shape=(64, 64))]
     source = BatchSource(items, images, NOISING, replace(parameters, batch_size=1))
-    first, second = source.next_batch().latents, source.next_batch().latents
+    first, second = next_batch(source).latents, next_batch(source).latents
 
     assert not torch.equal(first, second)
     assert pytest.approx(1, abs=0.05) == first.std().item()
@@ -142,7 +170,7 @@ def test_latents_are_drawn_anew_each_time(parameters: FluxLoraParameters) -> Non
 def test_fixed_samples_are_the_same_at_every_call(parameters: FluxLoraParameters) -> None:
     """Four images, each at five noise levels."""
     source = source_of(parameters)
-    first, second = ([tensors(batch) for batch in source.fixed_batches()] for _ in range(2))
+    first, second = ([tensors(batch.to(CPU)) for batch in source.fixed_batches()] for _ in range(2))
 
     assert len(first) == 20
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -151,7 +179,7 @@ def test_fixed_samples_are_the_same_at_every_call(parameters: FluxLoraParameters
 def test_captions_are_dropped_as_often_as_the_job_says(parameters: FluxLoraParameters) -> None:
     """Without its caption a sample teaches what the pictures have in common."""
     source = source_of(replace(parameters, batch_size=50, caption_dropout=0.3))
-    captions = [caption for _ in range(40) for caption in source.next_batch().captions]
+    captions = [caption for _ in range(40) for caption in next_batch(source).captions]
 
     assert pytest.approx(0.3, abs=0.04) == captions.count("") / len(captions)
 
@@ -162,7 +190,7 @@ def test_captions_are_shuffled_anew_and_keep_their_words(parameters: FluxLoraPar
         parameters, batch_size=30, shuffle_captions=True, trigger_word="rob0t", caption_prefix="photo of"
     )
     items = [Item(caption="rob0t, red, iron, tall", shape=(4, 4))]
-    captions = BatchSource(items, NumberedImages([(4, 4)]), NOISING, settings).next_batch().captions
+    captions = next_batch(BatchSource(items, NumberedImages([(4, 4)]), NOISING, settings)).captions
 
     assert all(caption.startswith("photo of rob0t, ") for caption in captions)
     assert {"iron, red, tall"} == {", ".join(sorted(caption.split(", ")[1:])) for caption in captions}

@@ -110,10 +110,10 @@ def test_a_steps_gradients_are_those_of_the_equations(build: BuildTrainer, train
     trainer = build(settings, training_type)
     weights = stir(trainer)
     before = trainer.batches.state()
-    drawn = [trainer.batches.next_batch() for _ in range(2)]
+    drawn = [trainer.batches.draw(samples).to(torch.device("cpu")) for samples in trainer.batches.next_step()]
     trainer.batches.restore(before)
 
-    said = trainer.accumulate(1, never)
+    said = trainer.accumulate(1, never).item()
 
     plain = kind.from_pretrained(trainer.pipeline.loader.folder, subfolder=part).double()
     leaves = with_low_rank_terms(plain, weights, part)

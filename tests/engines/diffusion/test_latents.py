@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import asdict
 from PIL import Image
 
 from training_schemas.spec import WeightDtype
@@ -135,6 +136,22 @@ def test_random_crops_go_from_edge_to_edge(loader: ModelLoader, example: Example
     assert min(lefts) <= 3
     assert max(lefts) >= 29
     assert len(lefts) > 20
+
+
+def test_what_stays_on_the_device_is_read_once(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
+    """Each image and its mirror image; they are the same as those that are read anew."""
+    with TensorCache(tmp_path / "cache", LIMIT) as cache:
+        read = CachedImages(cache, [example], "model", flips=True)
+        read.encode_all(loader.vae(), never)
+        kept = CachedImages(cache, [example], "model", flips=True, keep_on=loader.device)
+        generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+        for _ in range(20):
+            anew, again = (images.draw(0, one) for images, one in zip((read, kept), generators, strict=True))
+            torch.testing.assert_close(asdict(anew), asdict(again), rtol=0, atol=0)
+
+        assert kept.fixed(0) is kept.fixed(0)
+        assert read.fixed(0) is not read.fixed(0)
+        assert len(kept._kept) == 2
 
 
 def test_another_model_or_another_mask_is_another_entry(tmp_path: Path, loader: ModelLoader, example: Example) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from training_schemas.jobs import TrainingType
 from training_schemas.spec import FluxLoraParameters, SdxlParameters
@@ -55,6 +55,25 @@ def test_each_text_is_embedded_once(tmp_path: Path, tiny_model: Path, parameters
     assert (2, 64, 32) == both.tokens.shape
     assert (2, 32) == both.pooled.shape
     assert not torch.equal(both.pooled[0], both.pooled[1])
+
+
+def test_texts_that_stay_on_the_device_are_read_once(
+    tmp_path: Path, tiny_model: Path, parameters: FluxLoraParameters
+) -> None:
+    """And are those of the cache."""
+    pipeline = reading(tiny_model, TrainingType.FLUX_LORA, parameters)
+    with TensorCache(tmp_path / "cache", LIMIT) as cache:
+        read = CachedTexts(cache, "model", [77, 64])
+        read.embed_all(["a robot", "a house"], pipeline.embed, never)
+        kept = CachedTexts(cache, "model", [77, 64], keep_on=pipeline.loader.device)
+        expected = read.embed(["a house", "a robot"])
+        kept.embed(["a house", "a robot"])
+        for entry in (tmp_path / "cache").rglob("*.safetensors"):
+            entry.unlink()
+
+        torch.testing.assert_close(asdict(kept.embed(["a house", "a robot"])), asdict(expected), rtol=0, atol=0)
+        with pytest.raises(FileNotFoundError, match="has lost the embedding"):
+            read.embed(["a house"])
 
 
 def test_flux_texts_are_cut_to_the_lengths_that_are_allowed(tiny_model: Path, parameters: FluxLoraParameters) -> None:

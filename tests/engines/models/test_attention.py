@@ -1,52 +1,52 @@
-"""The choice of attention's kernels: one that was not chosen computes nothing."""
+"""Which of torch's kernels attend."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 
 import pytest
-from tests.engines.conftest import WriteRun, read_records
+import torch
+from torch.backends import cuda
 
-from training_schemas.progress import DoneRecord
 from training_schemas.spec import AttentionKernel, Execution
+from training_worker.engines.diffusers.models.attention import choose_attention
 
 pytestmark = pytest.mark.trainer
 
-FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+ENABLED = {
+    AttentionKernel.FLASH: cuda.flash_sdp_enabled,
+    AttentionKernel.EFFICIENT: cuda.mem_efficient_sdp_enabled,
+    AttentionKernel.MATH: cuda.math_sdp_enabled,
+    AttentionKernel.CUDNN: cuda.cudnn_sdp_enabled,
+}
 
-# A trainer that says, beside what it does, which operations of attention torch has chosen.
-WATCHED = """
-import sys
-from pathlib import Path
-from torch.utils._python_dispatch import TorchDispatchMode
-from training_worker.engines.diffusers.__main__ import train
 
-class Watch(TorchDispatchMode):
-    seen = set()
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.add(func._schema.name.rpartition(":")[2])
-        return func(*args, **(kwargs or {}))
-
-with Watch():
-    train(Path(sys.argv[1]))
-print(*sorted(Watch.seen))
-"""
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    before = [int(backend) for backend in torch._C._get_sdp_priority_order()]
+    yield
+    choose_attention(list(AttentionKernel))
+    torch._C._set_sdp_priority_order(before)
 
 
 @pytest.mark.parametrize(
-    ("kernels", "uses_flash"),
-    [((AttentionKernel.MATH,), False), ((AttentionKernel.FLASH, AttentionKernel.MATH), True)],
+    "kernels",
+    [
+        Execution().attention_kernels,
+        (AttentionKernel.CUDNN, AttentionKernel.FLASH),
+        (AttentionKernel.MATH,),
+    ],
 )
-def test_a_trainer_that_is_told_that_only_math_is_right_never_uses_flash(
-    write_run: WriteRun, kernels: tuple[AttentionKernel, ...], *, uses_flash: bool
-) -> None:
-    """Of a run's encoding, training and pictures."""
-    folder = write_run(max_train_steps=1, execution=Execution(attention_kernels=kernels))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+def test_only_those_that_are_listed_are_used(kernels: tuple[AttentionKernel, ...]) -> None:
+    """In their order; cuDNN's is not among those that a run has by itself."""
+    choose_attention(kernels)
 
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
+    found = {kernel for kernel, enabled in ENABLED.items() if enabled()}  # type: ignore[no-untyped-call]
+    assert set(kernels) == found
+    order = [int(backend) for backend in torch._C._get_sdp_priority_order()]
+    listed = [int(getattr(torch.nn.attention.SDPBackend, kernel.upper())) for kernel in kernels]
+    assert listed == order[: len(kernels)]
+    assert len(order) == len(set(order))
 
-    assert isinstance(read_records(folder)[-1], DoneRecord), done.stderr
-    assert (FLASH in done.stdout.split()) is uses_flash
+
+def test_by_itself_a_run_leaves_cudnn_out() -> None:
+    """Its backward pass is wrong on some cards."""
+    assert AttentionKernel.CUDNN not in Execution().attention_kernels

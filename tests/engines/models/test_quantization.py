@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName, Quantization, WeightDtype
 from training_worker.engines.diffusers.models.families import FLUX
 from training_worker.engines.diffusers.models.loader import ModelLoader
+from training_worker.engines.diffusers.models.lora import add_adapter
 from training_worker.engines.diffusers.models.quantization import FP8, EightBitLinear, is_quantised
 from training_worker.engines.diffusers.training.checkpoints import Tally, load_checkpoint, save_checkpoint
 
@@ -189,6 +190,25 @@ def test_autocast_is_heeded(form: torch.dtype) -> None:
     assert torch.bfloat16 == actual.dtype
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(first.grad, second.grad)
+
+
+@pytest.mark.parametrize("dtype", [WeightDtype.BFLOAT16, WeightDtype.FLOAT16])
+def test_four_bits_give_autocasts_type_whatever_goes_in(tiny_model: Path, dtype: WeightDtype) -> None:
+    """A norm's float32 does not stay float32 from there on; beside peft's adapter neither."""
+    denoiser = ModelLoader(tiny_model, FLUX, dtype, "cpu").denoiser(Quantization.NF4)
+    plain = denoiser.transformer_blocks[0].ff.net[2]
+    add_adapter(denoiser, r".*\.attn\.to_q", 4, 0)
+    adapted = denoiser.transformer_blocks[0].attn.to_q
+    inputs = {layer: torch.randn(5, layer.in_features).requires_grad_() for layer in (plain, adapted)}
+
+    with torch.autocast("cpu", dtype=getattr(torch, dtype)):
+        outputs = [layer(given) for layer, given in inputs.items()]
+
+    assert {getattr(torch, dtype)} == {output.dtype for output in outputs}
+    for output, given in zip(outputs, inputs.values(), strict=True):
+        output.sum().backward()
+        assert given.grad is not None
+        assert torch.float32 == given.grad.dtype
 
 
 class Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]

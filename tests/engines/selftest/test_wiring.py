@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from training_schemas.jobs import EngineName
 from training_schemas.selftest import Verdict
 from training_schemas.spec import AttentionKernel, Execution
-from training_worker.attempts.execution import execution_for
+from training_worker.attempts.plan_choice import execution_for
 from training_worker.cli.app import app
 from training_worker.gpu.devices import GpuDevice
 from training_worker.observations import unobserved

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from training_schemas.progress import (
     StoppedRecord,
     WarningRecord,
 )
-from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, RunLease, WeightDtype
+from training_schemas.spec import LEASE_FILE, REQUESTS_FILE, Execution, RunLease, WeightDtype
 from training_worker.engines.common.export.files import ADAPTER_FILE
 from training_worker.engines.common.protocol.failures import failure_of
 from training_worker.engines.diffusers.training.run import TrainingRun
@@ -273,3 +274,14 @@ def test_out_of_memory_names_the_phase(write_run: WriteRun, train: Train, monkey
     assert isinstance(failed, FailedRecord)
     assert FailureReason.OUT_OF_MEMORY == failed.reason
     assert "cannot go on: out of memory in phase training: tried to allocate 2 GiB" == failed.message
+
+
+def test_data_that_stays_on_the_device_changes_nothing(write_run: WriteRun, train: Train) -> None:
+    """Nor leaves it a thread behind."""
+    threads = threading.active_count()
+    plain = write_run("plain", random_flip=True)
+    kept = write_run("kept", random_flip=True, execution=Execution(data_on_device=True))
+
+    assert losses(train(plain)[1]) == losses(train(kept)[1])
+    assert_same_adapter(plain, kept)
+    assert threads == threading.active_count()

@@ -1,7 +1,10 @@
 """Single steps of training, and the checkpoints that keep what they did."""
 
 import errno
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from tests.engines.trainers import DATASET, BuildTrainer, never, take_steps, wei
 from training_schemas.progress import FailureReason
 from training_schemas.spec import FluxLoraParameters, WeightDtype
 from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped
+from training_worker.engines.diffusers.diffusion.sample_order import Sample
 from training_worker.engines.diffusers.training import checkpoints
 from training_worker.engines.diffusers.training.checkpoints import (
     STATE_FILE,
@@ -123,6 +127,47 @@ def test_a_loss_that_is_no_number_ends_training_before_it_spoils_the_weights(
     torch.testing.assert_close(before, weights(trainer), rtol=0, atol=0)
 
 
+def test_a_gradient_that_is_no_number_is_told_from_such_a_loss(
+    build: BuildTrainer, parameters: FluxLoraParameters
+) -> None:
+    """It too leaves the weights as they were."""
+    trainer = build(parameters)
+    before = weights(trainer)
+    trainer._weights[0].register_hook(lambda gradient: gradient * torch.inf)
+
+    with pytest.raises(TrainingFailure, match=r"the gradient of step 1 is (nan|inf)"):
+        trainer.step(1, never)
+
+    torch.testing.assert_close(before, weights(trainer), rtol=0, atol=0)
+
+
+def test_a_step_reads_from_its_device_once(
+    build: BuildTrainer, parameters: FluxLoraParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the optimizer's turn, and however many micro-batches it has: each read waits for all that was asked."""
+    trainer = build(replace(parameters, batch_size=1, gradient_accumulation_steps=4))
+    # What is drawn is drawn on the CPU, and reading that waits for nobody.
+    drawn = [trainer._draw((Sample(number, 0),)) for number in range(4)]
+    monkeypatch.setattr(trainer.batches, "next_step", lambda *_: [])
+    monkeypatch.setattr(trainer._prefetcher, "take", lambda _: iter(drawn))
+    monkeypatch.setattr(trainer, "_draws_ahead", False)
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    monkeypatch.setattr(trainer.schedule, "step", lambda: None)
+    reads: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        plain = getattr(torch.Tensor, name)
+
+        def read(tensor: torch.Tensor, *, name: str = name, plain: Callable[..., Any] = plain) -> Any:
+            reads.append(name)
+            return plain(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    trainer.step(1, never)
+
+    assert reads == ["tolist"]
+
+
 def test_the_fixed_loss_leaves_no_trace(build: BuildTrainer, parameters: FluxLoraParameters) -> None:
     """It is the same twice, and training goes on as without it."""
     plain, measured = build(parameters), build(parameters)
@@ -146,6 +191,23 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     assert TALLY == tally
     assert losses == take_steps(other, 4, 6)
     torch.testing.assert_close(weights(trainer), weights(other), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_before_begins_with_the_images_that_waited(
+    tmp_path: Path, build: BuildTrainer, parameters: FluxLoraParameters
+) -> None:
+    """For others of their shape, which no image does any more; samples are counted on from those that were drawn."""
+    trainer = build(parameters)
+    take_steps(trainer, 1, 3)
+    save_checkpoint(tmp_path / "step", trainer, DATASET, TALLY)
+    state = json.loads((tmp_path / "step" / STATE_FILE).read_bytes())
+    (tmp_path / "step" / STATE_FILE).write_text(json.dumps({**state, "order": [0, 1], "waiting": [2]}))
+
+    other = build(parameters)
+    load_checkpoint(tmp_path / "step", other, DATASET)
+
+    assert other.batches.next_step() == [(Sample(6, 2), Sample(7, 0))]
+    assert other.batches.state().order[0] == 1
 
 
 def test_a_checkpoint_leaves_no_partial_folder(

@@ -1,21 +1,33 @@
 """Batches for training, with all their randomness: which images, which latents, which noise and how much of it.
 
-Everything is drawn on the CPU: the order from one generator, and all else of a sample from one of its own. So neither
-the device, nor the size of the batches, nor how many cards share them, changes what a seed gives.
+Everything is drawn on the CPU: the order from one generator, and all else of a sample from one of its own, which its
+number seeds. So neither the device, nor the size of the batches, nor how many cards share them, nor what was drawn
+before changes what a seed gives.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 import torch
 
 from training_schemas.spec import TrainingParameters
 from training_worker.engines.diffusers.data.captions import base_caption, joined, parts
+from training_worker.engines.diffusers.diffusion.device_copies import pinned, send
 from training_worker.engines.diffusers.diffusion.latents import ImageSource, LatentImage
+from training_worker.engines.diffusers.diffusion.sample_order import (
+    MicroBatch,
+    OrderState,
+    Sample,
+    SampleOrder,
+    cut,
+    share_of,
+)
 
 FIXED_IMAGES = 4
 FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+CAPTIONS = "captions"  # what of a batch is no tensor
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +55,37 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     captions: list[str]
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device."""
-        return _each(lambda tensors: tensors[0].to(device), [self])
+        """Copy the batch to a device, without waiting where its memory is pinned."""
+        return Batch(**_each(lambda tensor: send(tensor, device), self), captions=self.captions)
+
+
+class DrawnBatch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What was drawn of a `Batch`, whose latents are ``mean + std * spread``: three tensors of their shape.
+
+    It is on the CPU, but for what an `ImageSource` keeps on the device: there the rest is copied to it, and added up.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    spread: torch.Tensor
+    noise: torch.Tensor
+    levels: torch.Tensor
+    masks: torch.Tensor
+    sizes: torch.Tensor
+    captions: list[str]
+
+    def pinned(self) -> "DrawnBatch":
+        """The same in memory that a device copies from by itself."""
+        return DrawnBatch(**_each(pinned, self), captions=self.captions)
+
+    def to(self, device: torch.device) -> Batch:
+        """Make the batch, on a device."""
+        tensors = _each(lambda tensor: send(tensor, device), self)
+        mean, std, spread = (tensors.pop(name) for name in ("mean", "std", "spread"))
+        return Batch(latents=mean + std * spread, **tensors, captions=self.captions)
+
+
+B = TypeVar("B", Batch, DrawnBatch)
 
 
 class Noising(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,46 +99,34 @@ class Noising(msgspec.Struct, frozen=True, kw_only=True):
     fixed_level: Callable[[float], torch.Tensor]
 
 
-class BatchState(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Where a `BatchSource` stands: samples ``drawn``, the state of the order, the images to come in this pass.
-
-    Images wait for others of their own shape to fill a batch, in ``waiting`` in the order in which they came.
-    """
-
-    drawn: int
-    shuffler: torch.Tensor
-    order: list[int]
-    waiting: list[int]
-
-
 class BatchSource:
-    """Draws batches without end; each pass sees every image as often as it repeats, in a new order.
-
-    The images of a batch are of one shape. One that finds no others in its pass waits for those of the next.
-    """
+    """Draws the samples of steps without end, each step's in micro-batches of one shape."""
 
     def __init__(
         self, items: Sequence[Item], images: ImageSource, noising: Noising, parameters: TrainingParameters
     ) -> None:
         self._items = items
+        self._shapes = [item.shape for item in items]
         self._images = images
         self._noising = noising
         self._parameters = parameters
-        self._drawn = 0
-        self._shuffler = torch.Generator().manual_seed(parameters.seed)
-        self._pass = [index for index, item in enumerate(items) for _ in range(item.repeats)]
-        self._order: list[int] = []
-        self._waiting: list[int] = []
+        self._step_size = parameters.batch_size * parameters.gradient_accumulation_steps
+        listed = [index for index, item in enumerate(items) for _ in range(item.repeats)]
+        self._order = SampleOrder(listed, parameters.seed)
 
-    def next_batch(self) -> Batch:
-        """Draw the next ``batch_size`` samples."""
-        return join_batches([self._draw(index, number) for number, index in self._next_indices()])
+    def next_step(self, rank: int = 0, size: int = 1) -> list[MicroBatch]:
+        """The micro-batches of the next step that are those of a process among ``size`` of them."""
+        return self._share(self._order.take(self._step_size), rank, size)
 
-    def skip_batch(self) -> None:
-        """Leave the next batch to somebody else, as if it had been drawn."""
-        self._next_indices()
+    def following_step(self, rank: int = 0, size: int = 1) -> list[MicroBatch]:
+        """The same, which still come next: for who wants to draw them before their time."""
+        return self._share(self._order.peek(self._step_size), rank, size)
 
-    def fixed_batches(self) -> Iterator[Batch]:
+    def draw(self, samples: MicroBatch) -> DrawnBatch:
+        """Draw a micro-batch; it depends on nothing that was drawn before."""
+        return join_batches([self._draw(sample) for sample in samples])
+
+    def fixed_batches(self) -> Iterator[DrawnBatch]:
         """Give the same few samples at every call: the first images, each at every noise level of a grid."""
         generator = torch.Generator().manual_seed(self._parameters.seed)
         for index in range(min(FIXED_IMAGES, len(self._items))):
@@ -106,40 +135,21 @@ class BatchSource:
                 caption = base_caption(self._items[index].caption, self._parameters)
                 yield self._noised(image, caption, generator, self._noising.fixed_level(share))
 
-    def state(self) -> BatchState:
+    def state(self) -> OrderState:
         """Tell where the source stands."""
-        return BatchState(
-            drawn=self._drawn,
-            shuffler=self._shuffler.get_state(),
-            order=list(self._order),
-            waiting=list(self._waiting),
-        )
+        return self._order.state()
 
-    def restore(self, state: BatchState) -> None:
+    def restore(self, state: OrderState) -> None:
         """Go on from where a source over the same images stood."""
-        self._drawn = state.drawn
-        self._shuffler.set_state(state.shuffler)
-        self._order, self._waiting = list(state.order), list(state.waiting)
+        self._order.restore(state)
 
-    def _next_indices(self) -> list[tuple[int, int]]:
-        """The samples of the next batch: the number of each, counted from the first of all, and its image."""
-        size = self._parameters.batch_size
-        while True:
-            if not self._order:
-                permutation = torch.randperm(len(self._pass), generator=self._shuffler).tolist()
-                self._order = [self._pass[place] for place in permutation]
-            self._waiting.append(self._order.pop(0))
-            shape = self._items[self._waiting[-1]].shape
-            alike = [index for index in self._waiting if self._items[index].shape == shape]
-            if len(alike) == size:
-                self._waiting = [index for index in self._waiting if self._items[index].shape != shape]
-                self._drawn += size
-                return list(enumerate(alike, start=self._drawn - size))
+    def _share(self, samples: Sequence[Sample], rank: int, size: int) -> list[MicroBatch]:
+        return share_of(cut(samples, self._shapes, self._parameters.batch_size), self._shapes, rank, size)
 
-    def _draw(self, index: int, number: int) -> Batch:
-        generator = torch.Generator().manual_seed(_seed_of(self._parameters.seed, number))
-        caption = self._draw_caption(self._items[index].caption, generator)
-        image = self._images.draw(index, generator)
+    def _draw(self, sample: Sample) -> DrawnBatch:
+        generator = torch.Generator().manual_seed(_seed_of(self._parameters.seed, sample.number))
+        caption = self._draw_caption(self._items[sample.image].caption, generator)
+        image = self._images.draw(sample.image, generator)
         return self._noised(image, caption, generator, None)
 
     def _draw_caption(self, caption: str, generator: torch.Generator) -> str:
@@ -153,14 +163,16 @@ class BatchSource:
 
     def _noised(
         self, image: LatentImage, caption: str, generator: torch.Generator, level: torch.Tensor | None
-    ) -> Batch:
+    ) -> DrawnBatch:
         """Draw one sample's level, if it is not given, its latents and its noise: a batch of one."""
         shape = image.mean.shape
         if level is None:
             level = self._noising.draw_level(generator, shape)
-        return Batch(
+        return DrawnBatch(
             levels=level[None],
-            latents=(image.mean + image.std * torch.randn(shape, generator=generator))[None],
+            mean=image.mean[None],
+            std=image.std[None],
+            spread=torch.randn(shape, generator=generator)[None],
             noise=self._noising.draw_noise(generator, shape)[None],
             masks=image.mask[None],
             sizes=image.sizes[None],
@@ -173,12 +185,13 @@ def _seed_of(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8], "big", signed=True)
 
 
-def join_batches(batches: Sequence[Batch]) -> Batch:
+def join_batches(batches: Sequence[B]) -> B:
     """Put batches of equal sizes of image together."""
-    return _each(torch.cat, batches)
+    kind = type(batches[0])
+    names = [name for name in kind.__struct_fields__ if name != CAPTIONS]
+    tensors = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+    return kind(**tensors, captions=[caption for batch in batches for caption in batch.captions])
 
 
-def _each(change: Callable[[list[torch.Tensor]], torch.Tensor], batches: Sequence[Batch]) -> Batch:
-    names = [name for name in Batch.__struct_fields__ if name != "captions"]
-    tensors = {name: change([getattr(batch, name) for batch in batches]) for name in names}
-    return Batch(**tensors, captions=[caption for batch in batches for caption in batch.captions])
+def _each(change: Callable[[torch.Tensor], torch.Tensor], batch: Batch | DrawnBatch) -> dict[str, torch.Tensor]:
+    return {name: change(getattr(batch, name)) for name in batch.__struct_fields__ if name != CAPTIONS}

@@ -13,6 +13,7 @@ from training_worker.engines.common.data.examples import Example
 from training_worker.engines.diffusers.cache.keys import content_key
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
 from training_worker.engines.diffusers.data.images import MIDDLE, View, load_mask, load_view, view_of
+from training_worker.engines.diffusers.diffusion.device_copies import send
 
 
 class LatentImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -26,6 +27,10 @@ class LatentImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     std: torch.Tensor
     mask: torch.Tensor
     sizes: torch.Tensor
+
+    def to(self, device: torch.device) -> "LatentImage":
+        """Copy it to a device."""
+        return LatentImage(**{name: send(getattr(self, name), device) for name in self.__struct_fields__})
 
 
 class ImageSource(Protocol):
@@ -41,13 +46,26 @@ class ImageSource(Protocol):
 
 
 class CachedImages:
-    """Images that were encoded before training; the autoencoder is gone."""
+    """Images that were encoded before training; the autoencoder is gone.
 
-    def __init__(self, cache: TensorCache, examples: Sequence[Example], model: str, *, flips: bool) -> None:
+    With ``keep_on``, a device, what was read once stays there: in the end, each image, and its mirror image.
+    """
+
+    def __init__(
+        self,
+        cache: TensorCache,
+        examples: Sequence[Example],
+        model: str,
+        *,
+        flips: bool,
+        keep_on: torch.device | None = None,
+    ) -> None:
         self._cache = cache
         self._examples = examples
         self._model = model
         self._flips = flips
+        self._keep_on = keep_on
+        self._kept: dict[tuple[int, bool], LatentImage] = {}
 
     @property
     def complete(self) -> bool:
@@ -74,6 +92,14 @@ class CachedImages:
                 yield example, view_of(example, flipped=flipped)
 
     def _get(self, index: int, *, flipped: bool) -> LatentImage:
+        if self._keep_on is None:
+            return self._read(index, flipped=flipped)
+        key = index, flipped
+        if key not in self._kept:
+            self._kept[key] = self._read(index, flipped=flipped).to(self._keep_on)
+        return self._kept[key]
+
+    def _read(self, index: int, *, flipped: bool) -> LatentImage:
         example = self._examples[index]
         view = view_of(example, flipped=flipped)
         tensors = self._cache.get(self._key(example, view))

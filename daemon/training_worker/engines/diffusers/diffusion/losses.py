@@ -5,6 +5,7 @@ FLUX learns a rectified flow: formulas as in Liu et al. 2022 (arXiv:2209.03003) 
 arXiv:2006.11239), or its velocity (Salimans and Ho 2022, arXiv:2202.00512).
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,11 +48,24 @@ def predict_velocity(
         guidance=guidance,
         pooled_projections=texts.pooled.to(dtype),
         encoder_hidden_states=texts.tokens.to(dtype),
-        txt_ids=torch.zeros(texts.tokens.shape[1], 3, device=device),
-        img_ids=FluxPipeline._prepare_latent_image_ids(size, height // 2, width // 2, device, torch.float32),  # noqa: SLF001 # no public twin
+        txt_ids=text_positions(texts.tokens.shape[1], device),
+        img_ids=image_positions(height // 2, width // 2, device),
         return_dict=False,
     )[0]
     return velocity
+
+
+@lru_cache(maxsize=64)
+def image_positions(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """The position (0, row, column) of each token of an image, row by row: always the same tensor of a shape."""
+    positions: torch.Tensor = FluxPipeline._prepare_latent_image_ids(1, height, width, device, torch.float32)  # noqa: SLF001 # no public twin
+    return positions
+
+
+@lru_cache(maxsize=64)
+def text_positions(tokens: int, device: torch.device) -> torch.Tensor:
+    """The position of each token of a text: they have none."""
+    return torch.zeros(tokens, 3, device=device)
 
 
 def diffusion_losses(

@@ -9,6 +9,7 @@ import torch
 
 from training_worker.engines.diffusers.cache.keys import content_key
 from training_worker.engines.diffusers.cache.tensor_cache import TensorCache
+from training_worker.engines.diffusers.diffusion.device_copies import pinned, send
 
 
 class Texts(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -19,7 +20,12 @@ class Texts(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def to(self, device: torch.device) -> "Texts":
         """Copy them to a device."""
-        return Texts(tokens=self.tokens.to(device), pooled=self.pooled.to(device))
+        """Copy them to a device, without waiting where their memory is pinned."""
+        return Texts(tokens=send(self.tokens, device), pooled=send(self.pooled, device))
+
+    def pinned(self) -> "Texts":
+        """The same in memory that a device copies from by itself."""
+        return Texts(tokens=pinned(self.tokens), pooled=pinned(self.pooled))
 
 
 Embed = Callable[[Sequence[str]], Texts]
@@ -34,12 +40,19 @@ class TextSource(Protocol):
 
 
 class CachedTexts:
-    """Texts that were embedded before training; the encoders are gone."""
+    """Texts that were embedded before training; the encoders are gone.
 
-    def __init__(self, cache: TensorCache, model: str, lengths: Sequence[int]) -> None:
+    With ``keep_on``, a device, what was read once stays there: in the end, each different caption of the data set.
+    """
+
+    def __init__(
+        self, cache: TensorCache, model: str, lengths: Sequence[int], keep_on: torch.device | None = None
+    ) -> None:
         self._cache = cache
         self._model = model
         self._lengths = list(lengths)
+        self._keep_on = keep_on
+        self._kept: dict[str, Texts] = {}
 
     def has_all(self, texts: Iterable[str]) -> bool:
         """Whether no text is left to embed."""
@@ -56,14 +69,21 @@ class CachedTexts:
         """Read a batch of texts, all of them embedded before."""
         found = [self._get(text) for text in texts]
         return Texts(
-            tokens=torch.stack([one["tokens"] for one in found]), pooled=torch.stack([one["pooled"] for one in found])
+            tokens=torch.stack([one.tokens for one in found]), pooled=torch.stack([one.pooled for one in found])
         )
 
-    def _get(self, text: str) -> dict[str, torch.Tensor]:
+    def _get(self, text: str) -> Texts:
+        if self._keep_on is None:
+            return self._read(text)
+        if text not in self._kept:
+            self._kept[text] = self._read(text).to(self._keep_on)
+        return self._kept[text]
+
+    def _read(self, text: str) -> Texts:
         tensors = self._cache.get(self._key(text))
         if tensors is None:
             raise FileNotFoundError(f"the cache has lost the embedding of {text!r}")
-        return tensors
+        return Texts(tokens=tensors["tokens"], pooled=tensors["pooled"])
 
     def _key(self, text: str) -> str:
         return content_key("text", text=text, model=self._model, lengths=self._lengths)

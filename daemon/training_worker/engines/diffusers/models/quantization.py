@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from training_schemas.spec import Quantization
+from training_worker.engines.diffusers.models.restoring import restore
 
 # The modules whose linear layers are quantised: FLUX's blocks, and the attention of SDXL's. What lies outside of them
 # is little, and closest to what the model sees and says.
@@ -53,14 +54,12 @@ class EightBitLinear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 # the name of torch
         """Multiply inputs (..., in) to outputs (..., out)."""
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-        outputs: torch.Tensor = _EightBitProduct.apply(input.to(dtype), self.weight, self.scale, self.bias)  # type: ignore[no-untyped-call]
+        outputs: torch.Tensor = _EightBitProduct.apply(_cast(input), self.weight, self.scale, self.bias)  # type: ignore[no-untyped-call]
         return outputs
 
     def full_weight(self, dtype: torch.dtype) -> torch.Tensor:
         """Multiply the weight out."""
-        return _multiply_out(self.weight, self.scale, dtype)
+        return restore(self.weight, self.scale, dtype)
 
 
 class _EightBitProduct(torch.autograd.Function):
@@ -71,18 +70,13 @@ class _EightBitProduct(torch.autograd.Function):
         ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale)
-        return torch.nn.functional.linear(inputs, _multiply_out(weight, scale, inputs.dtype), bias)
+        return torch.nn.functional.linear(inputs, restore(weight, scale, inputs.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
         (gradient,) = gradients
-        return gradient @ _multiply_out(weight, scale, gradient.dtype), None, None, None
-
-
-def _multiply_out(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # Every value is one of the larger types too, and in place there is no second copy: it is rounded once.
-    return weight.to(dtype).mul_(scale)
+        return gradient @ restore(weight, scale, gradient.dtype), None, None, None
 
 
 def is_quantised(name: str, layer: torch.nn.Module) -> bool:
@@ -124,4 +118,12 @@ def _four_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module
     # On some CPUs it would pack its weights anew for each pass without gradients, in a way that rows of less than a
     # block do not survive.
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    # It gives outputs in the type of its inputs, and autocast's norms are float32: so would be all that follows.
+    layer.register_forward_pre_hook(lambda _, inputs: (_cast(inputs[0]),))
     return layer.to(device)
+
+
+def _cast(inputs: torch.Tensor) -> torch.Tensor:
+    """Cast to the type of autocast, where it is on."""
+    device = inputs.device.type
+    return inputs.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else inputs

@@ -10,13 +10,15 @@ from training_schemas.spec import LrScheduler, OptimizerName, TrainingParameters
 
 Group = dict[str, Any]
 
+FUSED_ON = {"cuda", "cpu"}
+
 
 def make_optimizer(groups: Iterable[Group], parameters: TrainingParameters) -> torch.optim.Optimizer:
     """The optimizer that a job asks for, over groups of weights (``params``), each with its rate (``lr``)."""
     groups, decay = list(groups), parameters.weight_decay
     match parameters.optimizer:
         case OptimizerName.ADAMW:
-            return torch.optim.AdamW(groups, weight_decay=decay)
+            return torch.optim.AdamW(groups, weight_decay=decay, fused=_can_fuse(groups))
         case OptimizerName.ADAMW_8BIT:
             import bitsandbytes  # noqa: PLC0415 - it takes a second, and most runs do without
 
@@ -42,6 +44,12 @@ def make_optimizer(groups: Iterable[Group], parameters: TrainingParameters) -> t
                 safeguard_warmup=True,
             )
             return prodigy
+
+
+def _can_fuse(groups: Iterable[Group]) -> bool:
+    """Whether torch can step all weights of a group in one kernel."""
+    devices = {weight.device.type for group in groups for weight in group["params"]}
+    return devices <= FUSED_ON
 
 
 def make_schedule(

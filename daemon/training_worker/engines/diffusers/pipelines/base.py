@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from training_schemas.spec import TrainingParameters
+from training_schemas.spec import Execution, TrainingParameters
 from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
 from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
 from training_worker.engines.diffusers.export.metadata import Result
@@ -30,9 +30,10 @@ class TrainingPipeline(ABC, Generic[P]):
     live_texts: ClassVar[bool] = False
     """Whether the encoders are needed at each step, whatever the job says."""
 
-    def __init__(self, loader: ModelLoader, parameters: P) -> None:
+    def __init__(self, loader: ModelLoader, parameters: P, execution: Execution | None = None) -> None:
         self.loader = loader
         self.parameters = parameters
+        self.execution = execution or Execution()
         self.encoders: Any = None
         self.denoiser: Any = None
 
@@ -66,9 +67,13 @@ class TrainingPipeline(ABC, Generic[P]):
         self.prepare_denoiser()
         if self.parameters.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        self.make_denoiser_lean()
 
     def prepare_denoiser(self) -> None:
         """Make of the frozen denoiser what learns."""
+
+    def make_denoiser_lean(self) -> None:
+        """Let it compute the same in fewer operations, where there is a way."""
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> Texts:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from training_schemas.spec import FluxLoraParameters
+from training_schemas.spec import Execution, FluxLoraParameters
 from training_worker.engines.common.export.files import ADAPTER_FILE
 from training_worker.engines.common.export.kohya import flux_to_kohya
 from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
@@ -17,6 +17,7 @@ from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
 from training_worker.engines.diffusers.export.artifacts import export_adapter
 from training_worker.engines.diffusers.export.metadata import Implementation, Result
 from training_worker.engines.diffusers.models.families import FLUX
+from training_worker.engines.diffusers.models.lean_flux import make_lean
 from training_worker.engines.diffusers.models.lora import Adapters, clip_layers, flux_layers
 from training_worker.engines.diffusers.optim.optimizers import Group
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline, draw_normal
@@ -30,8 +31,8 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
     family = FLUX
     weights_file = ADAPTER_FILE
 
-    def __init__(self, loader: Any, parameters: FluxLoraParameters) -> None:
-        super().__init__(loader, parameters)
+    def __init__(self, loader: Any, parameters: FluxLoraParameters, execution: Execution | None = None) -> None:
+        super().__init__(loader, parameters, execution)
         self._adapters = Adapters(parameters.lora_rank, parameters.seed)
 
     @property
@@ -61,6 +62,10 @@ class FluxLora(TrainingPipeline[FluxLoraParameters]):
         settings = self.parameters
         layers = flux_layers(settings.lora_targets)
         self._adapters.add(FLUX.denoiser, self.denoiser, layers, settings.learning_rate)
+
+    def make_denoiser_lean(self) -> None:
+        """Replace what computes, not what is kept."""
+        make_lean(self.denoiser, self.loader.dtype, self.execution)
 
     def embed(self, texts: Sequence[str]) -> Texts:
         """Embed texts by T5, and by CLIP as a whole, cut to the lengths that the job allows."""

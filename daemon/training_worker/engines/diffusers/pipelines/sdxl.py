@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-from training_schemas.spec import SdxlParameters
+from training_schemas.spec import Execution, SdxlParameters
 from training_worker.engines.diffusers.diffusion.batches import Batch, Noising
 from training_worker.engines.diffusers.diffusion.losses import diffusion_losses
 from training_worker.engines.diffusers.diffusion.text_embeddings import Texts
@@ -23,8 +23,8 @@ class SdxlPipeline(TrainingPipeline[SdxlParameters]):
 
     family = SDXL
 
-    def __init__(self, loader: ModelLoader, parameters: SdxlParameters) -> None:
-        super().__init__(loader, parameters)
+    def __init__(self, loader: ModelLoader, parameters: SdxlParameters, execution: Execution | None = None) -> None:
+        super().__init__(loader, parameters, execution)
         # With the model's own table of noise, whatever scheduler it draws with.
         self.schedule = loader.scheduler(DDPMScheduler)
 

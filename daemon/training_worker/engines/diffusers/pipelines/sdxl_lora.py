@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from training_schemas.spec import SdxlParameters
+from training_schemas.spec import Execution, SdxlParameters
 from training_worker.engines.common.export.files import ADAPTER_FILE
 from training_worker.engines.common.export.kohya import sdxl_to_kohya
 from training_worker.engines.diffusers.export.artifacts import export_adapter
 from training_worker.engines.diffusers.export.metadata import Implementation, Result
 from training_worker.engines.diffusers.models.families import SDXL
+from training_worker.engines.diffusers.models.lean_sdxl import make_lean
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.models.lora import Adapters, clip_layers, sdxl_layers
 from training_worker.engines.diffusers.optim.optimizers import Group
@@ -22,8 +23,8 @@ class SdxlLora(SdxlPipeline):
 
     weights_file = ADAPTER_FILE
 
-    def __init__(self, loader: ModelLoader, parameters: SdxlParameters) -> None:
-        super().__init__(loader, parameters)
+    def __init__(self, loader: ModelLoader, parameters: SdxlParameters, execution: Execution | None = None) -> None:
+        super().__init__(loader, parameters, execution)
         self._adapters = Adapters(parameters.lora_rank, parameters.seed)
 
     def load_encoders(self) -> None:
@@ -39,6 +40,10 @@ class SdxlLora(SdxlPipeline):
         settings = self.parameters
         layers = sdxl_layers(settings.lora_targets)
         self._adapters.add(SDXL.denoiser, self.denoiser, layers, settings.learning_rate)
+
+    def make_denoiser_lean(self) -> None:
+        """Replace what computes beside the adapter, not what is kept."""
+        make_lean(self.denoiser, self.loader.dtype)
 
     def groups(self) -> list[Group]:
         """The UNet's adapter, then those of the encoders."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from training_schemas.progress import FailureReason
-from training_schemas.spec import SdxlParameters
+from training_schemas.spec import Execution, SdxlParameters
 from training_worker.engines.common.export.files import EMBEDDINGS_FILE
 from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.export.artifacts import export_embeddings
@@ -26,8 +26,8 @@ class SdxlTextualInversion(SdxlPipeline):
     weights_file = EMBEDDINGS_FILE
     live_texts = True
 
-    def __init__(self, loader: ModelLoader, parameters: SdxlParameters) -> None:
-        super().__init__(loader, parameters)
+    def __init__(self, loader: ModelLoader, parameters: SdxlParameters, execution: Execution | None = None) -> None:
+        super().__init__(loader, parameters, execution)
         self._vectors: dict[str, torch.nn.Parameter] = {}
 
     def load_encoders(self) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from training_worker.engines.common.protocol.fsync import flush
-from training_worker.engines.diffusers.diffusion.batches import BatchState
+from training_worker.engines.diffusers.diffusion.sample_order import OrderState
 from training_worker.engines.diffusers.training.trainer import Trainer
 
 TENSORS_FILE = "training.safetensors"
@@ -45,21 +45,21 @@ class Tally(msgspec.Struct, kw_only=True):
 class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON of a checkpoint.
 
-    ``dataset`` is the hash of the data set that ``order`` and ``waiting`` point into, and ``drawn`` counts the samples
-    so far. ``groups`` are the numbers of the
-    optimizer's groups of weights, ``schedule`` is where the learning rate stands, ``averaged`` how many steps are in
-    the running mean.
+    ``dataset`` is the hash of the data set that ``order`` points into, and ``drawn`` counts the samples so far. In
+    checkpoints from before steps were drawn as a whole, ``waiting`` are images that had not found others of their
+    shape: they come first. ``groups`` are the numbers of the optimizer's groups of weights, ``schedule`` is where the
+    learning rate stands, ``averaged`` how many steps are in the running mean.
     """
 
     fixed_loss_before: float
     dataset: str
     drawn: int
     order: list[int]
-    waiting: list[int]
     optimizer: str
     groups: list[dict[str, Any]]
     schedule: dict[str, Any]
     averaged: int
+    waiting: list[int] = []
 
 
 class CheckpointError(Exception):
@@ -95,7 +95,7 @@ def load_checkpoint(folder: Path, trainer: Trainer, dataset: str) -> Tally:
         raise CheckpointError(f"cannot resume from {folder}: {error}") from error
     trainer.pipeline.restore(weights)
     shuffler = tensors.pop(SHUFFLER)
-    trainer.batches.restore(BatchState(drawn=state.drawn, shuffler=shuffler, order=state.order, waiting=state.waiting))
+    trainer.batches.restore(OrderState(drawn=state.drawn, shuffler=shuffler, order=[*state.waiting, *state.order]))
     losses = tensors.pop(LOSSES).tolist()
     if trainer.rounding is not None:
         trainer.rounding.set_state(tensors.pop(ROUNDING))
@@ -123,7 +123,6 @@ def _write_files(folder: Path, trainer: Trainer, dataset: str, tally: Tally) -> 
         dataset=dataset,
         drawn=batches.drawn,
         order=batches.order,
-        waiting=batches.waiting,
         optimizer=_name(trainer.optimizer),
         groups=[_numbers(group) for group in trainer.optimizer.param_groups],
         schedule=_numbers(trainer.schedule.state_dict()),

@@ -42,8 +42,12 @@ class Preparation:
         self._progress = progress
         self._check_stop = check_stop
 
-    def encode(self) -> None:
-        """See to it that what was encoded is in the cache, or that what encodes is in memory."""
+    def encode(self, *, data_on_device: bool = False) -> None:
+        """See to it that what was encoded is in the cache, or that what encodes is in memory.
+
+        With ``data_on_device`` what training reads from the cache stays on the device from then on.
+        """
+        self._keep_on = self._loader.device if data_on_device else None
         self._texts = self._prepare_texts()
         self._images = self._prepare_images()
 
@@ -67,7 +71,7 @@ class Preparation:
             self._pipeline.load_encoders()
             return self._pipeline
         model = self._model_key(TEXT_ENCODERS, self._loader.dtype)
-        source = CachedTexts(self._cache, model, self._pipeline.text_lengths)
+        source = CachedTexts(self._cache, model, self._pipeline.text_lengths, self._keep_on)
         if not source.has_all(texts):
             self._pipeline.load_encoders()
             source.embed_all(texts, self._pipeline.embed, self._check_stop)
@@ -82,7 +86,7 @@ class Preparation:
             vae = self._loader.vae()
             return LiveImages(vae, examples, crops=settings.random_crop, flips=settings.random_flip)
         model = self._model_key(["vae"], self._loader.vae_dtype)
-        source = CachedImages(self._cache, examples, model, flips=settings.random_flip)
+        source = CachedImages(self._cache, examples, model, flips=settings.random_flip, keep_on=self._keep_on)
         if not source.complete:
             vae = self._loader.vae()
             source.encode_all(vae, self._check_stop)

@@ -1,6 +1,6 @@
 """Data parallelism: the processes that train one job together, one on each card.
 
-Each goes through all micro-batches of a step, and computes those that are its own; gradients are then summed, and every
+The micro-batches of a step are dealt out to them, which may leave one without; gradients are then summed, and every
 process takes the same optimizer step. So a job gives the same on one card and on several, but for the order of sums.
 
 accelerate sets the group up. Tensors go by the backend that suits the device, everything else by gloo: it notices at
@@ -52,12 +52,12 @@ class SingleProcess:
     def give_up(self) -> None:
         """The leader stops: tell the others that this step is not taken."""
 
-    def sum_losses(self, loss: float) -> float:
-        """The sum of what each process gives. Raises `TrainingStopped` in the others where the leader gives up."""
-        return loss
+    def sum_step(self, weights: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
+        """Make the loss, and each weight's gradient, the sum of all processes' losses and gradients.
 
-    def sum_gradients(self, weights: Sequence[torch.Tensor]) -> None:
-        """Make each weight's gradient the sum of all processes' gradients."""
+        Raises:
+            TrainingStopped: The leader has given up the step.
+        """
 
     def peak_mib(self) -> int | None:
         """The most that any process has held of its card at its last step, in MiB; None without cards."""
@@ -100,27 +100,35 @@ class ProcessGroup(SingleProcess):
     def give_up(self) -> None:
         self._gather(None)
 
-    def sum_losses(self, loss: float) -> float:
-        losses = [one for one in self._gather(loss) if one is not None]
-        if len(losses) < self.size:
-            raise TrainingStopped("leader")
-        return sum(losses)
-
-    def _gather(self, loss: float | None) -> list[float | None]:
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, (loss, peak_vram_mib()), group=self._control)
-        self._peaks += [peak for _, peak in found if peak is not None]
-        self._peaks = [max(self._peaks)] if self._peaks else []
-        return [one for one, _ in found]
-
-    def sum_gradients(self, weights: Sequence[torch.Tensor]) -> None:
-        # What no process has used has no gradient in any of them: all have gone through the same layers.
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        for piece in _pieces(gradients):
+    def sum_step(self, weights: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
+        self._agree_on_gradients(weights)
+        distributed.all_reduce(loss)
+        for piece in _pieces(weight.grad for weight in weights if weight.grad is not None):
             flat = torch.cat([gradient.flatten() for gradient in piece])
             distributed.all_reduce(flat)
             for gradient, summed in zip(piece, torch.split(flat, [one.numel() for one in piece]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
+
+    def _agree_on_gradients(self, weights: Sequence[torch.Tensor]) -> None:
+        """Give a weight that another process has used a gradient of zeros; one that none has used keeps none.
+
+        So collectives are the same in all of them, and no optimizer decays a weight that one process alone would leave.
+        """
+        gathered = self._gather(bytes(weight.grad is not None for weight in weights))
+        used = [one for one in gathered if one is not None]
+        if len(used) < self.size:
+            raise TrainingStopped("leader")
+        for weight, *owners in zip(weights, *used, strict=True):
+            if weight.grad is None and any(owners):
+                weight.grad = torch.zeros_like(weight)
+
+    def _gather(self, used: bytes | None) -> list[bytes | None]:
+        """What each process gives: a byte for each weight, or nothing where it gives up."""
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, (used, peak_vram_mib()), group=self._control)
+        self._peaks += [peak for _, peak in found if peak is not None]
+        self._peaks = [max(self._peaks)] if self._peaks else []
+        return [one for one, _ in found]
 
     def peak_mib(self) -> int | None:
         own = peak_vram_mib()

@@ -4,7 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from training_worker.engines.diffusers.protocol.progress_writer import ProgressW
 from training_worker.engines.diffusers.protocol.stop_signals import Control
 from training_worker.engines.diffusers.training import checkpoints
 from training_worker.engines.diffusers.training.checkpoints import Tally
+from training_worker.engines.diffusers.training.device import set_up_device
 from training_worker.engines.diffusers.training.preparation import Preparation
 from training_worker.engines.diffusers.training.process_group import ProcessGroup, SingleProcess
 from training_worker.engines.diffusers.training.sampling import Sample, Sampler
@@ -52,7 +53,7 @@ def make_pipeline(spec: RunSpec, parameters: FluxLoraParameters | SdxlParameters
     choose_attention(spec.execution.attention_kernels)
     kind = PIPELINES[spec.training_type]
     loader = ModelLoader(Path(spec.model_path), kind.family, parameters.weight_dtype, spec.device)
-    return kind(loader, parameters)
+    return kind(loader, parameters, spec.execution)
 
 
 def open_cache(folder: Path, spec: RunSpec) -> TensorCache:
@@ -93,23 +94,28 @@ class TrainingRun:
             TrainingStopped: The run was stopped; steps that no earlier attempt had taken are in a checkpoint.
             TrainingFailure: The run failed for a known reason.
         """
+        set_up_device(self._spec)
         with self._cache as cache, self._with_helpers() as group:
             preparation = Preparation(self._pipeline, self._dataset, cache, self._progress, self._control.check)
-            preparation.encode()
+            preparation.encode(data_on_device=self._spec.execution.data_on_device)
             # The others find in the cache what was encoded.
             group.join()
-            trainer = preparation.make_trainer(group)
-            sampler = Sampler(trainer, self._attempt, self._progress)
-            try:
-                self._resume(trainer)
-                group.tell(self._tally.step)
-                trainer.align()
-                self._begin(trainer, sampler)
-                self._train(trainer, sampler)
-                self._finish(trainer, sampler)
-            except TrainingStopped as stop:
-                self._save_checkpoint(trainer)
-                raise TrainingStopped(stop.why, self._tally.step) from None
+            with closing(preparation.make_trainer(group)) as trainer:
+                try:
+                    self._take_all_steps(trainer)
+                except TrainingStopped as stop:
+                    self._save_checkpoint(trainer)
+                    raise TrainingStopped(stop.why, self._tally.step) from None
+
+    def _take_all_steps(self, trainer: Trainer) -> None:
+        """Go on from the checkpoint to the result."""
+        sampler = Sampler(trainer, self._attempt, self._progress)
+        self._resume(trainer)
+        trainer.group.tell(self._tally.step)
+        trainer.align()
+        self._begin(trainer, sampler)
+        self._train(trainer, sampler)
+        self._finish(trainer, sampler)
 
     @contextmanager
     def _with_helpers(self) -> Iterator[SingleProcess]:

@@ -1,7 +1,7 @@
 """The training itself: what learns, its optimizer and its batches, one optimizer step at a time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,19 @@ from diffusers.training_utils import EMAModel
 from training_schemas.progress import FailureReason
 from training_schemas.spec import OptimizerName
 from training_worker.engines.common.protocol.failures import TrainingFailure, TrainingStopped
-from training_worker.engines.diffusers.diffusion.batches import Batch, BatchSource
-from training_worker.engines.diffusers.diffusion.text_embeddings import TextSource
+from training_worker.engines.diffusers.diffusion.batches import Batch, BatchSource, DrawnBatch
+from training_worker.engines.diffusers.diffusion.device_copies import CUDA
+from training_worker.engines.diffusers.diffusion.sample_order import MicroBatch
+from training_worker.engines.diffusers.diffusion.text_embeddings import Texts, TextSource
 from training_worker.engines.diffusers.optim.optimizers import effective_rate, make_optimizer, make_schedule
 from training_worker.engines.diffusers.optim.stochastic_rounding import step_with_rounding
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
+from training_worker.engines.diffusers.training.prefetcher import Prefetcher
 from training_worker.engines.diffusers.training.process_group import SingleProcess
 from training_worker.engines.diffusers.training.worker_processes import LEADER
+
+# A micro-batch, and its texts where encoders do not make them anew.
+Drawn = tuple[DrawnBatch, Texts | None]
 
 
 class Trainer:
@@ -45,6 +51,9 @@ class Trainer:
         averaged = decay and self.group.rank == LEADER
         self.averages = EMAModel(self._weights, decay=decay) if averaged else None
         self.rounding = self._make_rounding()
+        self._prefetcher = Prefetcher(self._draw, self._device)
+        # What encodes images at each step needs memory of the device, which the step has.
+        self._draws_ahead = self._parameters.cache_vae_outputs
 
     def step(self, number: int, check_stop: Callable[[], None]) -> float:
         """Take an optimizer step and return the mean loss of its samples.
@@ -56,12 +65,15 @@ class Trainer:
         """
         before = self.batches.state()
         try:
-            loss = self.accumulate(number, check_stop)
+            summed = self.accumulate(number, check_stop)
         except TrainingStopped:
             self.batches.restore(before)
             raise
         norm = torch.nn.utils.clip_grad_norm_(self._weights, self._parameters.max_grad_norm)
-        _require_finite(norm.item(), "gradient", number)
+        # All that this process reads from the device: until here it has only told it what to do.
+        loss, length = torch.stack([summed, norm.to(summed)]).tolist()
+        _require_finite(loss, "loss", number)
+        _require_finite(length, "gradient", number)
         if self.rounding is None:
             self.optimizer.step()
         else:
@@ -69,7 +81,7 @@ class Trainer:
         self.schedule.step()
         if self.averages is not None:
             self.averages.step(self._weights)
-        return loss
+        return float(loss)
 
     @property
     def rate(self) -> float:
@@ -80,30 +92,47 @@ class Trainer:
         """Start, or go on, from the weights of the group's leader."""
         self.group.share(self._weights)
 
-    def accumulate(self, number: int, check_stop: Callable[[], None]) -> float:
-        """Set the gradients to those of the mean loss over all batches of a step, and return that loss."""
+    def accumulate(self, number: int, check_stop: Callable[[], None]) -> torch.Tensor:
+        """Set the gradients to those of the mean loss over all samples of a step.
+
+        Returns that loss: float64, without dimensions, on the device, where it may not have been computed yet.
+        """
         self.optimizer.zero_grad()
+        rank, size = self.group.rank, self.group.size
+        drawn = self._prefetcher.take(self.batches.next_step(rank, size))
+        if self._draws_ahead and number < self._parameters.max_train_steps:
+            self._prefetcher.start(self.batches.following_step(rank, size))
         try:
-            share = self._accumulate_share(number, check_stop)
+            loss = self._accumulate_share(drawn, check_stop)
         except TrainingStopped:
             self.group.give_up()
             raise
-        loss = _require_finite(self.group.sum_losses(share), "loss", number)
-        self.group.sum_gradients(self._weights)
+        self.group.sum_step(self._weights, loss)
         return loss
 
-    def _accumulate_share(self, number: int, check_stop: Callable[[], None]) -> float:
-        """The same for those batches of the step that are this process's."""
-        total, batches = 0.0, self._parameters.gradient_accumulation_steps
-        for index in range(batches):
-            if index % self.group.size != self.group.rank:
-                self.batches.skip_batch()
-                continue
+    def close(self) -> None:
+        """Draw no more ahead; what is being drawn is waited for."""
+        self._prefetcher.close()
+
+    def _accumulate_share(self, drawn: Iterable[Drawn], check_stop: Callable[[], None]) -> torch.Tensor:
+        """The same for those samples of the step that are this process's."""
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        samples = self._parameters.batch_size * self._parameters.gradient_accumulation_steps
+        for batch, texts in drawn:
             check_stop()
-            loss = self._losses(self.batches.next_batch()).mean() / batches
-            total += _require_finite(loss.item(), "loss", number)
+            # A micro-batch has as many samples as there are of its shape: each counts alike, whichever it is in.
+            loss = self._losses(batch.to(self._device), texts).sum() / samples
             loss.backward()
+            total += loss.detach()
         return total
+
+    def _draw(self, samples: MicroBatch) -> Drawn:
+        """A micro-batch, with its texts where they are read from a cache."""
+        batch = self.batches.draw(samples)
+        texts = None if self.pipeline.keeps_encoders else self.texts.embed(batch.captions)
+        if self._device.type != CUDA:
+            return batch, texts
+        return batch.pinned(), texts and texts.pinned()
 
     @torch.no_grad()
     def fixed_loss(self, number: int, check_stop: Callable[[], None]) -> float:
@@ -115,8 +144,8 @@ class Trainer:
         losses = []
         for batch in self.batches.fixed_batches():
             check_stop()
-            losses.append(self._losses(batch).mean().item())
-        return _require_finite(sum(losses) / len(losses), "fixed loss", number)
+            losses.append(self._losses(batch.to(self._device)))
+        return _require_finite(torch.cat(losses).double().mean().item(), "fixed loss", number)
 
     @contextmanager
     def result_weights(self) -> Iterator[None]:
@@ -131,11 +160,11 @@ class Trainer:
         finally:
             self.averages.restore(self._weights)
 
-    def _losses(self, batch: Batch) -> torch.Tensor:
+    def _losses(self, batch: Batch, texts: Texts | None = None) -> torch.Tensor:
         dtype = self.pipeline.loader.dtype
         # Weights that learn are float32 and compute in the type of the base, which halves what they need of memory.
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not torch.float32):
-            texts = self.texts.embed(batch.captions).to(self._device)
+            texts = (texts or self.texts.embed(batch.captions)).to(self._device)
             return self.pipeline.losses(batch.to(self._device), texts)
 
     def _make_rounding(self) -> torch.Generator | None:
