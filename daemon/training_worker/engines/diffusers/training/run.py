@@ -22,7 +22,6 @@ from training_worker.engines.diffusers.export.artifacts import describe_artifact
 from training_worker.engines.diffusers.export.contact_sheet import contact_sheet
 from training_worker.engines.diffusers.export.loss_curve import loss_curve
 from training_worker.engines.diffusers.export.metadata import Result
-from training_worker.engines.diffusers.models.attention import choose_attention
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
@@ -49,8 +48,6 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsan
 
 def make_pipeline(spec: RunSpec, parameters: FluxLoraParameters | SdxlParameters) -> TrainingPipeline[Any]:
     """What the run trains; nothing of it is loaded yet."""
-    # Before anything computes, in each process of a run: torch's own choice may be a kernel that is broken here.
-    choose_attention(spec.execution.attention_kernels)
     kind = PIPELINES[spec.training_type]
     loader = ModelLoader(Path(spec.model_path), kind.family, parameters.weight_dtype, spec.device)
     return kind(loader, parameters, spec.execution)
