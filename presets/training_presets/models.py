@@ -41,23 +41,23 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Law(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pass takes, counted on the real modules: fixed + by unit + by unit and rank.
+    """What a pass takes, counted on the real modules: fixed + by unit + by unit and rank + by rank.
 
     A unit is a token (FLUX) or a position of the latents (SDXL, autoencoders). ``activations`` and ``traffic`` are
     bytes, ``flops`` those of matrix products, ``attention`` FLOP by the square of a sample's units.
     """
 
-    activations: tuple[float, float, float]
-    traffic: tuple[float, float, float]
-    flops: tuple[float, float, float]
+    activations: tuple[float, float, float, float]
+    traffic: tuple[float, float, float, float]
+    flops: tuple[float, float, float, float]
     attention: float
     kernels: float
 
 
-def amount(quantity: tuple[float, float, float], units: float, rank: int) -> float:
+def amount(quantity: tuple[float, float, float, float], units: float, rank: int) -> float:
     """What a law says of one quantity, for so many units and an adapter of this rank (0 without one)."""
-    fixed, by_unit, by_rank = quantity
-    return fixed + units * (by_unit + by_rank * rank)
+    fixed, by_unit, by_both, by_rank = quantity
+    return fixed + units * (by_unit + by_both * rank) + by_rank * rank
 
 
 @cache
