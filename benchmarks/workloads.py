@@ -429,20 +429,24 @@ Law = dict[str, list[float] | float]
 
 
 def law(units: Callable[[int], int], samples: Callable[[int], int], counts: dict[tuple[int, int], Count]) -> Law:
-    """Quantities as fixed + by unit + by unit and rank, from counts by size and rank; attention by squares of units."""
+    """Quantities as fixed + by unit + by unit and rank + by rank, from counts by size and rank.
+
+    Attention goes by squares of units.
+    """
     small, large = SIZES
     low, high = RANKS
     step = units(large) - units(small)
 
     def of(name: str) -> list[float]:
-        def slope(rank: int) -> float:
-            growth: float = getattr(counts[large, rank], name) - getattr(counts[small, rank], name)
-            return growth / step
+        def line(rank: int) -> tuple[float, float]:
+            first, last = (getattr(counts[size, rank], name) for size in SIZES)
+            slope = (last - first) / step
+            return first - slope * units(small), slope
 
-        by_rank = 0.0 if (small, high) not in counts else (slope(high) - slope(low)) / (high - low)
-        by_unit = slope(low) - by_rank * low
-        fixed = getattr(counts[small, low], name) - slope(low) * units(small)
-        return [_rounded(fixed), _rounded(by_unit), _rounded(by_rank)]
+        fixed, by_unit = line(low)
+        more_fixed, more_by_unit = line(high) if (small, high) in counts else (fixed, by_unit)
+        by_rank, by_both = (more_fixed - fixed) / (high - low), (more_by_unit - by_unit) / (high - low)
+        return [_rounded(one) for one in (fixed - by_rank * low, by_unit - by_both * low, by_both, by_rank)]
 
     return {
         "activations": of("activations"),

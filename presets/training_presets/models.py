@@ -9,8 +9,8 @@ from training_presets.data import read_data
 from training_schemas.jobs import ModelFamily, TrainingType
 from training_schemas.spec import LoraTargets
 
-# What is counted: fixed, by unit, and by unit and rank.
-Amounts = tuple[float, float, float]
+# What is counted: fixed, by unit, by unit and rank, and by rank.
+Amounts = tuple[float, float, float, float]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Law(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pass takes, counted on the real modules: fixed + by unit + by unit and rank.
+    """What a pass takes, counted on the real modules: fixed + by unit + by unit and rank + by rank.
 
     A unit is a token (FLUX) or a position of the latents (SDXL, autoencoders). ``activations`` and ``traffic`` are
     bytes, ``flops`` those of matrix products, ``attention`` FLOP by the square of a sample's units.
@@ -70,8 +70,8 @@ def partly_stored(checkpointed: Law, stored: Law, count: int, blocks: int) -> La
         return low + share * (high - low)
 
     def mixed(low: Amounts, high: Amounts, share: float = count / blocks) -> Amounts:
-        fixed, by_unit, by_rank = (between(*pair, share) for pair in zip(low, high, strict=True))
-        return fixed, by_unit, by_rank
+        fixed, by_unit, by_both, by_rank = (between(*pair, share) for pair in zip(low, high, strict=True))
+        return fixed, by_unit, by_both, by_rank
 
     return Law(
         # While the last block is made again, it needs as much as if it had been kept.
@@ -85,8 +85,8 @@ def partly_stored(checkpointed: Law, stored: Law, count: int, blocks: int) -> La
 
 def amount(quantity: Amounts, units: float, rank: int) -> float:
     """What a law says of one quantity, for so many units and an adapter of this rank (0 without one)."""
-    fixed, by_unit, by_rank = quantity
-    return fixed + units * (by_unit + by_rank * rank)
+    fixed, by_unit, by_both, by_rank = quantity
+    return fixed + units * (by_unit + by_both * rank) + by_rank * rank
 
 
 @cache

@@ -185,9 +185,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     def _with_attention_kept(self, law: Law, stored: Law) -> Law:
         """Attention is computed once, and what it gave is kept: in all blocks but the one that is made again then."""
-        fixed, by_unit, by_rank = law.activations
+        fixed, by_unit, by_both, by_rank = law.activations
         kept = (self.model.denoiser.blocks - 1 - self.kept_blocks) * self.model.denoiser.attention_bytes
-        return msgspec.structs.replace(law, activations=(fixed, by_unit + kept, by_rank), attention=stored.attention)
+        activations = fixed, by_unit + kept, by_both, by_rank
+        return msgspec.structs.replace(law, activations=activations, attention=stored.attention)
 
     def _whole_law(self, *, checkpointing: bool) -> Law:
         if self.peft_layers and self.training_type is TrainingType.FLUX_LORA:

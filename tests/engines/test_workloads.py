@@ -24,7 +24,7 @@ def test_the_file_says_what_flux_takes(checkpointing: bool) -> None:
     law = training_law(TrainingType.FLUX_LORA, targets, checkpointing=checkpointing)
     units = flux_tokens(size)
 
-    def said(quantity: tuple[float, float, float]) -> float:
+    def said(quantity: tuple[float, float, float, float]) -> float:
         return amount(quantity, units, rank)
 
     # Newer versions of the libraries may take a little more or less.

@@ -15,7 +15,9 @@ class CompiledBlock:
 
     def __init__(self, block: Callable[..., Any]) -> None:
         self._block = block
-        self._compiled: Callable[..., Any] | None = torch.compile(block, fullgraph=True, backend=self.backend)
+        # The function of its class: graphs are kept, and counted, by that.
+        call: Callable[..., Any] = type(block).__call__
+        self._compiled: Callable[..., Any] | None = torch.compile(call, fullgraph=True, backend=self.backend)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run it, compiled where it trains. Raises what the block itself raises."""
@@ -27,7 +29,7 @@ class CompiledBlock:
                 with warnings.catch_warnings():
                     # The compiler's own, of what it does to find out what a function does.
                     warnings.simplefilter("ignore")
-                    return self._compiled(*inputs)
+                    return self._compiled(self._block, *inputs)
             except TorchDynamoException as error:
                 message = f"blocks are not compiled any further, which is slower: {type(error).__name__}: {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -25,8 +25,8 @@ def _restore_block(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PL
     number = tl.load(numbers + row * columns + column, mask=inside, other=0)
     if floats:
         # Sign, 4 bits of exponent, 3 of mantissa: moved to where float16 has them, whose exponent's bias is 8 more.
-        wide = number.to(tl.uint16)
-        bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+        wide = number.to(tl.int32)
+        bits = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.uint16)
         value = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
     else:
         value = number.to(tl.float32)
