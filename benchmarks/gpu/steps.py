@@ -147,7 +147,7 @@ def our_step(case: Case, device: str) -> Callable[[int], float]:
     """A step of the trainer, as a run makes it whose images and captions are in the cache."""
     parameters = case.parameters
     loader = RandomLoader(case, device)
-    pipeline = PIPELINES[case.training_type](loader, parameters)
+    pipeline = PIPELINES[case.training_type](loader, parameters, case.execution)
     pipeline.load_denoiser()
     side = parameters.resolution // PIXELS_PER_LATENT
     items = [Item(caption="", shape=(side, side))]
