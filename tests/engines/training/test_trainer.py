@@ -128,12 +128,19 @@ def test_a_loss_that_is_no_number_ends_training_before_it_spoils_the_weights(
 
 
 def test_a_gradient_that_is_no_number_is_told_from_such_a_loss(
-    build: BuildTrainer, parameters: FluxLoraParameters
+    build: BuildTrainer, parameters: FluxLoraParameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It too leaves the weights as they were."""
     trainer = build(parameters)
     before = weights(trainer)
-    trainer._weights[0].register_hook(lambda gradient: gradient * torch.inf)
+    plain = trainer._losses
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        losses = plain(*arguments)
+        losses.register_hook(lambda gradient: gradient * torch.inf)
+        return losses
+
+    monkeypatch.setattr(trainer, "_losses", poisoned)
 
     with pytest.raises(TrainingFailure, match=r"the gradient of step 1 is (nan|inf)"):
         trainer.step(1, never)

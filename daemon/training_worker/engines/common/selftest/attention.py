@@ -21,7 +21,8 @@ REFUSALS = ("no available kernel", "no viable backend")
 class Case(NamedTuple):
     """Inputs of attention: tokens of the queries, and of keys and values; ``width`` is that of each head.
 
-    ``packed`` queries, keys and values are slices of one tensor; ``causal`` ones have a mask, as captions do.
+    ``packed`` queries, keys and values are slices of one tensor, and the gradient is one of wider rows, as behind a
+    concatenation in FLUX's single blocks; ``causal`` ones have a mask, as captions do.
     """
 
     batch: int
@@ -45,7 +46,9 @@ CASES = (
     Case(1, 24, 80, 80, 128),
     Case(4, 24, 333, 333, 128),
     Case(4, 2, 528, 528, 16),
+    Case(4, 2, 528, 528, 16, packed=True),
     Case(1, 24, 1536, 1536, 128),
+    Case(1, 24, 1536, 1536, 128, packed=True),
     Case(4, 24, 1536, 1536, 128, packed=True),
     Case(1, 10, 4096, 4096, 64),
     Case(4, 10, 4096, 77, 64),
@@ -103,6 +106,9 @@ def _attend(  # noqa: PLR0913, PLR0917 - all that attention has
     """Compute with a kernel, from tensors (batch, length, heads, width) as layers make them: the heads are strided."""
     attention: Any = importlib.import_module("torch.nn.attention")
     leaves = [torch.stack(inputs, 2)] if case.packed else [one.clone() for one in inputs]
+    if case.packed:
+        # Its rows lie as far apart as those of what it was put together with: not every kernel looks.
+        gradient = torch.cat([gradient, torch.zeros_like(gradient)], 2)[:, :, : case.heads]
     for leaf in leaves:
         leaf.requires_grad_()
     parts = leaves[0].unbind(2) if case.packed else leaves

@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--key", help="what the result holds for")
     parser.add_argument("--faults", metavar="MODULE:FUNCTION", help="break results on purpose, for tests")
     parser.add_argument("--silence", type=float, default=SILENCE_LIMIT, help="seconds that a trial may take")
-    parser.add_argument("--child", choices=("layers", "compiled", "optimizers", "rates"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--child", choices=("layers", "blocks", "compiled", "optimizers", "rates"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--only", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--kernel", action="append", default=[], type=AttentionKernel, help=argparse.SUPPRESS)
     return parser

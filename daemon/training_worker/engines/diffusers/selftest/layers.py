@@ -1,15 +1,17 @@
 """Blocks of FLUX with adapters beside their layers, tried on each kind of base by the same blocks in float32."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training_schemas.spec import AttentionKernel, LoraTargets, Quantization
-from training_worker.engines.common.selftest.child import RIGHT, WRONG, Fault, Trial, compare, distance
+from training_schemas.spec import AttentionKernel, Execution, LoraTargets, Quantization
+from training_worker.engines.common.selftest.attention import REFUSALS
+from training_worker.engines.common.selftest.child import RIGHT, UNAVAILABLE, WRONG, Fault, Trial, compare, distance
 from training_worker.engines.diffusers.models.attention import choose_attention
+from training_worker.engines.diffusers.models.lean_flux import make_lean
 from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
 from training_worker.engines.diffusers.models.quantization import EightBitLinear, is_quantised, mark, quantised
 
@@ -32,6 +34,10 @@ LEARNED = 0.02
 # Images, tokens of the picture, tokens of the text: the second makes an odd number of them.
 CASES = ((4, 64, 16), (1, 253, 80))
 
+# The same, as many as a job has: those of 512 pixels among them, where there is a GPU.
+BLOCKS = {f"block.{kernel}": kernel for kernel in AttentionKernel}
+BLOCK_CASES = {"cuda": ((4, 64, 16), (1, 1024, 512), (4, 1024, 512))}
+
 # Of the norm of a difference by the norm. Two blocks of each kind in bfloat16 are off by 1.3 % of float32 in their
 # gradients, on a base of any kind (measured at narrow widths).
 TOLERANCE = 0.05
@@ -51,12 +57,31 @@ def layer_trials(device: str, fault: Fault) -> dict[str, Trial]:
 def compiled_trials(device: str, fault: Fault) -> dict[str, Trial]:
     """A trial of compiled blocks."""
     choose_attention((AttentionKernel.MATH,))
+    return {"compiled.none": _trial(Quantization.NONE, device, fault, "compiled.none", compiled=True)}
 
-    def compiled(model: Any) -> None:
-        for block in (*model.transformer_blocks, *model.single_transformer_blocks):
-            block.compile(dynamic=True)
 
-    return {"compiled.none": _trial(Quantization.NONE, device, fault, "compiled.none", compiled)}
+def block_trials(device: str, fault: Fault) -> dict[str, Trial]:
+    """The blocks with each kernel of attention, as they are trained: what reaches it forth and back is as there."""
+    cases = BLOCK_CASES.get(device, CASES)
+    return {
+        f"block.{kernel}": _with_kernel(
+            kernel, _trial(Quantization.NONE, device, fault, f"block.{kernel}", cases=cases)
+        )
+        for kernel in AttentionKernel
+    }
+
+
+def _with_kernel(kernel: AttentionKernel, trial: Trial) -> Trial:
+    def tried() -> dict[str, Any]:
+        choose_attention((kernel,))
+        try:
+            return trial()
+        except RuntimeError as error:
+            if not any(refusal in str(error).lower() for refusal in REFUSALS):
+                raise
+            return {"verdict": UNAVAILABLE, "reason": "not for this device"}
+
+    return tried
 
 
 def build(device: str, *, full: bool) -> Any:
@@ -110,12 +135,14 @@ def inputs_of(model: Any, case: tuple[int, int, int], dtype: torch.dtype) -> dic
     }
 
 
-def _trial(
+def _trial(  # noqa: PLR0913 - all that a trial may differ in
     how: Quantization,
     device: str,
     fault: Fault,
     name: str | None = None,
-    change: Callable[[Any], None] = lambda _: None,
+    *,
+    compiled: bool = False,
+    cases: Sequence[tuple[int, int, int]] = CASES,
 ) -> Trial:
     name = name or f"base.{how}"
 
@@ -127,8 +154,8 @@ def _trial(
         if lost is not None:
             return {"verdict": WRONG, "reason": lost}
         _adapt(tested, truth)
-        change(tested)
-        found = _tried(tested, truth, device, lambda value: fault(name, value))
+        make_lean(tested, torch.bfloat16, Execution(compiled=compiled))
+        found = _tried(tested, truth, cases, lambda value: fault(name, value))
         gc.collect()
         return found
 
@@ -160,12 +187,14 @@ def _adapt(tested: Any, truth: Any) -> None:
         other.data.copy_(one.data)
 
 
-def _tried(tested: Any, truth: Any, device: str, fault: Callable[[Any], Any]) -> dict[str, Any]:
+def _tried(
+    tested: Any, truth: Any, cases: Sequence[tuple[int, int, int]], fault: Callable[[Any], Any]
+) -> dict[str, Any]:
     errors = []
-    for case in CASES:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            given = _pass(tested, inputs_of(tested, case, torch.bfloat16), fault)
-        exact = _pass(truth, inputs_of(truth, case, torch.float32), lambda value: value)
+    for case in cases:
+        given = _pass(tested, inputs_of(tested, case, torch.bfloat16), fault)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            exact = _pass(truth, inputs_of(truth, case, torch.float32), lambda value: value)
         batch, picture, text = case
         found = compare(given, exact, TOLERANCE, f"{batch} x {picture} + {text} tokens")
         if found["verdict"] != RIGHT:
@@ -177,8 +206,11 @@ def _tried(tested: Any, truth: Any, device: str, fault: Callable[[Any], Any]) ->
 def _pass(model: Any, inputs: dict[str, Any], fault: Callable[[Any], Any]) -> dict[str, Any]:
     """Go forth and back: what comes out, and the gradients of all weights that learn, as one."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.grad = None
     output = fault(model(**inputs, return_dict=False)[0])
     generator = torch.Generator(output.device).manual_seed(SEED)
     direction = torch.randn(output.shape, generator=generator, device=output.device)
-    gradients = torch.autograd.grad((output.float() * direction).sum(), weights)
+    torch.autograd.backward((output.float() * direction).sum())
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
     return {"output": output.detach(), "gradients": torch.cat([one.flatten().float() for one in gradients])}

@@ -14,6 +14,8 @@ from training_worker.engines.diffusers.selftest.trials import ATTENTION, Plan, m
 from training_worker.version import __version__
 
 PREFIX = "attention."
+# The same kernels within whole blocks, as they are trained.
+IN_BLOCKS = "block."
 
 
 def self_test(plan: Plan, key: str | None = None) -> SelfTest:
@@ -48,9 +50,14 @@ def versions_of(python: str) -> dict[str, str]:
 
 
 def right_kernels(kernels: Iterable[KernelResult]) -> tuple[AttentionKernel, ...]:
-    """The kernels of attention that were right, in the order of their list."""
-    right = {one.name for one in kernels if one.verdict is Verdict.RIGHT}
-    return tuple(kernel for kernel in AttentionKernel if f"{PREFIX}{kernel}" in right)
+    """The kernels of attention that were right, by themselves and in blocks, in the order of their list."""
+    found = {one.name: one.verdict for one in kernels}
+    good = {Verdict.RIGHT, Verdict.UNAVAILABLE}
+    return tuple(
+        kernel
+        for kernel in AttentionKernel
+        if found.get(f"{PREFIX}{kernel}") is Verdict.RIGHT and found.get(f"{IN_BLOCKS}{kernel}", Verdict.RIGHT) in good
+    )
 
 
 def by_speed(kernels: Iterable[AttentionKernel], seconds: Mapping[str, float]) -> tuple[AttentionKernel, ...]:
@@ -98,6 +105,10 @@ def _trials(kind: str, device: str, faults: str | None) -> dict[str, Trial]:
         from training_worker.engines.diffusers.selftest.optimizers import optimizer_trials  # noqa: PLC0415
 
         return optimizer_trials(device, fault)
-    from training_worker.engines.diffusers.selftest.layers import compiled_trials, layer_trials  # noqa: PLC0415
+    from training_worker.engines.diffusers.selftest.layers import (  # noqa: PLC0415
+        block_trials,
+        compiled_trials,
+        layer_trials,
+    )
 
-    return compiled_trials(device, fault) if kind == "compiled" else layer_trials(device, fault)
+    return {"compiled": compiled_trials, "blocks": block_trials}.get(kind, layer_trials)(device, fault)

@@ -22,6 +22,7 @@ AT_ONCE = 3
 COMPILE_LIMIT = 600.0
 
 LAYERS = tuple(f"base.{how}" for how in Quantization)
+BLOCKS = tuple(f"block.{kernel}" for kernel in AttentionKernel)
 COMPILED = ("compiled.none",)
 OPTIMIZERS = tuple(f"optimizer.{name}" for name in OptimizerName)
 
@@ -72,8 +73,9 @@ def groups(plan: Plan) -> list[Group]:
         return attention
     more = [Group(names=COMPILED, command=(*ours, "compiled"), silence=COMPILE_LIMIT)] if plan.compiled else []
     layers = Group(names=LAYERS, command=(*ours, "layers"), silence=plan.silence)
+    blocks = Group(names=BLOCKS, command=(*ours, "blocks"), silence=plan.silence)
     optimizers = Group(names=OPTIMIZERS, command=(*ours, "optimizers"), silence=plan.silence)
-    return [*more, layers, *attention, optimizers]
+    return [*more, layers, blocks, *attention, optimizers]
 
 
 def _common(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is set for the whole process before it computes on a CUDA card."""
+"""What is set for the whole process before it computes."""
 
 import torch
 
@@ -9,7 +9,7 @@ CUDA = "cuda"
 
 
 def set_up_device(spec: RunSpec) -> None:
-    """Choose how a card computes what torch leaves open: products of float32, and attention.
+    """Choose how a device computes what torch leaves open: products of float32, and attention.
 
     What is float32 by its nature, such as embeddings of time, needs no more than the 10 bits of TF32; so does a base in
     float32, whose gradients bfloat16 would have given 7 bits of.
@@ -17,4 +17,4 @@ def set_up_device(spec: RunSpec) -> None:
     if spec.device == CUDA:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        choose_attention(spec.execution.attention_kernels)
+    choose_attention(spec.execution.attention_kernels)
