@@ -39,7 +39,7 @@ class SceneResult(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a scene's job.
 
     ``phases`` are seconds from the claim of the last attempt to the beginning of each phase and to the first step,
-    ``predicted`` and ``measured`` as in `JobCompleted`.
+    ``predicted`` and ``measured`` as in `JobCompleted`, ``choices`` and ``gain`` as in the last `JobClaimed`.
     """
 
     name: str
@@ -48,6 +48,8 @@ class SceneResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     phases: dict[str, float] = {}
     changes: dict[str, Any] = {}
+    choices: Any = None
+    gain: float | None = None
     predicted: Any = None
     measured: Any = None
     fault: str | None = None
@@ -192,6 +194,8 @@ class Watched:
             seconds=time.time() - self._began,
             phases=self._phases,
             changes={} if self._claim is None else self._claim.changes,
+            choices=None if self._claim is None else msgspec.to_builtins(self._claim.choices),
+            gain=None if self._claim is None else self._claim.gain,
             predicted=None if done is None else msgspec.to_builtins(done.predicted),
             measured=None if done is None else msgspec.to_builtins(done.measured),
             fault=fault or (None if failed is None else f"{failed.reason}: {failed.message} {failed.output_tail[-3:]}"),

@@ -137,7 +137,7 @@ def test_a_gradient_that_is_no_number_is_told_from_such_a_loss(
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         losses = plain(*arguments)
-        losses.register_hook(lambda gradient: gradient * torch.inf)
+        losses.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
         return losses
 
     monkeypatch.setattr(trainer, "_losses", poisoned)
