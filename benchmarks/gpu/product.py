@@ -146,6 +146,9 @@ class Stage:
 
     def _job(self, name: str, training_type: TrainingType, overrides: dict[str, Any], **fields: Any) -> TrainingJob:
         given: dict[str, Any] = {"max_train_steps": 12} | ({"resolution": 64} if self.tiny else {}) | fields
+        if self.tiny:
+            flux = {"t5TokenizerMaxLength": 16} if training_type is TrainingType.FLUX_LORA else {}
+            overrides = {"weightDtype": "float32"} | flux | overrides
         return make_job(
             training_type,
             job_id=name,
