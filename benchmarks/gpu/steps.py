@@ -105,7 +105,7 @@ def find_gpu() -> Found | None:
         return None
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
-    return Found(name=name, memory_mib=total // MIB, free_mib=free // MIB, torch=torch.__version__)
+    return Found(name=name, memory_mib=total // MIB, free_mib=free // MIB, torch=str(torch.__version__))
 
 
 def measured(case: Case, device: str) -> Figures:
