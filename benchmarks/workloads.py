@@ -281,9 +281,11 @@ def with_adapter(module: Any, targets: list[str], rank: int) -> Any:
 def make_lean(module: Any) -> Any:
     """Let a module with an adapter compute as the trainer does."""
     if isinstance(module, FluxTransformer2DModel):
-        lean_flux.make_lean(module, torch.bfloat16, Execution())
+        copies = lean_flux.make_lean(module, torch.bfloat16, Execution())
     else:
-        lean_sdxl.make_lean(module, torch.bfloat16)
+        copies = lean_sdxl.make_lean(module, torch.bfloat16)
+    # What gradients take while they are kept is known without counting.
+    copies.begin_gradients()
     return module
 
 

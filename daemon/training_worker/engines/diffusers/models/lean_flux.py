@@ -24,9 +24,11 @@ from training_worker.engines.diffusers.models.working_copies import WorkingCopie
 Block = Callable[..., Any]
 
 
-def make_lean(model: FluxTransformer2DModel, dtype: torch.dtype, execution: Execution) -> None:
+def make_lean(model: FluxTransformer2DModel, dtype: torch.dtype, execution: Execution) -> WorkingCopies:
     """Let a transformer with an adapter compute in ``dtype``, that of its base; whatever autocast is around it."""
-    model.forward = LeanFlux(model, dtype, execution).forward
+    lean = LeanFlux(model, dtype, execution)
+    model.forward = lean.forward
+    return lean.copies
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -45,7 +47,7 @@ class LeanFlux:
         self._single = [SingleBlock(block) for block in model.single_transformer_blocks]
         blocks: list[Any] = [*self._double, *self._single]
         groups = [group for block in blocks for group in block.groups]
-        self._copies = WorkingCopies(groups, dtype, apart=execution.compiled)
+        self.copies = WorkingCopies(groups, dtype, apart=execution.compiled)
         self._tables = RotaryTables(model.pos_embed)
         self._run: list[Block] = [CompiledBlock(block) for block in blocks] if execution.compiled else [*blocks]
 
@@ -81,7 +83,7 @@ class LeanFlux:
     def _through_blocks(
         self, image: torch.Tensor, text: torch.Tensor, condition: torch.Tensor, table: torch.Tensor
     ) -> torch.Tensor:
-        copies = iter(self._copies.make())
+        copies = iter(self.copies.make())
         text_tokens, doubles = text.shape[1], len(self._double)
         for index, block in enumerate(self._double):
             own, modulation = [next(copies) for _ in block.groups], block.modulation(condition)

@@ -15,7 +15,7 @@ from training_worker.engines.diffusers.models.attention import split_heads
 from training_worker.engines.diffusers.models.working_copies import WorkingCopies
 
 
-def make_lean(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+def make_lean(unet: UNet2DConditionModel, dtype: torch.dtype) -> WorkingCopies:
     """Let a UNet with an adapter compute what is beside the adapter in ``dtype``, that of its base."""
     copies = _Copies(dtype)
     taken: set[Any] = set()
@@ -26,8 +26,9 @@ def make_lean(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
     for module in unet.modules():
         if hasattr(module, "lora_A") and module not in taken:
             module.forward = _One(module, copies)
-    copies.begin()
+    working = copies.begin()
     unet.register_forward_pre_hook(lambda *_: copies.renew())
+    return working
 
 
 class _Copies:
@@ -43,9 +44,10 @@ class _Copies:
         self._groups.append(LayerGroup(layers))
         return _Group(self, len(self._groups) - 1)
 
-    def begin(self) -> None:
+    def begin(self) -> WorkingCopies:
         """Take the weights over, after the last group has been added."""
         self._working = WorkingCopies(self._groups, self.dtype)
+        return self._working
 
     def renew(self) -> None:
         """Make new copies, for a pass that begins."""

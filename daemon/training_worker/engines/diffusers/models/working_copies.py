@@ -26,24 +26,52 @@ class WorkingCopies:
         self._masters = [master for piece in pieces for master in piece]
         self._sizes = [sum(master.numel() for master in piece) for piece in pieces]
         self._flat = torch.cat([master.detach().flatten() for master in self._masters]).requires_grad_()
+        self._sums: list[torch.Tensor] = []
         for master, view in zip(self._masters, self._views(self._flat.detach()), strict=True):
             master.data = view
-        self._flat.register_post_accumulate_grad_hook(self._hand_out_gradients)  # type: ignore[no-untyped-call]
 
     def make(self) -> list[Tensors]:
         """Cast all weights; gives each group its own, flat, which are good for one pass forth and back."""
-        if self._masters[0].grad is None:  # a new step has begun
-            self._flat.grad = None
-        copies = iter(self._split(self._flat.to(self._dtype), self._sizes))
+        copies = iter(_Cast.apply(self._flat, self))  # type: ignore[no-untyped-call]
         return [tuple(next(copies) for _ in range(count)) for count in self._counts]
 
-    def _hand_out_gradients(self, flat: torch.Tensor) -> None:
-        # Later micro-batches are added in place, so that these views stay true.
-        if flat.grad is not None and self._masters[0].grad is None:
-            for master, view in zip(self._masters, self._views(flat.grad), strict=True):
-                master.grad = view
+    def cast(self) -> Tensors:
+        """Cast, and cut into pieces."""
+        copies: Tensors = tuple(self._split(self._flat.detach().to(self._dtype), self._sizes))
+        return copies
+
+    def add_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add those of all pieces to the parameters', which there are none of at a step's first pass."""
+        if self._masters[0].grad is None:
+            self.begin_gradients()
+        found = [(sum_, one) for sum_, one in zip(self._sums, gradients, strict=True) if one is not None]
+        if found:
+            sums, ones = zip(*found, strict=True)
+            torch._foreach_add_(sums, ones)
+
+    def begin_gradients(self) -> None:
+        """Give all parameters gradients of zero."""
+        total = torch.zeros_like(self._flat, requires_grad=False)
+        self._sums = list(total.split_with_sizes(self._sizes))
+        for master, view in zip(self._masters, self._views(total), strict=True):
+            master.grad = view
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Cut a flat tensor into the shapes of the parameters."""
         parts = flat.split_with_sizes([master.numel() for master in self._masters])
         return [part.view(master.shape) for part, master in zip(parts, self._masters, strict=True)]
+
+
+class _Cast(torch.autograd.Function):
+    """A cast whose gradients are added where they belong: as one tensor of float32 they would all be there twice."""
+
+    @staticmethod
+    def forward(ctx: Any, _: torch.Tensor, copies: WorkingCopies) -> Tensors:
+        ctx.copies = copies
+        ctx.set_materialize_grads(False)
+        return copies.cast()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[None, None]:
+        ctx.copies.add_gradients(gradients)
+        return None, None
