@@ -36,7 +36,7 @@ from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName
 from training_schemas.validation import convert_strictly
 from training_worker.engines.diffusers.diffusion.batches import BatchSource, Item
 from training_worker.engines.diffusers.models.loader import ModelLoader
-from training_worker.engines.diffusers.models.quantization import is_quantised
+from training_worker.engines.diffusers.models.quantization import is_quantized
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
 from training_worker.engines.diffusers.training.trainer import Trainer
@@ -146,7 +146,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 def predict(how: Quantization, learned: int) -> dict[str, float]:
     """What the planner says that there is at the peak, in bytes by part."""
     module = build(FluxTransformer2DModel, MODEL)
-    linear = [layer.weight.numel() for name, layer in module.named_modules() if is_quantised(name, layer)]
+    linear = [layer.weight.numel() for name, layer in module.named_modules() if is_quantized(name, layer)]
     denoiser = Part(
         parameters=sum(weight.numel() for weight in module.parameters()),
         linear=sum(linear),

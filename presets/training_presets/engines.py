@@ -100,7 +100,7 @@ def _invoke_defects(training_type: TrainingType, parameters: FluxLoraParameters 
 
 def _of_all(training_type: TrainingType, parameters: TrainingParameters) -> Iterator[tuple[str, Shortcoming]]:
     if training_type is TrainingType.SDXL_FINETUNE and parameters.quantization is not Quantization.NONE:
-        why = "the weights of a full finetune learn, and cannot be quantised"
+        why = "the weights of a full finetune learn, and cannot be quantized"
         yield "quantization", Shortcoming(why, {"quantization": Quantization.NONE})
 
 

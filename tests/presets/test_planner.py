@@ -328,7 +328,7 @@ def test_a_running_mean_is_kept_beside_the_weights() -> None:
     assert averaged.peak_mib > plain.peak_mib
 
 
-def test_the_weights_of_a_finetune_are_not_quantised() -> None:
+def test_the_weights_of_a_finetune_are_not_quantized() -> None:
     """They learn."""
     found = faults("SDXL_FINETUNE", configOverrides={"quantization": "nf4"})
 

@@ -1,7 +1,7 @@
-"""Quantisation: the base model's linear weights in fewer bits. They cannot learn any more, only adapters beside them.
+"""Quantization: the base model's linear weights in fewer bits. They cannot learn any more, only adapters beside them.
 
 In 4 bits by the layers of bitsandbytes; in 8 bits by a layer of our own. Each takes over one layer with its full
-weights, so that a model can be quantised while it is loaded, and never is in memory whole.
+weights, so that a model can be quantized while it is loaded, and never is in memory whole.
 
 The 8-bit layers of bitsandbytes are not used: they keep their inputs for the backward pass where checkpointing does not
 see them, so that those of all blocks are held at once, and on a card they compute in float16, which FLUX overflows.
@@ -14,7 +14,7 @@ import torch
 from training_schemas.spec import Quantization
 from training_worker.engines.diffusers.models.restoring import restore
 
-# The modules whose linear layers are quantised: FLUX's blocks, and the attention of SDXL's. What lies outside of them
+# The modules whose linear layers are quantized: FLUX's blocks, and the attention of SDXL's. What lies outside of them
 # is little, and closest to what the model sees and says.
 BLOCKS = {"transformer_blocks", "single_transformer_blocks", "attentions"}
 
@@ -79,15 +79,15 @@ class _EightBitProduct(torch.autograd.Function):
         return gradient @ restore(weight, scale, gradient.dtype), None, None, None
 
 
-def is_quantised(name: str, layer: torch.nn.Module) -> bool:
-    """Whether a layer of a denoiser, by its full name, is one of those that are quantised."""
+def is_quantized(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a layer of a denoiser, by its full name, is one of those that are quantized."""
     return type(layer) is torch.nn.Linear and not BLOCKS.isdisjoint(name.split("."))
 
 
-def quantised(linear: torch.nn.Linear, how: Quantization, device: torch.device) -> torch.nn.Module:
+def quantized(linear: torch.nn.Linear, how: Quantization, device: torch.device) -> torch.nn.Module:
     """Make the layer that stands for a linear layer, on the device; the given one is to be on the CPU.
 
-    bitsandbytes quantises on the way from there.
+    bitsandbytes quantizes on the way from there.
     """
     layer = _four_bits(linear, device) if how is Quantization.NF4 else EightBitLinear(linear, EIGHT_BITS[how], device)
     return layer.requires_grad_(requires_grad=False)

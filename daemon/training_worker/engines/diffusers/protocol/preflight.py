@@ -48,7 +48,7 @@ def _contradiction(
     if settings.shuffle_captions and settings.cache_text_encoder_outputs:
         return "shuffleCaptions", "a shuffled caption is encoded anew; cacheTextEncoderOutputs must be false"
     if training_type is TrainingType.SDXL_FINETUNE and settings.quantization is not Quantization.NONE:
-        return "quantization", "weights that learn cannot be quantised"
+        return "quantization", "weights that learn cannot be quantized"
     if training_type is TrainingType.SDXL_FINETUNE and settings.weight_dtype is WeightDtype.FLOAT16:
         return "weightDtype", "weights that learn in float16 lose small gradients; bfloat16 or float32"
     if training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not settings.trigger_word:

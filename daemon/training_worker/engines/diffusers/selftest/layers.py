@@ -11,7 +11,7 @@ from training_schemas.spec import AttentionKernel, LoraTargets, Quantization
 from training_worker.engines.common.selftest.child import RIGHT, WRONG, Fault, Trial, compare, distance
 from training_worker.engines.diffusers.models.attention import choose_attention
 from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
-from training_worker.engines.diffusers.models.quantization import EightBitLinear, is_quantised, mark, quantised
+from training_worker.engines.diffusers.models.quantization import EightBitLinear, is_quantized, mark, quantized
 
 # The widths of FLUX.1-dev with one block of each kind; on a CPU, those of the tiny model.
 FULL = {
@@ -70,16 +70,16 @@ def build(device: str, *, full: bool) -> Any:
     return model.requires_grad_(requires_grad=False)
 
 
-def quantise(model: Any, how: Quantization, device: str) -> None:
+def quantize(model: Any, how: Quantization, device: str) -> None:
     """Replace the layers of the blocks, as loading does."""
     for name, layer in list(model.named_modules()):
-        if how is not Quantization.NONE and is_quantised(name, layer):
-            model.set_submodule(name, quantised(layer.cpu(), how, torch.device(device)))
+        if how is not Quantization.NONE and is_quantized(name, layer):
+            model.set_submodule(name, quantized(layer.cpu(), how, torch.device(device)))
     mark(model, how)
 
 
 def restored(layer: Any) -> torch.Tensor:
-    """The weight (out, in) that a quantised layer stands for, in float32."""
+    """The weight (out, in) that a quantized layer stands for, in float32."""
     if isinstance(layer, EightBitLinear):
         return layer.full_weight(torch.float32)
     import bitsandbytes  # noqa: PLC0415 - it takes a second
@@ -122,7 +122,7 @@ def _trial(
     def trial() -> dict[str, Any]:
         truth, tested = (build(device, full=device == "cuda") for _ in range(2))
         tested = tested.to(torch.bfloat16)
-        quantise(tested, how, device)
+        quantize(tested, how, device)
         lost = _take_over(truth, tested, how)
         if lost is not None:
             return {"verdict": WRONG, "reason": lost}
@@ -140,7 +140,7 @@ def _take_over(truth: Any, tested: Any, how: Quantization) -> str | None:
     if how is Quantization.NONE:
         return None
     for name, layer in truth.named_modules():
-        if is_quantised(name, layer):
+        if is_quantized(name, layer):
             weight = restored(tested.get_submodule(name))
             off = distance(weight, layer.weight)
             # Also if it is no number.
