@@ -196,7 +196,7 @@ def test_none_goes_on_alone(write_run: WriteRun, victim: str) -> None:
         failed = read_records(folder)[-1]
         assert isinstance(failed, FailedRecord)
         assert failed.reason is FailureReason.TRAINER_CRASHED
-        assert failed.message == "the process of card 2 ended with status -9"
+        assert failed.message == "the process of GPU 2 ended with status -9"
 
 
 def test_a_helper_that_cannot_begin_fails_the_run_at_once(write_run: WriteRun) -> None:
@@ -207,7 +207,7 @@ def test_a_helper_that_cannot_begin_fails_the_run_at_once(write_run: WriteRun) -
     failed = train_together(folder)[-1]
 
     assert isinstance(failed, FailedRecord)
-    assert failed.message == "the process of card 2 ended with status 1"
+    assert failed.message == "the process of GPU 2 ended with status 1"
 
 
 def test_a_loss_that_is_not_finite_is_said_once(write_run: WriteRun) -> None:
@@ -231,7 +231,7 @@ def test_a_helper_says_what_it_failed_of(tmp_path: Path) -> None:
 
     failure = failure_of_helper(tmp_path, 3, 1)
 
-    assert (failure.reason, str(failure)) == (FailureReason.OUT_OF_MEMORY, "card 4: out of memory")
+    assert (failure.reason, str(failure)) == (FailureReason.OUT_OF_MEMORY, "GPU 4: out of memory")
 
 
 def test_the_planner_counts_the_piece_that_gradients_travel_in() -> None:

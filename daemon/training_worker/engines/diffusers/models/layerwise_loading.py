@@ -72,7 +72,7 @@ def load_denoiser(
 
 
 def empty_model(kind: type[Denoiser], config: Mapping[str, Any], dtype: torch.dtype) -> Denoiser:
-    """Build a model as its configuration says, all its weights without memory."""
+    """Build a model from its configuration, all its weights without memory."""
     with _default_dtype(dtype), init_empty_weights(include_buffers=False):
         model: Denoiser = kind.from_config(config)
     return model

@@ -4,7 +4,7 @@ In 4 bits by the layers of bitsandbytes; in 8 bits by a layer of our own. Each t
 weights, so that a model can be quantized while it is loaded, and never is in memory whole.
 
 The 8-bit layers of bitsandbytes are not used: they keep their inputs for the backward pass where checkpointing does not
-see them, so that those of all blocks are held at once, and on a card they compute in float16, which FLUX overflows.
+see them, so that those of all blocks are held at once, and on a GPU they compute in float16, which FLUX overflows.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from training_schemas.spec import Quantization
 from training_worker.engines.diffusers.models.restoring import restore
 
 # The modules whose linear layers are quantized: FLUX's blocks, and the attention of SDXL's. What lies outside of them
-# is little, and closest to what the model sees and says.
+# is little, and closest to the model's inputs and outputs.
 BLOCKS = {"transformer_blocks", "single_transformer_blocks", "attentions"}
 
 # The format is that of Micikevicius et al. 2022 (arXiv:2209.05433): 4 bits of exponent, 3 of mantissa, no infinity.
@@ -94,7 +94,7 @@ def quantized(linear: torch.nn.Linear, how: Quantization, device: torch.device) 
 
 
 def mark(model: torch.nn.Module, how: Quantization) -> None:
-    """Tell peft what the layers are, by the flag that it looks for when it puts adapters beside them."""
+    """Mark the layers for peft, by the flag that it looks for when it puts adapters beside them."""
     model.is_loaded_in_4bit = how is Quantization.NF4  # type: ignore[assignment]
 
 
@@ -115,7 +115,7 @@ def _four_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module
         weight, requires_grad=False, compress_statistics=False, quant_type="nf4", module=layer
     )
     layer.bias = linear.bias
-    # On some CPUs it would pack its weights anew for each pass without gradients, in a way that rows of less than a
+    # On some CPUs it would pack its weights again for each pass without gradients, in a way that rows of less than a
     # block do not survive.
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     # It gives outputs in the type of its inputs, and autocast's norms are float32: so would be all that follows.

@@ -29,7 +29,7 @@ SEED = 7
 # As large as what an adapter has learned, so that both of its matrices have gradients.
 LEARNED = 0.02
 
-# Images, tokens of the picture, tokens of the text: the second makes an odd number of them.
+# Images, tokens of each image, tokens of the text: the second makes an odd number of them.
 CASES = ((4, 64, 16), (1, 253, 80))
 
 # Of the norm of a difference by the norm. Two blocks of each kind in bfloat16 are off by 1.3 % of float32 in their
@@ -90,17 +90,17 @@ def restored(layer: Any) -> torch.Tensor:
 
 def inputs_of(model: Any, case: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Any]:
     """What the blocks are given, normal noise, the same each time."""
-    batch, picture, text = case
+    batch, image, text = case
     device, config = next(model.parameters()).device, model.config
     generator = torch.Generator(device).manual_seed(SEED)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device).to(torch.bfloat16).to(dtype)
 
-    positions = torch.zeros(picture, 3, device=device)
-    positions[:, 1] = torch.arange(picture, device=device)
+    positions = torch.zeros(image, 3, device=device)
+    positions[:, 1] = torch.arange(image, device=device)
     return {
-        "hidden_states": draw(batch, picture, config.in_channels),
+        "hidden_states": draw(batch, image, config.in_channels),
         "encoder_hidden_states": draw(batch, text, config.joint_attention_dim),
         "pooled_projections": draw(batch, config.pooled_projection_dim),
         "timestep": torch.full((batch,), 0.5, device=device, dtype=dtype),
@@ -166,8 +166,8 @@ def _tried(tested: Any, truth: Any, device: str, fault: Callable[[Any], Any]) ->
         with torch.autocast(device, dtype=torch.bfloat16):
             given = _pass(tested, inputs_of(tested, case, torch.bfloat16), fault)
         exact = _pass(truth, inputs_of(truth, case, torch.float32), lambda value: value)
-        batch, picture, text = case
-        found = compare(given, exact, TOLERANCE, f"{batch} x {picture} + {text} tokens")
+        batch, image, text = case
+        found = compare(given, exact, TOLERANCE, f"{batch} x {image} + {text} tokens")
         if found["verdict"] != RIGHT:
             return found
         errors.append(found["error"])

@@ -29,7 +29,7 @@ Rate = dict[str, Any]
 
 
 class Rates:
-    """Measures one GPU; on a CPU, small ones, which say nothing but that they can be measured."""
+    """Measures one GPU; on a CPU, small ones, which show nothing but that they can be measured."""
 
     def __init__(self, device: str, kernels: Sequence[AttentionKernel]) -> None:
         """Prepare for a device, on which these kernels of attention are right."""

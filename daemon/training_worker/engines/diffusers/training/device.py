@@ -1,4 +1,4 @@
-"""What is set for the whole process before it computes on a CUDA card."""
+"""What is set for the whole process before it computes on a CUDA GPU."""
 
 import torch
 
@@ -9,7 +9,7 @@ CUDA = "cuda"
 
 
 def set_up_device(spec: RunSpec) -> None:
-    """Choose how a card computes what torch leaves open: products of float32, and attention.
+    """Choose how a GPU computes what torch leaves open: products of float32, and attention.
 
     What is float32 by its nature, such as embeddings of time, needs no more than the 10 bits of TF32; so does a base in
     float32, whose gradients bfloat16 would have given 7 bits of.
