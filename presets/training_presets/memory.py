@@ -1,4 +1,4 @@
-"""The model of memory: what is on the card in each phase of a run, part by part, and the peak of it.
+"""The model of memory: what is on the GPU in each phase of a run, part by part, and the peak of it.
 
 Everything but two figures is counted: weights, gradients and optimizer states by their sizes, activations on the real
 modules (`workloads.toml`). The two, `CONTEXT` and `SLACK`, are fitted to the published table (`measurements.toml`).
@@ -20,8 +20,8 @@ CONTEXT = 0.6 * GIB
 # How much more the allocator holds than what it has handed out: blocks of other sizes, kept for later.
 SLACK = 0.06
 
-# NCCL's buffers for each card that one talks to: 4 MiB in 16 channels there and back (NCCL_BUFFSIZE); not measured. In
-# a ring there are two such cards. Gradients travel in pieces, each copied once.
+# NCCL's buffers for each GPU that one exchanges with: 4 MiB in 16 channels there and back (NCCL_BUFFSIZE); not
+# measured. In a ring there are two such GPUs. Gradients travel in pieces, each copied once.
 NCCL = 2 * 2 * 16 * 4 * 2**20
 PIECE = 32 * 2**20
 
@@ -47,7 +47,7 @@ FULL_PRECISION = 2.0
 
 
 class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on the card in one phase, in bytes by part."""
+    """What is on the GPU in one phase, in bytes by part."""
 
     phase: Phase
     parts: dict[str, float]
@@ -80,7 +80,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate_memory(work: Workload) -> MemoryEstimate:
-    """What a run needs on its card."""
+    """What a run needs on its GPU."""
     return MemoryEstimate(
         phases=tuple(
             _phase(phase, parts)

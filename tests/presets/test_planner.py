@@ -353,7 +353,7 @@ def test_a_job_for_several_cards_is_planned_for_each_of_them() -> None:
     assert (planned.gpu_count, planned.tier, planned.engine) == (2, "8gb", "diffusers")
     assert planned.parameters.gradient_accumulation_steps % 2 == 0
     assert [change.why for change in planned.changes if change.setting == "gradientAccumulationSteps"] == [
-        "each of 2 cards takes as many micro-batches of a step"
+        "each of 2 GPUs takes as many micro-batches of a step"
     ]
     assert planned.peak_mib > plan("SDXL_LORA", batchSize=1, configOverrides={"gradientCheckpointing": False}).peak_mib
 
@@ -373,9 +373,9 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
 
     assert odd == {
         "configOverrides.gradientAccumulationSteps": "cannot be shared out: "
-        "each of 2 cards takes as many micro-batches of a step"
+        "each of 2 GPUs takes as many micro-batches of a step"
     }
-    assert other == {"gpuCount": "engine invoke trains on one card"}
+    assert other == {"gpuCount": "engine invoke trains on one GPU"}
 
 
 def test_weights_that_learn_are_not_kept_in_float16() -> None:
