@@ -1,4 +1,4 @@
-"""Specs and models that cannot be trained, told before the training libraries are imported."""
+"""Specs and models that cannot be trained, refused before the training libraries are imported."""
 
 import shutil
 from pathlib import Path
