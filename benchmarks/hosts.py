@@ -1,4 +1,4 @@
-"""Many workers in one process, each with a connection, a state directory and a card of its own.
+"""Many workers in one process, each with a connection, a state directory and a GPU of its own.
 
     python -m benchmarks.hosts USER_ID SETTINGS_FILE...
 

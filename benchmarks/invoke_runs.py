@@ -73,7 +73,7 @@ def run_theirs(bench: Bench, case: Case, python: str, folder: Path) -> Speed:
 
 
 def invoke_config(bench: Bench, case: Case, folder: Path) -> dict[str, Any]:
-    """The settings in invoke-training's words; what is not said is its default, and so it is with ours."""
+    """The settings of invoke-training; what is not set is its default, as it is with ours."""
     common = {
         "type": case.kind,
         "seed": 0,

@@ -47,7 +47,7 @@ async def report(daemon: Daemon, seconds: float, what: str) -> None:
 
 
 async def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30)
     arguments = parser.parse_args()

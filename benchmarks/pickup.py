@@ -83,7 +83,7 @@ async def report_idle(daemon: Daemon, seconds: float, what: str) -> None:
 
 
 async def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--idle", type=float, default=30)

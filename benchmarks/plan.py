@@ -123,12 +123,12 @@ def lora_of(preset: Preset) -> TrainingType:
 
 
 def plan_of(kind: TrainingType, preset: Preset) -> Plan:
-    """The plan of a job that says no more than its preset."""
+    """The plan of a job that sets no more than its preset."""
     return plan_job(job_of(kind, preset))
 
 
 def job_of(kind: TrainingType, preset: Preset) -> TrainingJob:
-    """A job that says no more than its preset."""
+    """A job that sets no more than its preset."""
     return TrainingJob(job_id="a", training_type=kind, dataset_path="/d", output_path="/o", preset=preset.name)
 
 

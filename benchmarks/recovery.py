@@ -3,8 +3,8 @@
     python -m benchmarks.recovery [--rounds 10]
 
 After a crash, from the start of the next daemon's process, the trainer running on. After a host's death, from the kill
-of daemon and trainer; in a loss of power, the broker is not told. What a lease and a grace add is a matter of settings:
-they are short here, and the row says how long.
+of daemon and trainer; in a loss of power, the broker is not notified. What a lease and a grace add is a matter of
+settings: they are short here, and the row shows how long.
 """
 
 import argparse
@@ -97,7 +97,7 @@ async def report_deaths(fleet: Fleet, rounds: int, lease: float) -> None:
 
 
 async def report_power_loss(fleet: Fleet, lease: float) -> None:
-    """The same once, with nobody to tell the broker that the connection is gone."""
+    """The same once, with no process left that closes the broker's connection."""
     job = f"power-{lease}"
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(Proxy(fleet.url))
@@ -125,7 +125,7 @@ async def submit_to(fleet: Fleet, host: Daemon, job: str) -> None:
 
 
 def kill_host(host: Daemon) -> float:
-    """End a daemon and its trainer at once, and say when (unix seconds)."""
+    """End a daemon and its trainer at once, and return when (unix seconds)."""
     began = time.time()
     host.process.kill()
     os.killpg(host.trainers[-1], signal.SIGKILL)
@@ -152,7 +152,7 @@ async def end(fleet: Fleet, job: str, daemon: Daemon) -> None:
 
 
 async def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Which card takes what: sixty mixed jobs that wait, three daemons of 8, 24 and 80 GB.
+"""Which GPU takes what: sixty mixed jobs that wait, three daemons of 8, 24 and 80 GB.
 
     python -m benchmarks.routing
 
-The trainer does nothing, so that the cards' appetite is what is seen. A card's longest wait is the longest time between
-the end of one of its jobs and its next claim, as long as a job that fits it waits for anybody.
+The trainer does nothing, so that what is seen is which jobs each GPU claims. A GPU's longest wait is the longest time
+between the end of one of its jobs and its next claim, as long as a job that fits it waits.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ JOBS = 60
 
 
 async def measure(fleet: Fleet) -> None:
-    """Run the jobs and print a row for each card."""
+    """Run the jobs and print a row for each GPU."""
     needs = {}
     for number in range(JOBS):
         kind, tier = MIX[number % len(MIX)]
@@ -48,7 +48,7 @@ async def measure(fleet: Fleet) -> None:
         jobs = ", ".join(f"{count} x {tier}" for tier, count in sorted(taken.items()))
         print_row(name, f"{jobs}; longest wait {1e3 * longest_wait(moments, needs, name):.0f} ms")
     bad = [event for event in claims if gigabytes(event.gpu.tier) < gigabytes(needs[event.job_id])]
-    print_row("placed on a card too small", str(len(bad)))
+    print_row("placed on a GPU too small", str(len(bad)))
 
 
 async def read_moments(fleet: Fleet) -> list[tuple[float, Event]]:
@@ -66,7 +66,7 @@ async def read_moments(fleet: Fleet) -> list[tuple[float, Event]]:
 
 
 def longest_wait(moments: list[tuple[float, Event]], needs: dict[str, str], name: str) -> float:
-    """Seconds that a card was idle at most while a job that fits it waited for anybody."""
+    """Seconds that a GPU was idle at most while a job that fits it waited."""
     size = int(name.partition(" ")[0])
     fits = [time for time, event in moments if isinstance(event, JobClaimed) and gigabytes(needs[event.job_id]) <= size]
     own = [(time, event) for time, event in moments if event.worker == name.replace(" ", "-")]

@@ -117,7 +117,7 @@ async def opened(count: int) -> AsyncIterator[Park]:
 
 
 async def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--idle", type=int, default=100)
     parser.add_argument("--busy", type=int, default=40)

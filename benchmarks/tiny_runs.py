@@ -1,4 +1,4 @@
-"""Runs of the built-in trainer with the tiny models: where they are written, how they are started, what they tell."""
+"""Runs of the built-in trainer with the tiny models: where they are written, how they are started, what they report."""
 
 import itertools
 import os
@@ -81,6 +81,6 @@ def run_module(module: str, *arguments: str, **environment: str) -> str:
 
 
 def steps_of(run: Path) -> list[StepRecord]:
-    """The steps that a run has told."""
+    """The steps that a run has reported."""
     lines = (run / PROGRESS_FILE).read_bytes().splitlines()
     return [record for record in map(decode_record, lines) if isinstance(record, StepRecord)]

@@ -20,7 +20,7 @@ from training_schemas.spec import Quantization
 from training_worker.engines.diffusers.standby import READY
 
 ROUNDS = 3
-# Memory that is freed goes back at once, and one thread computes as many pieces at a time as a card does.
+# Memory that is freed goes back at once, and one thread computes as many pieces at a time as a GPU does.
 FREEING = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 
@@ -39,7 +39,7 @@ def cold(run: Path) -> float:
 
 
 def from_standby(run: Path) -> float:
-    """The same from when a trainer on standby is told the run."""
+    """The same from when a trainer on standby is given the run."""
     ours, theirs = socket.socketpair()
     with (
         ours,

@@ -3,12 +3,12 @@
 python -m benchmarks.trainer_memory none|fp8|int8|nf4    prints both in MiB, as JSON
 
 The prediction is `training_presets.memory`'s, of a workload whose model is this one. Its activations are counted on
-this module as those of FLUX.1-dev are (`benchmarks.workloads`). The context and the slack of a card's allocator are
+this module as those of FLUX.1-dev are (`benchmarks.workloads`). The context and the slack of a GPU's allocator are
 left out: there is neither here.
 
 A model of one block of each kind, as wide, is trained first, so that what libraries take when they are first used is
 not measured, nor what a CPU's kernels keep for each shape that they meet (oneDNN's cache is a part of it). Memory that
-is freed is to go back at once, as a card's does: MALLOC_MMAP_THRESHOLD_=65536 in the environment.
+is freed is to go back at once, as a GPU's does: MALLOC_MMAP_THRESHOLD_=65536 in the environment.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName
 from training_schemas.validation import convert_strictly
 from training_worker.engines.diffusers.diffusion.batches import BatchSource, Item
 from training_worker.engines.diffusers.models.loader import ModelLoader
-from training_worker.engines.diffusers.models.quantization import is_quantised
+from training_worker.engines.diffusers.models.quantization import is_quantized
 from training_worker.engines.diffusers.pipelines import PIPELINES
 from training_worker.engines.diffusers.pipelines.base import TrainingPipeline
 from training_worker.engines.diffusers.training.trainer import Trainer
@@ -60,7 +60,7 @@ class Peak:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def growth(self) -> int:
-        """Stop, and say how much the peak was above the beginning, in bytes."""
+        """Stop, and return how much the peak was above the beginning, in bytes."""
         self._stop.set()
         return max(self.most, own_memory()) - self.before
 
@@ -144,9 +144,9 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
 
 def predict(how: Quantization, learned: int) -> dict[str, float]:
-    """What the planner says that there is at the peak, in bytes by part."""
+    """What there is at the peak by the planner's estimate, in bytes by part."""
     module = build(FluxTransformer2DModel, MODEL)
-    linear = [layer.weight.numel() for name, layer in module.named_modules() if is_quantised(name, layer)]
+    linear = [layer.weight.numel() for name, layer in module.named_modules() if is_quantized(name, layer)]
     denoiser = Part(
         parameters=sum(weight.numel() for weight in module.parameters()),
         linear=sum(linear),

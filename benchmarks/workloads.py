@@ -164,7 +164,7 @@ def _key(storage: torch.UntypedStorage) -> int:
 
 
 class Autocast(TorchFunctionMode):
-    """What ``torch.autocast("cuda", torch.bfloat16)`` casts, for tensors that are on no card."""
+    """What ``torch.autocast("cuda", torch.bfloat16)`` casts, for tensors that are on no GPU."""
 
     HALF = (functional.linear, functional.conv2d, torch.matmul, torch.bmm, torch.baddbmm)
     FULL = (functional.layer_norm, functional.group_norm, functional.softmax, torch.pow, torch.Tensor.pow)
@@ -296,7 +296,7 @@ def _fused_rms_norm(inputs: torch.Tensor, _: Any, weight: torch.Tensor, __: floa
 
 @contextmanager
 def as_on_a_card() -> Iterator[None]:
-    """Meanwhile what is lean attends as it does on a card, and all norms are fused; in the backward pass, too."""
+    """Meanwhile what is lean attends as it does on a GPU, and all norms are fused; in the backward pass, too."""
     with (
         mock.patch.object(attention, "scaled_dot_product_attention", FlashAttention.apply),
         mock.patch.object(functional, "rms_norm", _fused_rms_norm),

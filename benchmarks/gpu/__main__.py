@@ -26,7 +26,7 @@ TINY = Found(name="CPU", memory_mib=0, free_mib=0, torch="")
 
 
 class NoFiguresError(Exception):
-    """A process has ended without figures; the text says why."""
+    """A process has ended without figures; the message has the reason."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,7 +162,7 @@ def output_of(arguments: Sequence[str], deadline: float) -> str:
 
 
 def failure_in(status: int, errors: str) -> str:
-    """In a few words, why a process ended with a status, negative for a signal."""
+    """Why, in short, a process ended with a status, negative for a signal."""
     if "out of memory" in errors.casefold():
         return "out of memory"
     if status < 0:

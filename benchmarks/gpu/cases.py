@@ -76,7 +76,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The row in a few words."""
+        """A short name of the row."""
         kept = f" {self.stored_blocks} stored" if self.stored_blocks else ""
         kept += " attention kept" if self.keep_attention else ""
         checkpoints = f"checkpointed{kept}" if self.checkpointing else "stored"

@@ -160,7 +160,7 @@ class Stage:
 
 
 class Watched:
-    """What a job's events say of it, as they come."""
+    """A job's events, as they come."""
 
     def __init__(self, name: str) -> None:
         self._name = name

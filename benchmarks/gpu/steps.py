@@ -63,7 +63,7 @@ class RandomLoader(ModelLoader):
         self.tiny = device == "cpu"
 
     def denoiser(self, quantization: Quantization = Quantization.NONE) -> Any:
-        """Draw it, its blocks' weights in as many bits as `quantization` says."""
+        """Draw it, its blocks' weights in the type of `quantization`."""
         kind = FluxTransformer2DModel if self._case.family is ModelFamily.FLUX else UNet2DConditionModel
         model = empty_model(kind, self.config, self.dtype)
         sources = {
@@ -109,7 +109,7 @@ def find_gpu() -> Found | None:
 
 
 def measured(case: Case, device: str) -> Figures:
-    """Take a case's steps; one that fails says why, and the next one has all memory."""
+    """Take a case's steps; one that fails has its reason, and the next one has all memory."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -121,7 +121,7 @@ async def clean_up(fleet: Fleet) -> None:
 
 
 async def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100)
     arguments = parser.parse_args()

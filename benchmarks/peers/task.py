@@ -1,4 +1,4 @@
-"""The task of all peers: it says that it has begun, and does nothing. It runs in their environment, not in ours."""
+"""The task of all peers: it reports that it has begun, and does nothing. It runs in their environment, not in ours."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ CHILD = [sys.executable, "-S", "-c", "pass"]
 
 
 def work(child: bool) -> None:
-    """Say when the work began: at once, or when a child process has been started, as our daemon does."""
+    """Report when the work began: at once, or when a child process has been started, as our daemon does."""
     if not child:
         _say(time.time())
         return

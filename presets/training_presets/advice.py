@@ -1,4 +1,4 @@
-"""Advice: what each type of training needs, what the tiers are good for, and what to say of a card."""
+"""Advice: what each type of training needs, what the tiers are good for, and what to advise for a GPU."""
 
 from enum import StrEnum
 
@@ -34,7 +34,7 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class TierProfile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What FLUX training is like on the cards of a tier; ``speed`` is relative to 24 GB."""
+    """What FLUX training is like on the GPUs of a tier; ``speed`` is relative to 24 GB."""
 
     tier: MemoryTier
     cards: list[str]
@@ -61,7 +61,7 @@ FLUX_TIERS = (
 
 
 def card_advice(training_type: TrainingType, tier: MemoryTier | None) -> list[Advice]:
-    """What to say of training this on cards of a tier, None being less than the lowest; nothing, if all is well."""
+    """Advice on training this on GPUs of a tier, None being less than the lowest; empty if all is well."""
     needs = REQUIREMENTS[training_type]
     gigabytes = 0 if tier is None else tier.gigabytes
     if training_type is TrainingType.FLUX_LORA:
@@ -69,9 +69,7 @@ def card_advice(training_type: TrainingType, tier: MemoryTier | None) -> list[Ad
     name = str(training_type).replace("_", " ").title().replace("Sdxl", "SDXL").replace("Lora", "LoRA")
     if gigabytes < needs.minimum_gb:
         message = f"{name} requires at least {needs.minimum_gb}GB GPU memory"
-        return [
-            Advice(level=Level.ERROR, message=message, recommendations=[f"Use a card of {needs.recommended_gb} GB"])
-        ]
+        return [Advice(level=Level.ERROR, message=message, recommendations=[f"Use a GPU of {needs.recommended_gb} GB"])]
     if gigabytes < needs.recommended_gb:
         message = f"{name} will be slow below {needs.recommended_gb}GB GPU memory"
         return [Advice(level=Level.WARNING, message=message, recommendations=["Expect smaller batches and all caches"])]
@@ -86,7 +84,7 @@ def _flux_advice(gigabytes: int, needs: Requirements) -> list[Advice]:
                 message="FLUX LoRA requires at least 24GB GPU memory",
                 recommendations=[
                     "Train an SDXL LoRA instead: it fits 8 GB",
-                    "Use a card with 24 GB or more, such as an RTX 4090 or an RTX A5000",
+                    "Use a GPU with 24 GB or more, such as an RTX 4090 or an RTX A5000",
                     "Rent a cloud GPU: an A100 or an H100 by the hour",
                 ],
             )

@@ -13,7 +13,7 @@ from training_schemas.selftest import GpuRates
 
 Positive = Annotated[float, Meta(gt=0)]
 
-# "A100 80GB", "V100 32": what stands after the words is a size, unless it is as long as a model's number.
+# "A100 80GB", "V100 32": what stands after the name is a size, unless it is as long as a model's number.
 SIZED_NAME = re.compile(r"(?P<name>.*\S)[ -](?P<size>\d{1,3}) ?(?:GB|G)?", re.IGNORECASE)
 SIZE_TOLERANCE = 0.15
 
@@ -23,7 +23,7 @@ MIG_NAME = re.compile(r"\bMIG (?P<profile>\d+g\.\d+gb)")
 class CardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of card.
 
-    ``name`` are words of NVML's name of it, ``memory_mib`` the MiB that it reports, and ``at_least_mib`` the least that
+    ``name`` is a part of NVML's name of it, ``memory_mib`` the MiB that it reports, and ``at_least_mib`` the least that
     a card of this kind reports. ``sustained_tflops`` are TFLOP/s that matrix products in bfloat16 reach, in float16
     where there is no ``bfloat16``; ``attention_shares`` are FLOP/s of attention, forward and backward, for each of
     those. ``bandwidth_gbs`` are GB/s of its memory, and ``bandwidth_share`` is the part of them that elementwise
@@ -91,11 +91,11 @@ def named_card(name: str, extra: Sequence[CardSpec] = ()) -> CardSpec | None:
     everything = [*extra, *catalogue().cards]
     sized = SIZED_NAME.fullmatch(name)
     candidates = [(name, None)] if sized is None else [(name, None), (sized["name"], int(sized["size"]))]
-    for words, size in candidates:
+    for part, size in candidates:
         cards = [card for card in everything if size is None or _is_about(card, size)]
-        # As NVML says it, with more words around; or shorter than the catalogue, as in "4090".
-        longer = [card for card in cards if names(card.name.casefold(), words.casefold())]
-        shorter = [card for card in cards if names(words.casefold(), card.name.casefold()) and words[-1:].isdigit()]
+        # As in NVML's name, with more around it; or shorter than the catalogue's, as in "4090".
+        longer = [card for card in cards if names(card.name.casefold(), part.casefold())]
+        shorter = [card for card in cards if names(part.casefold(), card.name.casefold()) and part[-1:].isdigit()]
         best = max((len(card.name) for card in longer), default=min((len(card.name) for card in shorter), default=0))
         if found := [card for card in longer or shorter if len(card.name) == best]:
             return _meant(found, size if sized is None else int(sized["size"]))
@@ -127,9 +127,9 @@ def cost_usd(seconds: float, hourly: float | None) -> float | None:
     return None if hourly is None else seconds * hourly / 3600
 
 
-def names(words: str, card: str) -> bool:
-    """Whether these words stand in a card's name as whole words: an RTX A1000 is no A100."""
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(words)}(?![A-Za-z0-9])", card) is not None
+def names(part: str, card: str) -> bool:
+    """Whether a part of a name stands in a card's name as whole words: an RTX A1000 is no A100."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", card) is not None
 
 
 def _find_slice(name: str, profile: str, memory_mib: int, extra: Sequence[CardSpec]) -> CardSpec | None:

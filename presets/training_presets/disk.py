@@ -1,6 +1,6 @@
 """The model of disk: what a run writes beside its output, and what it keeps on its host meanwhile.
 
-An upper bound that is meant to be near: weights and optimizer states by their sizes, pictures as if nothing could be
+An upper bound that is meant to be near: weights and optimizer states by their sizes, images as if nothing could be
 compressed.
 """
 
@@ -21,7 +21,7 @@ PIXEL_BYTES = 3
 
 
 class DiskNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes: of the result, of all checkpoints that lie there at once, of pictures; and of caches and run folder."""
+    """Bytes of the result, of all checkpoints that exist at once, of sample images; and of caches and run folder."""
 
     result: int
     checkpoints: int
@@ -35,15 +35,15 @@ class DiskNeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def disk_need(work: Workload, *, keep_checkpoints: int, sample_every: int) -> DiskNeed:
-    """What a run needs. The last ``keep_checkpoints`` are kept, and a picture of each prompt every so many steps."""
+    """What a run needs. The last ``keep_checkpoints`` are kept, and an image of each prompt every so many steps."""
     # One more is written before the oldest is dropped; one is always made when a run is stopped.
     held = min(work.checkpoints, keep_checkpoints) + 1
     rounds = 2 + (work.steps // sample_every if sample_every else 0)
-    picture = work.width * work.height * PIXEL_BYTES
+    image = work.width * work.height * PIXEL_BYTES
     return DiskNeed(
         result=int(_result(work)) + SMALL_FILES,
         checkpoints=int(held * _checkpoint(work)),
-        samples=work.validation_prompts * rounds * picture,
+        samples=work.validation_prompts * rounds * image,
         state=int(_caches(work)) + RUN_FOLDER,
     )
 

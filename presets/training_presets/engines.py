@@ -18,18 +18,18 @@ from training_schemas.spec import (
     WeightDtype,
 )
 
-# invoke-training keeps FLUX, its text encoders and its autoencoder on the card in 16 bits: 31.4 GiB.
+# invoke-training keeps FLUX, its text encoders and its autoencoder on the GPU in 16 bits: 31.4 GiB.
 INVOKE_FLUX_TIER = MemoryTier.GB40
 
-# With so many steps invoke-training draws its pictures, whatever is asked for.
+# With so many steps invoke-training draws its sample images, whatever is asked for.
 INVOKE_INFERENCE_STEPS = {ModelFamily.FLUX: 20, ModelFamily.SDXL: 30}
 
 
 class Shortcoming(msgspec.Struct, frozen=True):
     """Why an engine has not what a setting asks for.
 
-    ``instead`` is what settings may be changed to, nothing where only a person can say. What is ``harmless`` may be
-    changed against a job's own word: the result stays the same.
+    ``instead`` is what settings may be changed to, nothing where only a person can decide. What is ``harmless`` may be
+    changed against a job's own setting: the result stays the same.
     """
 
     why: str
@@ -38,9 +38,9 @@ class Shortcoming(msgspec.Struct, frozen=True):
 
 
 def planned_engine(training_type: TrainingType, asked: EngineName, gpu_count: int) -> EngineName:
-    """The engine that a job is planned for: FLUX, and several cards, are the built-in trainer's.
+    """The engine that a job is planned for: FLUX, and several GPUs, are the built-in trainer's.
 
-    For SDXL on one card the worker chooses.
+    For SDXL on one GPU the worker chooses.
     """
     if asked is EngineName.AUTO and (training_type.family is ModelFamily.FLUX or gpu_count > 1):
         return EngineName.DIFFUSERS
@@ -67,7 +67,7 @@ def shortcomings(
     """
     found = {name: one.why for name, one in remedies(engine, training_type, parameters).items()}
     if engine is EngineName.INVOKE and gpu_count > 1:
-        found["gpu_count"] = f"engine {engine} trains on one card"
+        found["gpu_count"] = f"engine {engine} trains on one GPU"
     return found
 
 
@@ -93,14 +93,14 @@ def _invoke_defects(training_type: TrainingType, parameters: FluxLoraParameters 
         yield "invoke-training leaves out the shift of FLUX's autoencoder: it learns from other latents than FLUX draws"
         yield "invoke-training keeps FLUX's adapter in bfloat16, too: the smallest steps are rounded away"
     elif parameters.aspect_ratio_buckets:
-        yield "invoke-training tells SDXL of each picture that its size is the square's, whatever its bucket"
+        yield "invoke-training gives SDXL the square's size for each image, whatever its bucket"
     if training_type in (TrainingType.FLUX_LORA, TrainingType.SDXL_LORA) and parameters.lora_rank > 1:
         yield f"invoke-training divides an adapter by its rank, {parameters.lora_rank}: at the same rate it learns less"
 
 
 def _of_all(training_type: TrainingType, parameters: TrainingParameters) -> Iterator[tuple[str, Shortcoming]]:
     if training_type is TrainingType.SDXL_FINETUNE and parameters.quantization is not Quantization.NONE:
-        why = "the weights of a full finetune learn, and cannot be quantised"
+        why = "the weights of a full finetune learn, and cannot be quantized"
         yield "quantization", Shortcoming(why, {"quantization": Quantization.NONE})
 
 
@@ -163,7 +163,7 @@ def _invoke_flux(parameters: FluxLoraParameters) -> Iterator[tuple[str, Shortcom
     if parameters.masked_loss:
         yield "masked_loss", Shortcoming("invoke-training has no masks for FLUX", {"masked_loss": False})
     if parameters.aspect_ratio_buckets:
-        why = "invoke-training makes all of FLUX's pictures square"
+        why = "invoke-training makes all of FLUX's images square"
         yield "aspect_ratio_buckets", Shortcoming(why, {"aspect_ratio_buckets": False})
     yield from _invoke_levels(parameters)
 
@@ -173,7 +173,7 @@ def _invoke_levels(parameters: FluxLoraParameters) -> Iterator[tuple[str, Shortc
     if parameters.timestep_sampler is TimestepSampler.RESOLUTION_SHIFT:
         yield "timestep_sampler", Shortcoming("invoke-training knows no resolutionShift", shift)
     if parameters.timestep_sampler is TimestepSampler.UNIFORM and parameters.validation_prompts:
-        why = "invoke-training fails with uniform levels once it has drawn a picture; shift"
+        why = "invoke-training fails with uniform levels once it has drawn an image; shift"
         yield "timestep_sampler", Shortcoming(why, shift)
 
 
@@ -186,7 +186,7 @@ def _invoke_sdxl(training_type: TrainingType, parameters: SdxlParameters) -> Ite
         why = "invoke-training encodes images in weightDtype, and SDXL's autoencoder overflows float16; bfloat16"
         yield "weight_dtype", Shortcoming(why, {"weight_dtype": WeightDtype.BFLOAT16})
     if parameters.random_flip and parameters.cache_vae_outputs:
-        why = "invoke-training encodes each image anew where it flips them"
+        why = "invoke-training encodes each image at each step where it flips them"
         yield "cache_vae_outputs", Shortcoming(why, {"cache_vae_outputs": False}, harmless=True)
     if finetune and parameters.train_text_encoder:
         why = "invoke-training finetunes the UNet alone"

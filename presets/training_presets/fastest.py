@@ -58,7 +58,7 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """What to train with, and how to compute it; what of it is not the plan's, and why.
 
-    ``gain`` says how many times as much the plan as it was would cost here for the steps that are left. It may be below
+    ``gain`` is how many times as much the plan as it was would cost here for the steps that are left. It may be below
     1 after memory ran out, or on a base that an earlier attempt began with. Seconds are None on a GPU that nobody
     knows.
     """

@@ -1,4 +1,4 @@
-"""A plan in invoke-training's words: every setting of its configuration but the paths, nothing left to a default."""
+"""A plan as invoke-training's configuration: every setting but the paths, nothing left to a default."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 # The sigmoid of a normal variable of this scale is nearly uniform: nowhere do the distributions differ by 0.01.
 UNIFORM_SCALE = 1.702
 
-# As in the built-in trainer: what SDXL's layers divide the sides of a picture by, and the steps between buckets.
+# As in the built-in trainer: what SDXL's layers divide the sides of an image by, and the steps between buckets.
 SDXL_DIVISOR = 32
 BUCKET_STEP, FINE_STEP, FINE_BELOW = 64, 32, 256
 MAX_RATIO = 2
@@ -50,9 +50,9 @@ MIXED = {WeightDtype.FLOAT32: "no", WeightDtype.FLOAT16: "fp16", WeightDtype.BFL
 def invoke_config(
     training_type: TrainingType, parameters: FluxLoraParameters | SdxlParameters, upstream: Mapping[str, Any]
 ) -> Config:
-    """A run in invoke-training's words, all but ``model``, ``base_output_dir`` and ``data_loader.dataset``.
+    """A run's configuration of invoke-training, all but ``model``, ``base_output_dir`` and ``data_loader.dataset``.
 
-    ``upstream`` is what the job itself says in these words, and comes last.
+    ``upstream`` are the job's own settings of that configuration, and come last.
     """
     config = _common(parameters) | {"type": training_type.value, "data_loader": _data_loader(training_type, parameters)}
     if isinstance(parameters, FluxLoraParameters):
@@ -70,7 +70,7 @@ def invoke_config(
 
 
 def sdxl_side(resolution: int) -> int:
-    """The side in pixels of SDXL's square pictures at a resolution."""
+    """The side in pixels of SDXL's square images at a resolution."""
     return resolution // SDXL_DIVISOR * SDXL_DIVISOR
 
 
@@ -130,7 +130,7 @@ def _data_loader(training_type: TrainingType, parameters: FluxLoraParameters | S
         "center_crop": not parameters.random_crop,
         "random_flip": parameters.random_flip,
         "dataloader_num_workers": 0,
-        # FLUX's pictures are square whatever is said here.
+        # FLUX's images are square whatever is set here.
         "aspect_ratio_buckets": None,
         "resolution": parameters.resolution,
     }

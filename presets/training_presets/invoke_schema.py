@@ -1,7 +1,7 @@
-"""What a job may say to invoke-training in its own words: checked before the job waits for a card.
+"""The settings of invoke-training that a job may give: they are checked before the job waits for a GPU.
 
-The words, with their kinds, are in ``invoke_schema.json``, which ``scripts/write_invoke_schema.py`` reads from
-invoke-training's own models. What the worker sets itself, and what one of a job's own settings means, may not be said.
+Their names and types are in ``invoke_schema.json``, which ``scripts/write_invoke_schema.py`` reads from
+invoke-training's own models. What the worker sets itself, and what one of a job's own settings means, may not be given.
 """
 
 import functools
@@ -28,12 +28,12 @@ OPTIMIZERS = {
 
 NEGATIVE = "negative_validation_prompts"
 
-FILES = "the worker says which files are read and written"
-STEPS = "the worker says when something is saved or drawn"
+FILES = "the worker decides which files are read and written"
+STEPS = "the worker decides when something is saved or drawn"
 CAPTIONS = "the worker writes the captions"
 REFUSED = {
-    "type": "the job's trainingType says it",
-    "model": "the job's model says it",
+    "type": "the job's trainingType sets it",
+    "model": "the job's model sets it",
     "base_output_dir": FILES,
     "report_to": "the worker reports",
     "hf_variant": FILES,
@@ -45,24 +45,24 @@ REFUSED = {
     "initial_embedding_file": FILES,
     "lora_checkpoint_format": "the worker converts one format alone",
     "save_checkpoint_format": "the worker keeps whole pipelines",
-    "train_transformer": "the job's trainingType says it",
-    "train_unet": "the job's trainingType says it",
+    "train_transformer": "the job's trainingType sets it",
+    "train_unet": "the job's trainingType sets it",
     "max_train_epochs": "runs are counted in steps",
     "save_every_n_epochs": STEPS,
     "save_every_n_steps": STEPS,
     "validate_every_n_epochs": STEPS,
     "validate_every_n_steps": STEPS,
     "max_checkpoints": STEPS,
-    "num_validation_images_per_prompt": "one picture of each prompt is kept",
-    "data_loader.type": "the job's trainingType says it",
+    "num_validation_images_per_prompt": "one image of each prompt is kept",
+    "data_loader.type": "the job's trainingType sets it",
     "data_loader.dataset": FILES,
     "data_loader.caption_prefix": CAPTIONS,
     "data_loader.caption_preset": CAPTIONS,
     "data_loader.caption_templates": CAPTIONS,
     "data_loader.keep_original_captions": CAPTIONS,
-    "initial_phrase": "initialToken says what it begins as",
+    "initial_phrase": "initialToken sets what it begins as",
 }
-"""What a job may never say, and why."""
+"""The settings that a job may never give, and why."""
 
 SETTINGS = {
     "seed": "seed",
@@ -104,13 +104,13 @@ SETTINGS = {
     "data_loader.center_crop": "randomCrop",
     "data_loader.random_flip": "randomFlip",
 }
-"""What one of a job's own settings says already, and which."""
+"""The settings that one of a job's own settings decides already, and which one."""
 
 PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "null": None}
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One of invoke-training's settings; without a default it must be said."""
+    """One of invoke-training's settings; without a default it must be given."""
 
     kinds: list[Any]
     default: Any = msgspec.UNSET
@@ -131,7 +131,7 @@ def schema() -> Schema:
 
 
 def is_upstream(training_type: TrainingType, name: str) -> bool:
-    """Whether a setting of that name is invoke-training's, said by the job or not."""
+    """Whether a setting of that name is invoke-training's, given by the job or not."""
     return name in schema().objects[schema().types[training_type]]
 
 
@@ -140,9 +140,9 @@ def upstream_faults(
     overrides: Mapping[str, Any],
     parameters: FluxLoraParameters | SdxlParameters | None = None,
 ) -> list[Fault]:
-    """All that is wrong with what a job says in invoke-training's words, by path below ``configOverrides``.
+    """All that is wrong with a job's settings of invoke-training, by path below ``configOverrides``.
 
-    Which words its optimizer has, and how many negative prompts are wanted, is known where there are ``parameters``.
+    Which settings its optimizer has, and how many negative prompts are wanted, is known where there are ``parameters``.
     """
     refused = {path: why for path in _paths(overrides) if (why := _refusal(training_type, path)) is not None}
     faults = dict(refused)
@@ -169,7 +169,7 @@ def _refusal(training_type: TrainingType, path: str) -> str | None:
     if path not in SETTINGS:
         return REFUSED.get(path)
     own = SETTINGS[path] in PARAMETERS[training_type.family].__struct_encode_fields__
-    return f"{SETTINGS[path]} says it" if own else "it would change nothing"
+    return f"{SETTINGS[path]} sets it" if own else "it would change nothing"
 
 
 def _without(overrides: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:

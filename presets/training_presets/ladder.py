@@ -34,7 +34,7 @@ def steps_down(
 
 
 def shared_steps(parameters: AnyParameters, gpu_count: int, *, fixed: set[str]) -> AnyParameters | None:
-    """The settings with which several cards take as many micro-batches of a step each; None if they are ``fixed``.
+    """The settings with which several GPUs take as many micro-batches of a step each; None if they are ``fixed``.
 
     A step sees the same number of images, or as few more as can be, in micro-batches no larger than before.
     """

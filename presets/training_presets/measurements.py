@@ -1,4 +1,4 @@
-"""The check: what others have measured and published, beside what the models of memory and time say."""
+"""The check: what others have measured and published, beside the estimates of the models of memory and time."""
 
 from functools import cache
 from statistics import median
@@ -52,7 +52,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def time_ratio(self) -> float | None:
-        """How many times as long as published we say that a pass takes."""
+        """How many times as long as published a pass takes by our estimate."""
         published = self.measurement.seconds
         return None if published is None or self.seconds is None else self.seconds / published
 

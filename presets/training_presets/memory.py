@@ -1,4 +1,4 @@
-"""The model of memory: what is on the card in each phase of a run, part by part, and the peak of it.
+"""The model of memory: what is on the GPU in each phase of a run, part by part, and the peak of it.
 
 Everything but two figures is counted: weights, gradients and optimizer states by their sizes, activations on the real
 modules (`workloads.toml`). The two, `CONTEXT` and `SLACK`, are fitted to the published table (`measurements.toml`).
@@ -20,16 +20,16 @@ CONTEXT = 0.6 * GIB
 # How much more the allocator holds than what it has handed out: blocks of other sizes, kept for later.
 SLACK = 0.06
 
-# NCCL's buffers for each card that one talks to: 4 MiB in 16 channels there and back (NCCL_BUFFSIZE); not measured. In
-# a ring there are two such cards. Gradients travel in pieces, each copied once.
+# NCCL's buffers for each GPU that one exchanges with: 4 MiB in 16 channels there and back (NCCL_BUFFSIZE); not
+# measured. In a ring there are two such GPUs. Gradients travel in pieces, each copied once.
 NCCL = 2 * 2 * 16 * 4 * 2**20
 PIECE = 32 * 2**20
 
 BYTES = {WeightDtype.FLOAT32: 4.0, WeightDtype.FLOAT16: 2.0, WeightDtype.BFLOAT16: 2.0}
 
-# Bytes of a quantised weight: nf4 keeps a float32 scale for each block of 64 (QLoRA, Dettmers et al. 2023, without
-# double quantisation), fp8 and int8 a scale a row, which is nothing.
-QUANTISED_BYTES = {Quantization.FP8: 1.0, Quantization.INT8: 1.0, Quantization.NF4: 0.5 + 4 / 64}
+# Bytes of a quantized weight: nf4 keeps a float32 scale for each block of 64 (QLoRA, Dettmers et al. 2023, without
+# double quantization), fp8 and int8 a scale a row, which is nothing.
+QUANTIZED_BYTES = {Quantization.FP8: 1.0, Quantization.INT8: 1.0, Quantization.NF4: 0.5 + 4 / 64}
 
 # States of an optimizer in numbers a parameter, and the bytes of each. Adam has two moments; Prodigy two more, the
 # start and its distance from there; Adafactor keeps rows and columns, next to nothing. In 8 bits a moment is a byte,
@@ -47,7 +47,7 @@ FULL_PRECISION = 2.0
 
 
 class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on the card in one phase, in bytes by part."""
+    """What is on the GPU in one phase, in bytes by part."""
 
     phase: Phase
     parts: dict[str, float]
@@ -80,7 +80,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate_memory(work: Workload) -> MemoryEstimate:
-    """What a run needs on its card."""
+    """What a run needs on its GPU."""
     return MemoryEstimate(
         phases=tuple(
             _phase(phase, parts)
@@ -102,10 +102,10 @@ def training_bytes(work: Workload) -> float:
 
 
 def weight_bytes(part: Part, dtype: WeightDtype, quantization: Quantization = Quantization.NONE) -> float:
-    """What a part's weights take; a quantisation is of its linear weights alone."""
+    """What a part's weights take; a quantization is of its linear weights alone."""
     if quantization is Quantization.NONE:
         return part.parameters * BYTES[dtype]
-    return part.linear * QUANTISED_BYTES[quantization] + (part.parameters - part.linear) * BYTES[dtype]
+    return part.linear * QUANTIZED_BYTES[quantization] + (part.parameters - part.linear) * BYTES[dtype]
 
 
 def optimizer_bytes(work: Workload) -> float:
@@ -140,8 +140,8 @@ def _caching_latents(work: Workload) -> dict[str, float]:
 
 
 def _loading(work: Workload) -> dict[str, float]:
-    # Weights are quantised one layer after the other: the largest is there twice for a moment.
-    return {**_resident(work), "dequantised": _dequantised(work)}
+    # Weights are quantized one layer after the other: the largest is there twice for a moment.
+    return {**_resident(work), "dequantised": _dequantized(work)}
 
 
 def _training(work: Workload) -> dict[str, float]:
@@ -153,7 +153,7 @@ def _training(work: Workload) -> dict[str, float]:
         **({"exchange": NCCL + PIECE} if work.gpu_count > 1 else {}),
         "optimizer": optimizer_bytes(work),
         "castWeights": _cast_weights(work),
-        "dequantised": _dequantised(work),
+        "dequantised": _dequantized(work),
         "activations": max(
             _scaled(work, amount(work.law.activations, work.units * work.batch_size, work.rank)), encoding
         ),
@@ -216,7 +216,7 @@ def _cast_weights(work: Workload) -> float:
     return work.trained_parameters * 2.0
 
 
-def _dequantised(work: Workload) -> float:
+def _dequantized(work: Workload) -> float:
     if work.quantization is Quantization.NONE or work.training_type is TrainingType.SDXL_FINETUNE:
         return 0.0
     return work.model.denoiser.largest_linear * BYTES[work.weight_dtype]

@@ -84,7 +84,7 @@ def partly_stored(checkpointed: Law, stored: Law, count: int, blocks: int) -> La
 
 
 def amount(quantity: Amounts, units: float, rank: int) -> float:
-    """What a law says of one quantity, for so many units and an adapter of this rank (0 without one)."""
+    """The value of one quantity by a law, for so many units and an adapter of this rank (0 without one)."""
     fixed, by_unit, by_both, by_rank = quantity
     return fixed + units * (by_unit + by_both * rank) + by_rank * rank
 

@@ -1,7 +1,7 @@
-"""The plan: what a valid job will be trained with, and the least card that it may be trained on.
+"""The plan: what a valid job will be trained with, and the least GPU that it may be trained on.
 
-A job's preset is a starting point. Where it does not fit, the planner goes down the ladder until it does, and says what
-it changed and why. What would change the result is never changed against the job's own word.
+A job's preset is a starting point. Where it does not fit, the planner goes down the ladder until it does, and reports
+what it changed and why. What would change the result is never changed against the job's own setting.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ from training_schemas.validation import InvalidMessageError, convert_strictly
 # Fields of a job that set the parameter of the same name.
 JOB_PARAMETERS = ("resolution", "batch_size", "learning_rate", "max_train_steps", "lora_rank")
 
-# What changes the result: here a job's own word stands.
+# What changes the result: here a job's own setting stands.
 RESULT_CHANGING = {"quantization"}
 
 # What prodigy multiplies its own estimate of the rate by (Mishchenko and Defazio 2023: "leave it set to 1").
@@ -52,8 +52,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A job's settings, resolved, and the tier of the queue that it waits in.
 
     ``fixed`` are the settings, by their Python names, that nobody may change; ``peak_mib`` is what the run needs on its
-    card, or on each of its ``gpu_count`` cards, by the model of memory. ``upstream`` is what the job says in
-    invoke-training's own words.
+    GPU, or on each of its ``gpu_count`` GPUs, by the model of memory. ``upstream`` are the job's settings of
+    invoke-training.
     """
 
     training_type: TrainingType
@@ -80,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def memory(self) -> MemoryEstimate:
-        """What the run needs on its card, phase by phase."""
+        """What the run needs on its GPU, phase by phase."""
         return estimate_memory(self.workload)
 
     @property
@@ -90,7 +90,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DoesNotFitError(Exception):
-    """A job does not fit a card, whatever may be changed about it; ``nearest`` are choices that would."""
+    """A job does not fit a GPU, whatever may be changed about it; ``nearest`` are choices that would."""
 
     def __init__(self, needed_mib: int, memory_mib: int, nearest: list[str]) -> None:
         reason = f"needs {_gib(needed_mib)} GiB of GPU memory at least, and there are {_gib(memory_mib)}"
@@ -168,7 +168,7 @@ def _placed(plan: Plan, *, may_rise: bool) -> Plan:
 
 
 def _nearest(plan: Plan, memory_mib: int) -> list[str]:
-    """What would fit: a base in fewer bits, a smaller picture, a larger card."""
+    """What would fit: a base in fewer bits, a smaller image, a larger GPU."""
     found = []
     lowest = [plan.parameters, *plan.ladder][-1]
 
@@ -218,7 +218,7 @@ def _wire_names(job: TrainingJob) -> dict[str, str]:
 
 
 def _upstream(job: TrainingJob) -> dict[str, Any]:
-    """What the job says in invoke-training's words: all that is none of its settings.
+    """The job's settings of invoke-training: all overrides that are none of the worker's settings.
 
     ``optimizer`` is both: a name is ours, an object is invoke-training's.
     """
@@ -283,7 +283,7 @@ def _override_fault(job: TrainingJob, fault: Fault) -> Fault:
 def _made_possible(
     job: TrainingJob, engine: EngineName, parameters: FluxLoraParameters | SdxlParameters, faults: list[Fault]
 ) -> tuple[FluxLoraParameters | SdxlParameters, list[SettingChange]]:
-    """What the engine has not: changed, and said; a fault where the job itself asks for it, or nothing else will do."""
+    """Change what the engine has not, and report it; a fault where the job asks for it, or nothing else will do."""
     own, changes = _own_settings(job), []
     if why := shortcomings(engine, job.training_type, parameters, job.gpu_count).get("gpu_count"):
         faults.append(Fault(path="gpuCount", reason=why))
@@ -299,7 +299,7 @@ def _made_possible(
 
 
 def _path(job: TrainingJob, setting: str, wire: str) -> str:
-    """Where a job says a setting, or would."""
+    """Where a job gives a setting, or would."""
     field = setting in JOB_PARAMETERS and getattr(job, setting) is not None and wire not in job.config_overrides
     return wire if field else f"configOverrides.{wire}"
 
@@ -307,7 +307,7 @@ def _path(job: TrainingJob, setting: str, wire: str) -> str:
 def _made_consistent(
     job: TrainingJob, parameters: FluxLoraParameters | SdxlParameters, faults: list[Fault]
 ) -> tuple[FluxLoraParameters | SdxlParameters, list[SettingChange]]:
-    """What one setting asks of others: changed, and said; a fault where the job itself says otherwise."""
+    """Change what one setting asks of others, and report it; a fault where the job itself sets it otherwise."""
     own, changes = _own_settings(job), []
     for setting, why in sorted(_uncached(parameters).items()):
         if not getattr(parameters, setting):
@@ -323,7 +323,7 @@ def _made_consistent(
         changes += setting_changes(parameters, changed, "prodigy finds the rate by itself; this is a factor")
         parameters = changed
     shared = shared_steps(parameters, job.gpu_count, fixed=own)
-    why = f"each of {job.gpu_count} cards takes as many micro-batches of a step"
+    why = f"each of {job.gpu_count} GPUs takes as many micro-batches of a step"
     if shared is None:
         faults.append(Fault(path="configOverrides.gradientAccumulationSteps", reason=f"cannot be shared out: {why}"))
         return parameters, changes
@@ -343,9 +343,9 @@ def _uncached(parameters: FluxLoraParameters | SdxlParameters) -> dict[str, str]
     """What cannot be computed before training, by its Python name, and why."""
     found = {}
     if parameters.random_crop:
-        found["cache_vae_outputs"] = "randomCrop encodes each image anew"
+        found["cache_vae_outputs"] = "randomCrop encodes each image at each step"
     if parameters.shuffle_captions:
-        found["cache_text_encoder_outputs"] = "shuffleCaptions encodes each caption anew"
+        found["cache_text_encoder_outputs"] = "shuffleCaptions encodes each caption at each step"
     return found
 
 

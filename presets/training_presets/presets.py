@@ -12,7 +12,7 @@ from training_schemas.jobs import CostOptimization, MemoryTier, ModelFamily, Tra
 class Preset(msgspec.Struct, frozen=True, kw_only=True):
     """A starting point: settings by their names on the wire, and the tier that they are made for.
 
-    ``by_type`` are settings for one type of training alone, and ``note`` says where the preset is not what it was
+    ``by_type`` are settings for one type of training alone, and ``note`` is where the preset is not what it was
     meant to be at first, and why.
     """
 

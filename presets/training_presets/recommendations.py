@@ -88,7 +88,7 @@ def check_feasibility(job: TrainingJob, card: CardSpec) -> Feasibility:
         return _infeasible(refusal or str(error), error.nearest, warnings)
     if refusal is not None or tier is None:
         least = MINIMUM_TIERS[job.training_type]
-        return _infeasible(refusal or "the card is smaller than any tier", [f"gpuMemoryTier {least}"], warnings)
+        return _infeasible(refusal or "the GPU is smaller than any tier", [f"gpuMemoryTier {least}"], warnings)
     placed = msgspec.structs.replace(fitted, tier=tier)
     return Feasibility(
         feasible=True, plan=placed, estimate=estimate_cost(placed, card), reason=None, nearest=[], warnings=warnings
@@ -120,7 +120,7 @@ def _recommend(training_type: TrainingType, preset: Preset) -> Recommendation:
 
 
 def _config(plan: Plan, preset: Preset) -> dict[str, Any]:
-    """A plan's settings as a job says them."""
+    """A plan's settings as a job gives them."""
     settings = {name: _plain(value) for name, value in msgspec.structs.asdict(plan.parameters).items()}
     own = {name: settings.pop(name) for name in JOB_PARAMETERS}
     return {"preset": preset.name, "gpu_memory_tier": str(plan.tier), **own, "config_overrides": settings}

@@ -12,7 +12,7 @@ from training_schemas.jobs import MemoryTier
 class TierEstimate(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What a job takes on the card that a tier is priced by, with the settings that cost least there.
 
-    Hours and US dollars are of the whole job on all its cards; None where nobody knows the price. ``gain`` says how
+    Hours and US dollars are of the whole job on all its cards; None where nobody knows the price. ``gain`` is how
     many times as much the plan as it was would cost there.
     """
 

@@ -23,7 +23,7 @@ PIXELS_PER_LATENT = 8
 LATENT_BYTES = 4
 CAPTION_BYTES = {ModelFamily.FLUX: 4096 * 2, ModelFamily.SDXL: 2048 * 2}
 
-# What nobody has said yet when a plan is made: how many images there are, each with its caption.
+# What is not known yet when a plan is made: how many images there are, each with its caption.
 USUAL_IMAGES = 20
 
 
@@ -32,7 +32,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     ``trained`` is how many parameters of the denoiser learn, where it is not what ``lora_rank`` and ``lora_targets``
     make: tools differ in what they put adapters beside. ``fused_backward`` frees each gradient as soon as its weight
-    has taken its step; ``averaged`` keeps a running mean of the weights that learn. ``gpu_count`` cards share the
+    has taken its step; ``averaged`` keeps a running mean of the weights that learn. ``gpu_count`` GPUs share the
     micro-batches of a step.
 
     ``stored_blocks``, ``keep_attention``, ``compiled`` and ``data_on_device`` are those of `Execution`. ``peft_layers``
@@ -208,7 +208,7 @@ def workload_of(
     gpu_count: int = 1,
     execution: Execution | None = None,
 ) -> Workload:
-    """The workload of a run with these settings, computed as ``execution`` says."""
+    """The workload of a run with these settings, computed by the means of ``execution``."""
     execution = execution or Execution()
     every = parameters.checkpoint_every
     return Workload(

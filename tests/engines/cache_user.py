@@ -1,7 +1,7 @@
 """A program that uses a cache as a run does: ``python -m tests.engines.cache_user COMMAND FOLDER ...``.
 
 ``work FOLDER LIMIT_BYTES SEED ROUNDS``: open it so often, use values in a random order and check each; a line for each.
-``hold FOLDER LIMIT_BYTES``: use value 0, say so, and once a line comes, use it again and end.
+``hold FOLDER LIMIT_BYTES``: use value 0, print ``held``, and once a line comes, use it again and end.
 """
 
 import random
@@ -41,8 +41,8 @@ def use_held(cache: TensorCache, number: int) -> None:
     torch.testing.assert_close(held, value(number), rtol=0, atol=0)
 
 
-def tell(line: str) -> None:
-    """Say something at once."""
+def report(line: str) -> None:
+    """Print a line at once."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -57,14 +57,14 @@ def work(folder: Path, limit_bytes: int, seed: int, rounds: int) -> None:
                 number = choice.randrange(VALUES)
                 (use_held if number in used else use)(cache, number)
                 used.add(number)
-                tell(str(number))
+                report(str(number))
 
 
 def hold(folder: Path, limit_bytes: int) -> None:
     """Use a value before and after something happens."""
     with TensorCache(folder, limit_bytes) as cache:
         use(cache, 0)
-        tell("held")
+        report("held")
         sys.stdin.readline()
         use_held(cache, 0)
 

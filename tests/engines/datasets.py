@@ -57,7 +57,7 @@ def read(path: Path, **changes: Any) -> Dataset:
 
 
 def faults_of(path: Path, **changes: Any) -> list[Fault]:
-    """Read a data set that is refused, and tell why."""
+    """Read a data set that is refused, and return why."""
     with pytest.raises(TrainingFailure) as raised:
         read(path, **changes)
     assert FailureReason.DATASET_INVALID == raised.value.reason

@@ -29,7 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_without_a_gpu_it_says_what_it_needs() -> None:
+def test_without_a_gpu_it_prints_what_it_needs() -> None:
     """And it is no success; skipped where it was asked for only in case."""
     asked, skipped = run(), run("--if-present")
 
@@ -49,7 +49,7 @@ def test_every_row_has_a_case_that_can_be_planned() -> None:
 
 
 def test_figures_stand_beside_the_plan_and_the_example() -> None:
-    """In seconds and GiB, each with its ratio; what failed says why."""
+    """In seconds and GiB, each with its ratio; what failed has its reason."""
     assert H100 is not None
     case = Case()
     example = msgspec.structs.replace(case, loop=Loop.EXAMPLE)
@@ -79,7 +79,7 @@ def test_the_cases_of_a_process_that_dies_have_a_fault_each(monkeypatch: pytest.
 
 
 def test_a_process_that_has_no_time_left_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cases say so."""
+    """Its cases have that as their reason."""
     monkeypatch.setattr(program, "_command", lambda *_, **__: [sys.executable, "-c", "import time; time.sleep(600)"])
 
     (figures,) = program.figures_of([CASE], time.monotonic() + 0.5, tiny=True)

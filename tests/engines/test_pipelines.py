@@ -86,7 +86,7 @@ def test_a_few_images_are_learned_by_heart(
 def test_the_curve_is_the_one_that_it_always_was(
     build: BuildTrainer, training_type: TrainingType, golden: list[float]
 ) -> None:
-    """A change of any part of a step shows here; one that is meant is written down anew."""
+    """A change of any part of a step shows here; one that is meant is written down again."""
     trainer = build(settings_of(training_type), training_type)
 
     assert pytest.approx(golden, rel=2e-3) == [*take_steps(trainer, 1, 5), trainer.fixed_loss(5, never)]

@@ -58,7 +58,7 @@ def of_type(records: list[AnyRecord], kind: type[Record]) -> list[Record]:
 
 
 def test_a_run_from_the_data_set_to_the_adapter(write_run: WriteRun) -> None:
-    """With a checkpoint on the way and a picture before and after."""
+    """With a checkpoint on the way and a sample before and after."""
     folder = write_run(max_train_steps=3, checkpoint_every=2, validation_prompts=["a small red robot"])
     attempt = folder / "attempt"
 
@@ -159,7 +159,7 @@ def test_a_stop_is_heard_from_the_first_moment_that_the_run_can_be_seen(write_ru
     assert (0, "signal") == (last.step, last.why)
 
 
-def test_a_bad_data_set_is_told_before_anything_slow_happens(write_run: WriteRun, tmp_path: Path) -> None:
+def test_a_bad_data_set_is_reported_before_anything_slow_happens(write_run: WriteRun, tmp_path: Path) -> None:
     """All of its faults, in the one record of the failure, without importing torch."""
     dataset = tmp_path / "dataset"
     dataset.mkdir()
@@ -189,8 +189,8 @@ def test_a_stop_after_the_last_record_leaves_the_exit_status_as_it_is(write_run:
     assert program.returncode == 1
 
 
-def test_a_run_folder_that_is_missing_is_told_on_stderr() -> None:
-    """There is nowhere else to tell it."""
+def test_a_run_folder_that_is_missing_is_reported_on_stderr() -> None:
+    """There is nowhere else to report it."""
     with start("-m", PROGRAM, "/nowhere") as program:
         _, errors = program.communicate(timeout=60)
 

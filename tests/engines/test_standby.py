@@ -37,8 +37,8 @@ class Waiting:
         """Wait until it has loaded its libraries."""
         assert self.line.recv(100) == READY
 
-    def tell(self, folder: Path) -> None:
-        """Tell it its run folder, and wait until it has taken the run or ended."""
+    def hand_over(self, folder: Path) -> None:
+        """Send it its run folder, and wait until it has taken the run or ended."""
         self.line.sendall(os.fsencode(folder) + b"\n")
         assert self.line.recv(1) == b""
 
@@ -72,13 +72,13 @@ def waiting(*arguments: str) -> Iterator[Waiting]:
 def test_a_trainer_that_waited_trains_the_weights_of_one_that_was_just_started(
     write_run: WriteRun, train: Train
 ) -> None:
-    """With the same records and exit status; nothing but the run folder hears of it."""
+    """With the same records and exit status; all of its output is in the run folder."""
     cold, warm = write_run("cold", validation_prompts=["a robot"]), write_run("warm", validation_prompts=["a robot"])
     train(cold)
 
     with waiting("-m", PROGRAM, "--standby") as trainer:
         trainer.until_ready()
-        trainer.tell(warm)
+        trainer.hand_over(warm)
         end = trainer.end()
 
     assert (0, "") == end
@@ -88,20 +88,20 @@ def test_a_trainer_that_waited_trains_the_weights_of_one_that_was_just_started(
     assert_same_adapter(cold, warm)
 
 
-def test_a_trainer_that_waits_has_its_libraries_and_nothing_on_the_card() -> None:
-    """What takes seconds is done before it says that it is ready; a context on the card, which takes memory, is not."""
+def test_a_trainer_that_waits_has_its_libraries_and_nothing_on_the_gpu() -> None:
+    """What takes seconds is done before it reports ready; a context on the GPU, which takes memory, is not."""
     script = (
         f"import sys; from {PROGRAM} import standby; standby.load_libraries(); import torch; "
         "print(*(name in sys.modules for name in ('diffusers', 'peft', 'transformers')), "
         "torch.cuda.is_available() and torch._C._cuda_hasPrimaryContext(0))"
     )
     with waiting("-c", script) as trainer:
-        status, said = trainer.end()
+        status, output = trainer.end()
 
-    assert (0, "True True True False") == (status, said.splitlines()[0])
+    assert (0, "True True True False") == (status, output.splitlines()[0])
 
 
-def test_a_trainer_says_its_last_words_in_its_run_folder(write_run: WriteRun) -> None:
+def test_a_trainer_writes_its_last_output_to_its_run_folder(write_run: WriteRun) -> None:
     """After what is there; standard input is empty from then on."""
     folder = write_run()
     (folder / STDERR_FILE).write_text("before\n")
@@ -111,7 +111,7 @@ def test_a_trainer_says_its_last_words_in_its_run_folder(write_run: WriteRun) ->
     )
     with waiting("-c", script) as trainer:
         trainer.until_ready()
-        trainer.tell(folder)
+        trainer.hand_over(folder)
         end = trainer.end()
 
     assert (1, "") == end
@@ -149,21 +149,21 @@ def test_sigterm_ends_a_trainer_that_waits_at_once() -> None:
 
 
 def test_a_run_folder_that_is_gone_ends_a_trainer_that_waits(tmp_path: Path) -> None:
-    """The daemon sees that it did not take the run; where its output went until then it says why."""
+    """The daemon sees that it did not take the run; where its output went until then it writes why."""
     with waiting("-c", LIGHT, "--standby") as trainer:
         trainer.until_ready()
-        trainer.tell(tmp_path / "nowhere")
-        status, said = trainer.end()
+        trainer.hand_over(tmp_path / "nowhere")
+        status, output = trainer.end()
 
     assert status == 1
-    assert f"{tmp_path}/nowhere/stderr.log" in said
+    assert f"{tmp_path}/nowhere/stderr.log" in output
 
 
 @pytest.mark.parametrize("arguments", [[], ["/nowhere", "--standby"]])
 def test_a_trainer_either_waits_or_is_given_its_run(arguments: list[str]) -> None:
     """One of the two."""
     with waiting("-c", LIGHT, *arguments) as trainer:
-        status, said = trainer.end()
+        status, output = trainer.end()
 
     assert status == 2
-    assert "--standby" in said
+    assert "--standby" in output

@@ -11,7 +11,7 @@ OnRecord = Callable[[type[ProgressRecord], dict[str, Any]], None]
 
 
 class WatchedProgress(ProgressWriter):
-    """A writer that tells of each record, its kind and its fields, once it is written."""
+    """A writer that calls back for each record, its kind and its fields, once it is written."""
 
     def __init__(self, path: Path, on_record: OnRecord) -> None:
         super().__init__(path)

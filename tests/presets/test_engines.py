@@ -59,7 +59,7 @@ def requested_of_invoke(kind: TrainingType, overrides: dict[str, Any]) -> dict[s
 def test_what_a_job_itself_sets_and_invoke_has_not_is_refused_by_its_path(
     kind: TrainingType, setting: str, requested: dict[str, Any]
 ) -> None:
-    """With a reason that names the engine; the built-in trainer trains the same job, if it is not to quantise."""
+    """With a reason that names the engine; the built-in trainer trains the same job, if it is not to quantize."""
     found = faults(kind, **requested_of_invoke(kind, requested))
 
     assert list(found) == [f"configOverrides.{setting}"]

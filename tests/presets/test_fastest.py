@@ -48,7 +48,7 @@ def images_a_step(choice: Choice | Plan) -> int:
 
 
 def peak_mib(planned: Plan, choice: Choice) -> int:
-    """What the model of memory says of a choice."""
+    """The estimate of a choice by the model of memory."""
     work = workload_of(
         planned.training_type, choice.parameters, gpu_count=planned.gpu_count, execution=choice.execution
     )
@@ -56,7 +56,7 @@ def peak_mib(planned: Plan, choice: Choice) -> int:
 
 
 def test_a_plan_for_24_gb_rises_on_an_h100() -> None:
-    """Larger micro-batches, nothing made again, and the base as it is: several times as fast, and it says why."""
+    """Larger micro-batches, nothing made again, and the base as it is: several times as fast, and it has a reason."""
     planned = plan(preset="flux_24gb_balanced")
 
     chosen = choose(planned, gpu("H100"))

@@ -70,7 +70,7 @@ def test_all_that_is_wrong_is_reported_with_its_path(training_type: TrainingType
     assert found == {
         "configOverrides.optimizer.beta1": "Expected `float`, got `str`",
         "configOverrides.optimizer.nonsense": "Object contains unknown field `nonsense`",
-        "configOverrides.optimizer.learning_rate": "learningRate says it",
+        "configOverrides.optimizer.learning_rate": "learningRate sets it",
         "configOverrides.data_loader.dataset": REFUSED["data_loader.dataset"],
         "configOverrides.data_loader.dataloader_num_workers": "Expected `int`, got `bool`",
         "configOverrides.mixed_precision": "Invalid enum value 'int4'; one of bf16, fp16, fp8, no",

@@ -32,7 +32,7 @@ def h100() -> GpuRates:
 
 
 def seconds(row: Measurement, rates: GpuRates) -> float:
-    """What the model says of a row."""
+    """The model's estimate of a row."""
     return step_seconds(msgspec.structs.replace(row.workload, peft_layers=True), Speed(rates=rates))
 
 

@@ -107,7 +107,7 @@ def test_a_run_without_sample_images_has_no_phase_for_them() -> None:
     assert Phase.SAMPLING in [one.phase for one in estimate_memory(workload(validation_prompts=1)).phases]
 
 
-def test_a_quantised_base_is_never_loaded_as_a_whole() -> None:
+def test_a_quantized_base_is_never_loaded_as_a_whole() -> None:
     """Loading needs no more than training."""
     work = workload(quantization="nf4")
 

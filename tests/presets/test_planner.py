@@ -328,7 +328,7 @@ def test_a_running_mean_is_kept_beside_the_weights() -> None:
     assert averaged.peak_mib > plain.peak_mib
 
 
-def test_the_weights_of_a_finetune_are_not_quantised() -> None:
+def test_the_weights_of_a_finetune_are_not_quantized() -> None:
     """They learn."""
     found = faults("SDXL_FINETUNE", configOverrides={"quantization": "nf4"})
 
@@ -353,7 +353,7 @@ def test_a_job_for_several_cards_is_planned_for_each_of_them() -> None:
     assert (planned.gpu_count, planned.tier, planned.engine) == (2, "8gb", "diffusers")
     assert planned.parameters.gradient_accumulation_steps % 2 == 0
     assert [change.why for change in planned.changes if change.setting == "gradientAccumulationSteps"] == [
-        "each of 2 cards takes as many micro-batches of a step"
+        "each of 2 GPUs takes as many micro-batches of a step"
     ]
     assert planned.peak_mib > plan("SDXL_LORA", batchSize=1, configOverrides={"gradientCheckpointing": False}).peak_mib
 
@@ -373,9 +373,9 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
 
     assert odd == {
         "configOverrides.gradientAccumulationSteps": "cannot be shared out: "
-        "each of 2 cards takes as many micro-batches of a step"
+        "each of 2 GPUs takes as many micro-batches of a step"
     }
-    assert other == {"gpuCount": "engine invoke trains on one card"}
+    assert other == {"gpuCount": "engine invoke trains on one GPU"}
 
 
 def test_weights_that_learn_are_not_kept_in_float16() -> None:

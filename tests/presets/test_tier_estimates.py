@@ -10,7 +10,7 @@ from training_schemas.spec import Execution
 
 
 def job(kind: TrainingType = TrainingType.FLUX_LORA, gpu_count: int = 1) -> TrainingJob:
-    """A job that says no more than its type."""
+    """A job that sets no more than its type."""
     return TrainingJob(job_id="a", training_type=kind, dataset_path="/d", output_path="/o", gpu_count=gpu_count)  # type: ignore[arg-type]
 
 
@@ -27,7 +27,7 @@ def test_a_job_is_estimated_on_its_own_tier_and_on_all_above(kind: TrainingType)
 
 
 def test_the_first_of_them_is_the_estimate() -> None:
-    """What a job is told to cost is what it will be trained with."""
+    """What a job is estimated to cost is what it will be trained with."""
     plan = plan_job(job())
     estimate, first = estimate_cost(plan), tier_estimates(plan)[0]
 

@@ -15,7 +15,7 @@ BACKGROUNDS = ("lightblue", "beige")
 
 
 def write_dataset(folder: Path) -> None:
-    """Write one picture and one caption for each pair of a body's and a background's colour."""
+    """Write one image and one caption for each pair of a body's and a background's colour."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, (background, body) in enumerate(itertools.product(BACKGROUNDS, BODIES)):
         name = f"robot-{i:02}"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.trainer
 
 def test_a_key_is_a_sha256_in_hexadecimal() -> None:
     """It names a file."""
-    key = content_key("text", words="a robot", lengths=[77, 512], trigger=None)
+    key = content_key("text", caption="a robot", lengths=[77, 512], trigger=None)
 
     assert 64 == len(key)
     assert set(key) <= set(string.hexdigits.lower())
@@ -21,7 +21,7 @@ def test_a_key_is_a_sha256_in_hexadecimal() -> None:
 
 def test_the_order_of_the_parts_makes_no_difference() -> None:
     """They have names."""
-    assert content_key("text", words="a robot", length=77) == content_key("text", length=77, words="a robot")
+    assert content_key("text", caption="a robot", length=77) == content_key("text", length=77, caption="a robot")
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_another_kind_or_part_makes_another_key(kind: str, parts: dict[str, Any]
 
 
 def test_another_format_forgets_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same words may be encoded to something else by a later version."""
-    before = content_key("text", words="a robot")
+    """The same caption may be encoded to something else by a later version."""
+    before = content_key("text", caption="a robot")
     monkeypatch.setattr(keys, "FORMAT", keys.FORMAT + 1)
 
-    assert before != content_key("text", words="a robot")
+    assert before != content_key("text", caption="a robot")

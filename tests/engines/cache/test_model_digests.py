@@ -16,7 +16,7 @@ from training_worker.engines.diffusers.cache.model_digests import model_digest
 pytestmark = pytest.mark.trainer
 
 WEIGHTS = "model.safetensors"
-FILES = {WEIGHTS: b"weights", "config.json": b"{}", "merges.txt": b"a b", "spiece.model": b"words"}
+FILES = {WEIGHTS: b"weights", "config.json": b"{}", "merges.txt": b"a b", "spiece.model": b"vocabulary"}
 
 
 def write_part(folder: Path) -> Path:
@@ -45,11 +45,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = []
     read = model_digests._hash
 
-    def hash_and_tell(path: Path, check_stop: Callable[[], None]) -> str:
+    def hash_and_note(path: Path, check_stop: Callable[[], None]) -> str:
         names.append(path.name)
         return read(path, check_stop)
 
-    monkeypatch.setattr(model_digests, "_hash", hash_and_tell)
+    monkeypatch.setattr(model_digests, "_hash", hash_and_note)
     return names
 
 
@@ -63,7 +63,7 @@ def test_a_copy_of_a_part_is_the_same_part(part: Path, digest: Callable[[Path], 
 
 @pytest.mark.parametrize("name", FILES)
 def test_another_content_of_any_file_makes_another_part(part: Path, digest: Callable[[Path], str], name: str) -> None:
-    """Of weights, settings and words alike, also where the length is the same."""
+    """Of weights, settings and vocabulary alike, also where the length is the same."""
     before = digest(part)
     (part / name).write_bytes(FILES[name][::-1] if name != "config.json" else b"[]")
 
@@ -108,7 +108,7 @@ def swap(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [touch, lengthen, swap])
-def test_a_file_that_may_have_changed_is_read_anew(
+def test_a_file_that_may_have_changed_is_read_again(
     part: Path, digest: Callable[[Path], str], hashed: list[str], change: Callable[[Path], None]
 ) -> None:
     """And it alone."""

@@ -313,7 +313,7 @@ def test_what_was_never_written_to_its_end_goes_after_an_hour(folder: Path) -> N
         assert not unfinished.exists()
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(folder: Path, small_disk: Callable[[Path, int], Path]) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left(folder: Path, small_disk: Callable[[Path, int], Path]) -> None:
     """There is room again for others; what was kept before is still there."""
     small_disk(folder, 400_000)
     with TensorCache(folder, PLENTY) as cache:

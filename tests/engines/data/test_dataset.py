@@ -43,7 +43,7 @@ def test_an_example_is_all_that_training_has_to_know_of_an_image(tmp_path: Path)
     ] == read(tmp_path, trigger_word="rbt").examples
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     """Somebody who fixes a data set should not have to try again for each fault."""
     images = [write_example(tmp_path / f"{name}.png") for name in "abcdef"]
     images[0].write_bytes(images[0].read_bytes()[:50])
@@ -76,7 +76,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_data_set_without_images_is_refused_by_name(tmp_path: Path, name: str, reason: FailureReason) -> None:
-    """The message says which path was tried."""
+    """The message has the path that was tried."""
     (tmp_path / "file.txt").write_text("", encoding="utf-8")
     (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     (tmp_path / "empty").mkdir()
@@ -87,8 +87,8 @@ def test_a_data_set_without_images_is_refused_by_name(tmp_path: Path, name: str,
     assert reason == raised.value.reason
 
 
-def test_a_data_set_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner can mend that; the worker is not root, as whoever runs the tests may be."""
+def test_a_data_set_that_may_not_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner can fix that; the worker is not root, as whoever runs the tests may be."""
 
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
@@ -156,7 +156,7 @@ def test_a_mask_that_is_named_comes_before_one_of_the_images_name(tmp_path: Path
     assert masks == [example.mask for example in read(lines, masked_loss=True).examples]
 
 
-def test_all_faults_of_masks_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_masks_are_reported_at_once(tmp_path: Path) -> None:
     """As those of images, and along with them."""
     for name in "abcde":
         write_example(tmp_path / f"{name}.png")
@@ -182,7 +182,7 @@ def test_all_faults_of_masks_are_told_at_once(tmp_path: Path) -> None:
     assert 5 == len(read(tmp_path).examples)
 
 
-def test_the_total_is_told_before_the_first_image_is_read(tmp_path: Path) -> None:
+def test_the_total_is_reported_before_the_first_image_is_read(tmp_path: Path) -> None:
     """Whoever watches sees for how many images the run may seem to stand still."""
     for name in "ab":
         write_example(tmp_path / f"{name}.png")

@@ -86,7 +86,7 @@ def test_a_view_lies_in_its_image(size: Size, bucket: Size, left: float, top: fl
 def test_a_view_is_cut_from_the_scaled_image(
     tmp_path: Path, left: float, flipped: bool, colour: tuple[int, int, int], offset: int
 ) -> None:
-    """Mirrored before it is cut, so that offsets are those in the picture that the model sees."""
+    """Mirrored before it is cut, so that offsets are those in the image that the model sees."""
     view = fit_view(30, 10, (40, 40), left, flipped=flipped)
 
     square = load_view(write_stripes(tmp_path / "wide.png"), view)
@@ -122,10 +122,10 @@ def test_a_mask_is_cut_as_its_image_is(tmp_path: Path) -> None:
     view = fit_view(30, 10, (40, 40), left=0.25, flipped=True)
 
     grey = load_mask(tmp_path / "mask.png", view)
-    picture = load_view(tmp_path / "wide.png", view)
+    seen = load_view(tmp_path / "wide.png", view)
 
     assert [("RGB", WHITE, BLUE), ("L", 255, 0)] == [
-        (image.mode, image.getpixel((2, 20)), image.getpixel((30, 20))) for image in (picture, grey)
+        (image.mode, image.getpixel((2, 20)), image.getpixel((30, 20))) for image in (seen, grey)
     ]
 
 
@@ -194,7 +194,7 @@ def write_half(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("check", [check_image, check_mask])
-def test_broken_files_are_told(
+def test_broken_files_are_reported(
     tmp_path: Path, write: Callable[[Path], object], reason: str, check: Callable[[Path], Size]
 ) -> None:
     """And what nobody writes to is not waited for."""
@@ -221,13 +221,13 @@ def test_a_mask_that_leaves_something_is_good(tmp_path: Path, grey: int) -> None
     assert (30, 20) == check_mask(write_mask(tmp_path / "mask.png", (30, 20), grey))
 
 
-def test_a_mask_that_leaves_nothing_is_told(tmp_path: Path) -> None:
+def test_a_mask_that_leaves_nothing_is_reported(tmp_path: Path) -> None:
     """There would be no loss to learn from."""
     with pytest.raises(BrokenImageError, match="all black"):
         check_mask(write_mask(tmp_path / "mask.png", grey=0))
 
 
 @pytest.mark.parametrize(("suffix", "expected"), [("png", "png"), ("jpg", "jpeg"), ("webp", "webp")])
-def test_formats_are_told_from_the_bytes(tmp_path: Path, suffix: str, expected: str) -> None:
+def test_formats_are_recognized_by_the_bytes(tmp_path: Path, suffix: str, expected: str) -> None:
     """Tables hold images that have no names."""
     assert expected == format_of(write_image(tmp_path / f"a.{suffix}").read_bytes())

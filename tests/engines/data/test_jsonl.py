@@ -55,7 +55,7 @@ def test_empty_lines_and_the_mark_of_windows_are_no_faults(folder: Path) -> None
         (b'{"image": "a.png", "text": " "}', "empty caption"),
     ],
 )
-def test_bad_lines_are_told_by_their_number(folder: Path, line: bytes, reason: str) -> None:
+def test_bad_lines_are_reported_by_their_number(folder: Path, line: bytes, reason: str) -> None:
     """All of them, as an editor counts them."""
     lines = folder / "data.jsonl"
     lines.write_bytes(b'{"image": "a.png", "text": "a"}\n\n' + line + b"\n" + line)
@@ -110,7 +110,7 @@ def test_masks_are_not_looked_at_where_none_are_used(folder: Path) -> None:
     assert [None] == [example.mask for example in read(folder).examples]
 
 
-def test_an_image_that_is_not_there_is_told_by_its_path(folder: Path) -> None:
+def test_an_image_that_is_not_there_is_reported_by_its_path(folder: Path) -> None:
     """Not by that of the list."""
     write_lines(folder / "data.jsonl", {"image": "c.png", "text": "c"})
 

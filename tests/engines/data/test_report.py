@@ -1,4 +1,4 @@
-"""What is told of a data set that is good."""
+"""The report on a data set that is good."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.engines.datasets import read, write_example, write_image, write_lines
 pytestmark = pytest.mark.trainer
 
 
-def test_a_data_set_is_told_in_numbers(tmp_path: Path) -> None:
+def test_a_data_set_is_reported_in_numbers(tmp_path: Path) -> None:
     """Two wide images of which one is enlarged, and a square one."""
     write_image(tmp_path / "a.png", (160, 96))
     write_image(tmp_path / "b.png", (60, 36))
@@ -79,7 +79,7 @@ def test_of_many_duplicates_only_some_are_named(tmp_path: Path) -> None:
 
 
 def digest(folder: Path, *lines: Mapping[str, object], masked: bool = False) -> str:
-    """Tell the digest of a data set of these lines."""
+    """Return the digest of a data set of these lines."""
     return read(write_lines(folder / "list.jsonl", *lines), masked_loss=masked).report.summary.digest
 
 

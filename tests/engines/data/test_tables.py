@@ -105,7 +105,7 @@ def test_hidden_tables_are_passed_over(tmp_path: Path) -> None:
 
 
 @any_format
-def test_all_faults_of_rows_are_told_at_once(tmp_path: Path, write: WriteTables) -> None:
+def test_all_faults_of_rows_are_reported_at_once(tmp_path: Path, write: WriteTables) -> None:
     """By table and row, counted from 1."""
     good = encoded(write_image(tmp_path / "a.png"))
     cells = [
@@ -129,7 +129,7 @@ def test_all_faults_of_rows_are_told_at_once(tmp_path: Path, write: WriteTables)
 
 @any_format
 @pytest.mark.parametrize("columns", [["image"], ["text"], ["picture", "text"]])
-def test_tables_that_lack_a_column_are_told_with_what_they_have(
+def test_tables_that_lack_a_column_are_reported_with_what_they_have(
     tmp_path: Path, write: WriteTables, columns: list[str]
 ) -> None:
     """Perhaps it only has to be renamed."""
@@ -142,7 +142,7 @@ def test_tables_that_lack_a_column_are_told_with_what_they_have(
 
 @any_format
 @pytest.mark.parametrize("data", [b"", b"no table" * 20])
-def test_broken_tables_are_told(tmp_path: Path, write: WriteTables, data: bytes) -> None:
+def test_broken_tables_are_reported(tmp_path: Path, write: WriteTables, data: bytes) -> None:
     """And do not hide what is wrong with others."""
     good = encoded(write_image(tmp_path / "a.png"))
     write(tmp_path / "dataset", image_table([good], ["a"]), image_table([good], [""]))
@@ -172,7 +172,7 @@ def test_a_pipe_is_no_table(tmp_path: Path, write: WriteTables) -> None:
     "state",
     [b"", b"{}", b'{"_data_files": [{}]}', b'{"_data_files": [{"filename": "../outside.arrow"}]}'],
 )
-def test_a_bad_list_of_tables_is_told(tmp_path: Path, state: bytes) -> None:
+def test_a_bad_list_of_tables_is_reported(tmp_path: Path, state: bytes) -> None:
     """Among that, tables that are elsewhere."""
     write_saved(tmp_path / "outside", image_table([encoded(write_image(tmp_path / "a.png"))], ["a"]))
     (tmp_path / "outside" / ARROW_FILES[0]).rename(tmp_path / "outside.arrow")

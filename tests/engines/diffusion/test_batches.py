@@ -91,7 +91,7 @@ def test_each_pass_sees_every_image_once(parameters: FluxLoraParameters) -> None
 
 
 def test_an_image_that_repeats_is_seen_more_often(parameters: FluxLoraParameters) -> None:
-    """As many times in a pass as it says."""
+    """As many times in a pass as its repeats."""
     source = source_of(replace(parameters, batch_size=9), repeats=(1, 3, 1, 1, 3))
 
     assert [0, 1, 1, 1, 2, 3, 4, 4, 4] == sorted(numbers(next_batch(source)))
@@ -156,7 +156,7 @@ def test_who_looks_ahead_changes_nothing(parameters: FluxLoraParameters) -> None
         assert ahead == source.next_step()
 
 
-def test_latents_are_drawn_anew_each_time(parameters: FluxLoraParameters) -> None:
+def test_latents_are_drawn_again_each_time(parameters: FluxLoraParameters) -> None:
     """An image is a distribution; its mean alone would teach blur."""
     images = NumberedImages([(64, 64)], std=1.0)
     items = [Item(caption="", shape=(64, 64))]
@@ -176,15 +176,15 @@ def test_fixed_samples_are_the_same_at_every_call(parameters: FluxLoraParameters
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_captions_are_dropped_as_often_as_the_job_says(parameters: FluxLoraParameters) -> None:
-    """Without its caption a sample teaches what the pictures have in common."""
+def test_captions_are_dropped_as_often_as_the_job_asks(parameters: FluxLoraParameters) -> None:
+    """Without its caption a sample teaches what the images have in common."""
     source = source_of(replace(parameters, batch_size=50, caption_dropout=0.3))
     captions = [caption for _ in range(40) for caption in next_batch(source).captions]
 
     assert pytest.approx(0.3, abs=0.04) == captions.count("") / len(captions)
 
 
-def test_captions_are_shuffled_anew_and_keep_their_words(parameters: FluxLoraParameters) -> None:
+def test_captions_are_shuffled_each_time_and_keep_their_parts(parameters: FluxLoraParameters) -> None:
     """The trigger word stays in front, and the prefix before it."""
     settings = replace(
         parameters, batch_size=30, shuffle_captions=True, trigger_word="rob0t", caption_prefix="photo of"
@@ -215,7 +215,7 @@ def test_the_shift_moves_levels_towards_noise() -> None:
         (TimestepSampler.RESOLUTION_SHIFT, 4096, math.exp(1.15) / (1 + math.exp(1.15))),
     ],
 )
-def test_levels_are_drawn_as_the_sampler_says(
+def test_levels_are_drawn_by_the_sampler_of_the_job(
     parameters: FluxLoraParameters, sampler: TimestepSampler, tokens: int, median: float
 ) -> None:
     """Half of them lie on either side of the shifted half."""

@@ -55,7 +55,7 @@ def noise_loss(model: torch.nn.Module, batch: Batch, texts: Texts) -> torch.Tens
     losses = []
     for i, level in enumerate(batch.levels.tolist()):
         x0, noise, alpha = batch.latents[i].double(), batch.noise[i].double(), kept[int(level)]
-        said = model(
+        predicted = model(
             (alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise)[None],
             int(level),
             encoder_hidden_states=texts.tokens[i : i + 1].double(),
@@ -65,7 +65,7 @@ def noise_loss(model: torch.nn.Module, batch: Batch, texts: Texts) -> torch.Tens
             },
         ).sample[0]
         snr = float(alpha / (1 - alpha))
-        losses.append(((said - noise) ** 2).mean() * min(snr, GAMMA) / snr)
+        losses.append(((predicted - noise) ** 2).mean() * min(snr, GAMMA) / snr)
     return torch.stack(losses).mean()
 
 
@@ -113,13 +113,13 @@ def test_a_steps_gradients_are_those_of_the_equations(build: BuildTrainer, train
     drawn = [trainer.batches.draw(samples).to(torch.device("cpu")) for samples in trainer.batches.next_step()]
     trainer.batches.restore(before)
 
-    said = trainer.accumulate(1, never).item()
+    found = trainer.accumulate(1, never).item()
 
     plain = kind.from_pretrained(trainer.pipeline.loader.folder, subfolder=part).double()
     leaves = with_low_rank_terms(plain, weights, part)
     expected = torch.stack([loss(plain, batch, trainer.texts.embed(batch.captions)) for batch in drawn]).mean()
     expected.backward()  # type: ignore[no-untyped-call]
-    assert said == pytest.approx(expected.item(), rel=1e-5)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
     gradients = {
         f"{part}.{name.replace('.default', '')}": weight.grad
         for name, weight in trainer.pipeline.denoiser.named_parameters()

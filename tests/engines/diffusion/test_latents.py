@@ -84,7 +84,7 @@ def test_decoding_undoes_the_shift_and_the_scale(loader: ModelLoader) -> None:
         torch.testing.assert_close(vae.decode(latents).sample, decode_latents(vae, (latents - 0.1159) * 0.3611))
 
 
-def test_cached_images_are_those_that_are_encoded_anew(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
+def test_cached_images_are_those_that_are_encoded_again(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
     """With mask and sizes; and once cached, no autoencoder is needed."""
     vae, generator = loader.vae(), torch.Generator()
     with TensorCache(tmp_path / "cache", LIMIT) as cache:
@@ -100,7 +100,7 @@ def test_cached_images_are_those_that_are_encoded_anew(tmp_path: Path, loader: M
         torch.testing.assert_close(getattr(made, name), getattr(found, name), rtol=0, atol=0)
 
 
-def test_sizes_are_those_that_sdxl_is_told(loader: ModelLoader, example: Example) -> None:
+def test_sizes_are_those_that_sdxl_is_given(loader: ModelLoader, example: Example) -> None:
     """Height and width of the original, top and left of the crop, height and width of the target."""
     image = LiveImages(loader.vae(), [example], crops=False, flips=False).fixed(0)
 
@@ -128,7 +128,7 @@ def test_flips_mirror_half_of_the_samples(tmp_path: Path, loader: ModelLoader, e
 
 
 def test_random_crops_go_from_edge_to_edge(loader: ModelLoader, example: Example) -> None:
-    """SDXL is told where they are."""
+    """SDXL is given their offsets."""
     images = LiveImages(loader.vae(), [example], crops=True, flips=False)
     generator = torch.Generator().manual_seed(0)
     lefts = {int(images.draw(0, generator).sizes[3]) for _ in range(60)}
@@ -139,15 +139,15 @@ def test_random_crops_go_from_edge_to_edge(loader: ModelLoader, example: Example
 
 
 def test_what_stays_on_the_device_is_read_once(tmp_path: Path, loader: ModelLoader, example: Example) -> None:
-    """Each image and its mirror image; they are the same as those that are read anew."""
+    """Each image and its mirror image; they are the same as those that are read again."""
     with TensorCache(tmp_path / "cache", LIMIT) as cache:
         read = CachedImages(cache, [example], "model", flips=True)
         read.encode_all(loader.vae(), never)
         kept = CachedImages(cache, [example], "model", flips=True, keep_on=loader.device)
         generators = [torch.Generator().manual_seed(0) for _ in range(2)]
         for _ in range(20):
-            anew, again = (images.draw(0, one) for images, one in zip((read, kept), generators, strict=True))
-            torch.testing.assert_close(asdict(anew), asdict(again), rtol=0, atol=0)
+            fresh, cached = (images.draw(0, one) for images, one in zip((read, kept), generators, strict=True))
+            torch.testing.assert_close(asdict(fresh), asdict(cached), rtol=0, atol=0)
 
         assert kept.fixed(0) is kept.fixed(0)
         assert read.fixed(0) is not read.fixed(0)

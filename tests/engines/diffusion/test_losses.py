@@ -150,14 +150,14 @@ def test_the_diffusion_loss_is_that_of_the_equations(unet: UNet2DConditionModel,
     expected = []
     for i, level in enumerate(levels.tolist()):
         x0, noise, alpha = batch.latents[i].double(), batch.noise[i].double(), kept[level]
-        said = exact(
+        predicted = exact(
             (alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise)[None],
             level,
             encoder_hidden_states=texts.tokens[i : i + 1].double(),
             added_cond_kwargs={"text_embeds": texts.pooled[i : i + 1].double(), "time_ids": batch.sizes[i : i + 1]},
         ).sample[0]
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
-        loss = ((said - (noise if prediction == "epsilon" else velocity)) ** 2).mean()
+        loss = ((predicted - (noise if prediction == "epsilon" else velocity)) ** 2).mean()
         snr = alpha / (1 - alpha)
         if gamma:
             loss = loss * min(float(snr), gamma) / (snr if prediction == "epsilon" else snr + 1)

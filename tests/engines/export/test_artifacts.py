@@ -186,7 +186,7 @@ def test_the_text_encoders_keys_are_the_usual_ones(tmp_path: Path, build: BuildT
         assert f"{encoder}.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in keys
 
 
-def test_a_file_says_what_it_is(tmp_path: Path, build: BuildTrainer) -> None:
+def test_a_file_has_metadata_of_what_it_is(tmp_path: Path, build: BuildTrainer) -> None:
     """To programs that list models, and to those who wonder later how it was made."""
     export(build(replace(PARAMETERS, trigger_word="rob0t")), tmp_path)
     with safe_open(tmp_path / ADAPTER_FILE, framework="pt") as file:
@@ -201,7 +201,7 @@ def test_a_file_says_what_it_is(tmp_path: Path, build: BuildTrainer) -> None:
 def test_artifacts_are_described_below_the_attempt(tmp_path: Path) -> None:
     """The attempt's folder will be renamed; the paths in it stay."""
     (tmp_path / "samples").mkdir()
-    files = {tmp_path / "adapter": b"adapter", tmp_path / "samples" / "one.png": b"picture"}
+    files = {tmp_path / "adapter": b"adapter", tmp_path / "samples" / "one.png": b"image"}
     for path, content in files.items():
         path.write_bytes(content)
 
@@ -228,7 +228,7 @@ def test_an_adapter_that_learned_is_verified(
     assert verified.max_output_difference > 0
 
 
-def test_an_adapter_that_changes_nothing_is_told(
+def test_an_adapter_that_changes_nothing_is_reported(
     tmp_path: Path, tiny_model: Path, build: BuildTrainer, parameters: FluxLoraParameters
 ) -> None:
     """As one whose training never took a step."""
@@ -238,7 +238,7 @@ def test_an_adapter_that_changes_nothing_is_told(
         verify_adapter(tiny_model, tmp_path)
 
 
-def test_an_adapter_for_layers_that_do_not_exist_is_told(
+def test_an_adapter_for_layers_that_do_not_exist_is_reported(
     tmp_path: Path, tiny_model: Path, build: BuildTrainer, parameters: FluxLoraParameters
 ) -> None:
     """Diffusers passes over them with a warning."""

@@ -1,4 +1,4 @@
-"""All samples of a run in one picture."""
+"""All samples of a run in one image."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 def draw_samples(
     folder: Path, steps: range, prompts: int, size: tuple[int, int] = (64, 64)
 ) -> list[tuple[int, int, Path]]:
-    """Draw pictures of one colour each: red is the step, green the prompt."""
+    """Draw images of one colour each: red is the step, green the prompt."""
     samples = []
     for step in steps:
         for prompt in range(prompts):
@@ -59,7 +59,7 @@ def test_of_many_steps_some_are_shown(tmp_path: Path) -> None:
     assert [0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 220] == [red for red, _, _ in row]
 
 
-def test_the_place_of_a_missing_picture_is_empty(tmp_path: Path) -> None:
+def test_the_place_of_a_missing_sample_is_empty(tmp_path: Path) -> None:
     """A prompt may have been asked for later."""
     samples = draw_samples(tmp_path, range(0, 20, 10), prompts=2)
     del samples[1]
@@ -73,7 +73,7 @@ def test_the_place_of_a_missing_picture_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "thumbnail"), [((1024, 1024), (256, 256)), ((512, 1024), (128, 256)), ((1024, 768), (256, 192))]
 )
-def test_large_pictures_are_made_smaller(tmp_path: Path, size: tuple[int, int], thumbnail: tuple[int, int]) -> None:
+def test_large_samples_are_made_smaller(tmp_path: Path, size: tuple[int, int], thumbnail: tuple[int, int]) -> None:
     """To 256 pixels on the longer side, and whole."""
     contact_sheet(draw_samples(tmp_path, range(0, 50, 10), 1, size), ["a robot"], tmp_path / "sheet.png")
 

@@ -312,7 +312,7 @@ def test_sdxl_layers_have_the_names_of_its_first_code(layer: str, module: str) -
     ],
 )
 @pytest.mark.parametrize("convert", [flux_to_kohya, sdxl_to_kohya])
-def test_a_layer_without_a_name_is_told(convert: Any, layer: str) -> None:
+def test_a_layer_without_a_name_is_reported(convert: Any, layer: str) -> None:
     """Left out in silence, it would be missing from what others load."""
     with pytest.raises(ValueError, match=rf"cannot name the layer of {layer}\.lora_A\.weight"):
         convert({f"{layer}.lora_A.weight": torch.ones(2, 4), f"{layer}.lora_B.weight": torch.ones(4, 2)})
@@ -327,7 +327,7 @@ def test_a_layer_without_a_name_is_told(convert: Any, layer: str) -> None:
         ("transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector", "not an A or a B of a LoRA"),
     ],
 )
-def test_a_weight_without_its_other_half_is_told(key: str, what: str) -> None:
+def test_a_weight_without_its_other_half_is_reported(key: str, what: str) -> None:
     """As one that is no part of a LoRA."""
     with pytest.raises(ValueError, match=rf"cannot convert {key}: {what}"):
         flux_to_kohya({key: torch.ones(2, 2)})

@@ -1,4 +1,4 @@
-"""The losses of a run as a picture."""
+"""The losses of a run as an image."""
 
 import math
 from pathlib import Path
@@ -26,9 +26,9 @@ PLOT = (LEFT // SCALE, TOP // SCALE + 2, SIZE[0] - RIGHT // SCALE, SIZE[1] - BOT
 
 def heights(path: Path, colour: str) -> dict[int, list[int]]:
     """The pixels from the top that have a colour, or almost, by column of the plot."""
-    with Image.open(path) as picture:
-        assert SIZE == picture.size
-        pixels = picture.convert("RGB")
+    with Image.open(path) as curve:
+        assert SIZE == curve.size
+        pixels = curve.convert("RGB")
     difference = ImageChops.difference(pixels, Image.new("RGB", SIZE, colour))
     near = ImageChops.lighter(ImageChops.lighter(*difference.split()[:2]), difference.split()[2]).tobytes()
     left, top, right, bottom = PLOT
@@ -101,8 +101,8 @@ def test_of_very_many_steps_none_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("losses", [[], [(1, math.nan)], [(1, math.inf), (2, math.nan)]])
-def test_without_a_finite_loss_the_picture_is_empty(tmp_path: Path, losses: list[tuple[int, float]]) -> None:
-    """A picture is nothing that a run should fail of."""
+def test_without_a_finite_loss_the_chart_is_empty(tmp_path: Path, losses: list[tuple[int, float]]) -> None:
+    """A chart is nothing that a run should fail of."""
     loss_curve(losses, tmp_path / "loss.png")
 
     assert {} == heights(tmp_path / "loss.png", STRONG)

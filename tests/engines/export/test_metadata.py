@@ -1,4 +1,4 @@
-"""What a result's file says about itself, and that those who load it don't mind."""
+"""The description of a result in its file, and that those who load it ignore it."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def test_a_flux_lora_says_what_it_is(result: Result) -> None:
+def test_a_flux_lora_has_metadata_of_what_it_is(result: Result) -> None:
     """By the keys of the standard, of sd-scripts, and our own; the settings are as on the wire."""
     metadata = result_metadata(result, Implementation.DIFFUSERS)
     settings = json.loads(metadata.pop("training_worker.settings"))
@@ -82,7 +82,7 @@ def test_a_flux_lora_says_what_it_is(result: Result) -> None:
     assert (4, 0.01) == (settings["loraRank"], settings["learningRate"])
 
 
-def test_an_sdxl_lora_says_what_it_is(sdxl_result: Result) -> None:
+def test_an_sdxl_lora_has_metadata_of_what_it_is(sdxl_result: Result) -> None:
     """In kohya's file, with the names of the model's first code."""
     metadata = result_metadata(sdxl_result, Implementation.SDXL)
 
@@ -106,7 +106,7 @@ def test_what_is_no_lora_has_no_rank(sdxl_result: Result, training_type: Trainin
     assert [] == [key for key in metadata if key.startswith("ss_")]
 
 
-def test_a_trigger_word_is_told_where_there_is_one(result: Result) -> None:
+def test_a_trigger_word_is_written_where_there_is_one(result: Result) -> None:
     """Programs put it into prompts by themselves."""
     triggered = replace(result, parameters=replace(result.parameters, trigger_word="zwx"))
 

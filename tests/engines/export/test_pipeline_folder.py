@@ -64,7 +64,7 @@ def test_what_was_not_trained_is_copied_and_nothing_else(tmp_path: Path, base: P
     assert {0o644} == {file.stat().st_mode & 0o777 for file in files}
 
 
-def test_a_part_that_the_pipeline_does_not_have_is_told(tmp_path: Path, base: Path) -> None:
+def test_a_part_that_the_pipeline_does_not_have_is_reported(tmp_path: Path, base: Path) -> None:
     """Before anything is written."""
     with pytest.raises(ValueError, match="has no part transformer"):
         write_finetuned(base, {"transformer": trained_pipeline().unet}, tmp_path / "model")

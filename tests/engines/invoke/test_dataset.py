@@ -67,7 +67,7 @@ def test_lines_with_masks_and_repeats_are_read_the_same(tmp_path: Path) -> None:
     assert [first, first, other] == [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
 
 
-def test_all_faults_are_told_at_once_as_the_built_in_trainer_tells_them(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_as_the_built_in_trainer_reports_them(tmp_path: Path) -> None:
     """By the same paths; somebody who fixes a data set should not have to try again for each fault."""
     images = [write_example(tmp_path / "set" / f"{name}.png") for name in "abcde"]
     images[0].write_bytes(images[0].read_bytes()[:50])
@@ -124,7 +124,7 @@ def assert_same_faults(dataset: Path, tmp_path: Path, **changes: Any) -> None:
 
 
 def test_tables_are_for_the_other_engine(tmp_path: Path) -> None:
-    """Which is said, and not that there are no images."""
+    """Which is reported, and not that there are no images."""
     folder = tmp_path / "set"
     (folder / "data").mkdir(parents=True)
     (folder / "data/train.parquet").touch()

@@ -1,4 +1,4 @@
-"""What results of the engine ``invoke`` say about themselves."""
+"""The metadata of results of the engine ``invoke``."""
 
 import dataclasses
 from datetime import datetime
@@ -29,8 +29,8 @@ INVERSION = TrainingType.SDXL_TEXTUAL_INVERSION
 
 
 @pytest.mark.parametrize("kind", [FLUX, SDXL, INVERSION])
-def test_files_say_what_they_are_as_those_of_the_built_in_trainer(tmp_path: Path, kind: TrainingType) -> None:
-    """In the same words, with the same hash."""
+def test_files_have_the_same_metadata_as_those_of_the_built_in_trainer(tmp_path: Path, kind: TrainingType) -> None:
+    """The same fields, with the same hash."""
     settings = msgspec.structs.replace(PARAMETERS if kind is FLUX else SDXL_PARAMETERS, trigger_word="rbt")
     spec = dataclasses.replace(spec_of(tmp_path, kind), parameters=msgspec.to_builtins(settings))
     result = Result(
@@ -54,7 +54,7 @@ def test_files_say_what_they_are_as_those_of_the_built_in_trainer(tmp_path: Path
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What a file says of itself."""
+    """The metadata of a file."""
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata()
         return metadata

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.trainer
 
 
 @pytest.mark.parametrize(
-    ("error", "phase", "reason", "said"),
+    ("error", "phase", "reason", "message"),
     [
         (MemoryError("too much"), "training", "outOfMemory", "out of memory in phase training: too much"),
         (torch.cuda.OutOfMemoryError("CUDA"), "sampling", "outOfMemory", "in phase sampling"),
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.trainer
         (TypeError("a NoneType"), "loadingModel", "trainerCrashed", "TypeError: a NoneType"),
     ],
 )
-def test_exceptions_are_told_by_what_they_mean(error: Exception, phase: str, reason: str, said: str) -> None:
+def test_exceptions_are_classified_by_what_they_mean(error: Exception, phase: str, reason: str, message: str) -> None:
     """As reasons of the closed list."""
     failure = failure_of(error, phase)
 
     assert FailureReason(reason) == failure.reason
-    assert said in str(failure)
+    assert message in str(failure)

@@ -31,7 +31,7 @@ def test_a_published_model_is_fit(tiny_model: Path, tiny_sdxl: Path) -> None:
 
 
 def test_what_transformers_4_would_read_wrongly_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
-    """It fills weights that it does not know by name with random numbers, and says nothing."""
+    """It fills weights that it does not know by name with random numbers, and does not warn."""
     model = tmp_path / "model"
     shutil.copytree(tiny_sdxl, model)
     file = model / "text_encoder/model.safetensors"
@@ -49,7 +49,7 @@ def test_what_transformers_4_would_read_wrongly_is_refused(tiny_sdxl: Path, tmp_
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{"])
 def test_files_that_are_no_weights_are_refused(tiny_model: Path, tmp_path: Path, content: bytes) -> None:
-    """Without reading what they say is their header's length."""
+    """Without reading what they give as their header's length."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     (model / "text_encoder/model.safetensors").write_bytes(content)

@@ -146,7 +146,7 @@ def test_all_modules_need_the_standard_library_alone() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run sets what is the process's: its temporary folder and which cards it sees."""
+    """A run sets what is the process's: its temporary folder and which GPUs it sees."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -167,14 +167,14 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"), [([], 2, "usage: "), (["/nowhere"], 1, "cannot start: [Errno 2]")]
+    ("arguments", "code", "expected"), [([], 2, "usage: "), (["/nowhere"], 1, "cannot start: [Errno 2]")]
 )
-def test_what_cannot_be_recorded_is_told_on_stderr(arguments: list[str], code: int, said: str) -> None:
-    """There is nowhere else to tell it."""
+def test_what_cannot_be_recorded_is_written_to_stderr(arguments: list[str], code: int, expected: str) -> None:
+    """There is nowhere else to report it."""
     done = subprocess.run([sys.executable, "-I", PROGRAM, *arguments], text=True, capture_output=True, check=False)
 
     assert (code, "") == (done.returncode, done.stdout)
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(expected)
 
 
 def test_a_host_without_invoke_training_is_unfit(run_here: Any, write_run: WriteRun) -> None:
@@ -198,7 +198,7 @@ def test_a_spec_for_another_engine_is_refused(run_here: Any, write_run: WriteRun
     assert ["$.engineConfig"] == [fault.path for fault in failed.faults]
 
 
-def test_an_attempt_folder_that_cannot_be_made_is_told(run_here: Any, write_run: WriteRun, tmp_path: Path) -> None:
+def test_an_attempt_folder_that_cannot_be_made_is_reported(run_here: Any, write_run: WriteRun, tmp_path: Path) -> None:
     """Somebody has put a file there."""
     (tmp_path / "file").touch()
     code, failed = run_here(write_run(attempt_path=str(tmp_path / "file/attempt"), engine_config=engine_config(FLUX)))

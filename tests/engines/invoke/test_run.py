@@ -71,14 +71,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(training: Any) -> None:
 
 
 def save_upstream(training: Any, step: int, value: float) -> Any:
-    """Save a checkpoint as upstream does, and tell of it."""
+    """Save a checkpoint as upstream does, and call back."""
     path = training.spec.upstream / f"checkpoint-{step}.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file({"weight": torch.tensor([value])}, path)
     return SimpleNamespace(models=[SimpleNamespace(file_path=str(path))], step=step)
 
 
-def test_checkpoints_are_moved_told_and_dropped(training: Any) -> None:
+def test_checkpoints_are_moved_reported_and_dropped(training: Any) -> None:
     """The last ones are kept, readable for everybody."""
     training.spec.parameters["keepCheckpoints"] = 2
     for step in (2, 4, 5):
@@ -89,8 +89,8 @@ def test_checkpoints_are_moved_told_and_dropped(training: Any) -> None:
     assert ["step-00000004", "step-00000005"] == sorted(path.name for path in folder.iterdir())
     assert folder / "step-00000005/kohya_lora.safetensors" == training.run.checkpoint
     assert 0o644 == training.run.checkpoint.stat().st_mode & 0o777
-    told = [record for record in read_records(folder.parents[1]) if isinstance(record, CheckpointRecord)]
-    assert [(step, str(folder / f"step-{step:08}")) for step in (2, 4, 5)] == [(one.step, one.path) for one in told]
+    reported = [record for record in read_records(folder.parents[1]) if isinstance(record, CheckpointRecord)]
+    assert [(step, str(folder / f"step-{step:08}")) for step in (2, 4, 5)] == [(one.step, one.path) for one in reported]
     assert [] == list(training.spec.upstream.iterdir())
 
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_what_is_no_number_is_not_kept(training: Any) -> None:
     ("execution", "flash"), [(Execution(), True), (Execution(attention_kernels=(AttentionKernel.MATH,)), False)]
 )
 def test_only_the_kernels_of_the_spec_are_used(write_run: WriteRun, execution: Execution, *, flash: bool) -> None:
-    """CuDNN's is left out where the spec says nothing."""
+    """CuDNN's is left out where the spec names none."""
     spec = read_spec(write_run(execution=execution, engine_config={"seed": 1}))
 
     choose_attention(spec.attention_kernels)

@@ -1,4 +1,4 @@
-"""The engine ``invoke`` against invoke-training itself, on tiny models: what is started, told, stopped and left."""
+"""The engine ``invoke`` against invoke-training itself, on tiny models: what is started, reported, stopped and left."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def of_type(records: list[AnyRecord], kind: type[Record]) -> list[Record]:
 
 
 def phases(records: list[AnyRecord]) -> list[Phase]:
-    """Tell the phases in their order."""
+    """List the phases in their order."""
     return [record.phase for record in of_type(records, PhaseRecord)]
 
 
@@ -76,7 +76,7 @@ def stepped(records: list[AnyRecord]) -> bool:
 
 
 def result_of(code: int, records: list[AnyRecord], folder: Path) -> DoneRecord:
-    """Give the last record of a run that went well, whose files are what it says, and which left nothing else."""
+    """Give the last record of a run that went well, whose files are what it lists, and which left nothing else."""
     done = records[-1]
     assert isinstance(done, DoneRecord), (folder / "stderr.log").read_text()[-3000:]
     assert code == 0
@@ -93,7 +93,7 @@ def result_of(code: int, records: list[AnyRecord], folder: Path) -> DoneRecord:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What a file says of itself."""
+    """The metadata of a file."""
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata()
         return metadata
@@ -342,7 +342,7 @@ def assert_stopped(folder: Path, code: int, why: str) -> None:
 
 
 def test_a_kill_leaves_nothing_that_looks_finished(write_run: WriteRun) -> None:
-    """Between two checkpoints; those that were told of are whole."""
+    """Between two checkpoints; those that were reported are whole."""
     kind = TrainingType.SDXL_LORA
     folder = write_run(
         training_type=kind, max_train_steps=100_000, checkpoint_every=1, engine_config=engine_config(kind)
@@ -402,7 +402,7 @@ def test_what_upstream_cannot_read_of_a_config_is_named(write_run: WriteRun) -> 
     )
 
 
-def test_what_upstream_raises_is_a_crash_with_its_words(write_run: WriteRun) -> None:
+def test_what_upstream_raises_is_a_crash_with_its_message(write_run: WriteRun) -> None:
     """As of two settings that it does not take together."""
     kind = TrainingType.SDXL_FINETUNE
     folder = write_run(training_type=kind, engine_config=engine_config(kind, loader={"random_flip": True}))

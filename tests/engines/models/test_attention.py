@@ -48,5 +48,5 @@ def test_only_those_that_are_listed_are_used(kernels: tuple[AttentionKernel, ...
 
 
 def test_by_itself_a_run_leaves_cudnn_out() -> None:
-    """Its backward pass is wrong on some cards."""
+    """Its backward pass is wrong on some GPUs."""
     assert AttentionKernel.CUDNN not in Execution().attention_kernels

@@ -188,7 +188,7 @@ def eight_bit_floats(weight: torch.Tensor) -> list[torch.Tensor]:
     ],
 )
 @pytest.mark.parametrize("quantization", [Quantization.NF4, Quantization.INT8, Quantization.FP8])
-def test_linear_layers_inside_of_blocks_are_quantised_and_nothing_else(
+def test_linear_layers_inside_of_blocks_are_quantized_and_nothing_else(
     request: pytest.FixtureRequest, kind: type[ModelMixin], part: str, inside: set[str], quantization: Quantization
 ) -> None:
     """They are what the formats make of the full weights in their type; the rest is as it was."""
@@ -218,7 +218,7 @@ def test_linear_layers_inside_of_blocks_are_quantised_and_nothing_else(
 
 
 @pytest.mark.parametrize("quantization", list(Quantization))
-def test_a_quantised_unet_predicts_nearly_the_same(sdxl: Path, quantization: Quantization) -> None:
+def test_a_quantized_unet_predicts_nearly_the_same(sdxl: Path, quantization: Quantization) -> None:
     """What rounding costs is little beside the prediction."""
     generator = torch.Generator().manual_seed(0)
     given = {

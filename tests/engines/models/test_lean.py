@@ -153,7 +153,7 @@ def test_attention_is_computed_again_only_where_it_is_not_kept(
 
 
 def test_weights_that_are_set_are_those_that_compute(build: BuildTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By whatever sets them: the copies are made anew for each pass."""
+    """By whatever sets them: the copies are made again for each pass."""
     trainer = build(settings_of(FLUX_LORA, (HALF, Quantization.NONE), LoraTargets.ATTENTION))
     before = trainer.fixed_loss(0, never)
     stir(trainer)
@@ -211,7 +211,7 @@ def test_blocks_can_be_compiled_whole(
 
 
 def test_a_compiler_that_fails_is_done_without(build: BuildTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And said once for each block."""
+    """And it is logged once for each block."""
 
     def backend(_: torch.fx.GraphModule, __: Any) -> Callable[..., Any]:
         raise RuntimeError("no compiler here")
@@ -229,7 +229,7 @@ def test_a_compiler_that_fails_is_done_without(build: BuildTrainer, monkeypatch:
 
 
 def test_positions_have_one_table_each() -> None:
-    """A tall picture has as many tokens as a wide one; tables that were not used for long are forgotten."""
+    """A tall image has as many tokens as a wide one; tables that were not used for long are forgotten."""
     made = []
 
     def embed(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

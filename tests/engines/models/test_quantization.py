@@ -16,7 +16,7 @@ from training_schemas.spec import FluxLoraParameters, LoraTargets, OptimizerName
 from training_worker.engines.diffusers.models.families import FLUX
 from training_worker.engines.diffusers.models.loader import ModelLoader
 from training_worker.engines.diffusers.models.lora import add_adapter
-from training_worker.engines.diffusers.models.quantization import FP8, EightBitLinear, is_quantised
+from training_worker.engines.diffusers.models.quantization import FP8, EightBitLinear, is_quantized
 from training_worker.engines.diffusers.training.checkpoints import Tally, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ def test_every_linear_layer_of_the_blocks_is_replaced(
     loader = ModelLoader(tiny_model, FLUX, WeightDtype.BFLOAT16, "cpu")
     whole = linear_bytes(loader.denoiser())
 
-    quantised = linear_bytes(loader.denoiser(how))
+    quantized = linear_bytes(loader.denoiser(how))
 
-    assert quantised == {layer: whole["Linear"] * share}
+    assert quantized == {layer: whole["Linear"] * share}
 
 
 @pytest.mark.parametrize("how", [Quantization.NF4, Quantization.INT8, Quantization.FP8])
-def test_a_quantised_model_predicts_nearly_the_same(
+def test_a_quantized_model_predicts_nearly_the_same(
     build: "BuildTrainer", parameters: FluxLoraParameters, how: Quantization
 ) -> None:
     """The loss on fixed samples is that of the full weights, but for what rounding costs; and not the very same."""
@@ -72,7 +72,7 @@ def test_a_quantised_model_predicts_nearly_the_same(
 
 @pytest.mark.parametrize("how", [Quantization.NF4, Quantization.INT8, Quantization.FP8])
 @pytest.mark.parametrize("optimizer", [OptimizerName.ADAMW, OptimizerName.ADAMW_8BIT])
-def test_an_adapter_learns_over_a_quantised_base(
+def test_an_adapter_learns_over_a_quantized_base(
     build: "BuildTrainer", parameters: FluxLoraParameters, how: Quantization, optimizer: OptimizerName
 ) -> None:
     """After some steps the loss on fixed samples is lower than before the first, checkpointing or not."""
@@ -89,13 +89,13 @@ def test_an_adapter_learns_over_a_quantised_base(
     ("how", "of_weight", "of_row"),
     [(Quantization.NF4, 0.5 + 4 / 64, 0), (Quantization.INT8, 1, 4), (Quantization.FP8, 1, 4)],
 )
-def test_a_quantised_model_holds_its_numbers_and_their_scales(
+def test_a_quantized_model_holds_its_numbers_and_their_scales(
     tiny_model: Path, how: Quantization, of_weight: float, of_row: int
 ) -> None:
     """Bytes of all that it holds: a scale for each 64 weights or for each row, and two for each weight of the rest."""
     loader = ModelLoader(tiny_model, FLUX, WeightDtype.BFLOAT16, "cpu")
     full = loader.denoiser()
-    linear = [layer.weight for name, layer in full.named_modules() if is_quantised(name, layer)]
+    linear = [layer.weight for name, layer in full.named_modules() if is_quantized(name, layer)]
     weights, rows = sum(weight.numel() for weight in linear), sum(len(weight) for weight in linear)
 
     held = held_bytes(loader.denoiser(how))

@@ -8,7 +8,7 @@ from training_worker.engines.diffusers.models.restoring import GuardedRestore, r
 
 pytestmark = pytest.mark.trainer
 
-CARD = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"))
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -20,7 +20,7 @@ def all_numbers(form: torch.dtype) -> torch.Tensor:
     return rows.view(form)
 
 
-@pytest.mark.parametrize("device", ["cpu", CARD])
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("form", LARGEST)
 def test_every_number_is_restored_exactly(form: torch.dtype, dtype: torch.dtype, device: str) -> None:
@@ -33,10 +33,10 @@ def test_every_number_is_restored_exactly(form: torch.dtype, dtype: torch.dtype,
     torch.testing.assert_close(restored.cpu(), (numbers.float() * scale).to(dtype), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("device", ["cpu", CARD])
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("form", LARGEST)
 def test_rows_longer_than_a_piece_are_restored(form: torch.dtype, device: str) -> None:
-    """On a card several programs of the kernel share a row, and the last has less to do."""
+    """On a GPU several programs of the kernel share a row, and the last has less to do."""
     linear = torch.nn.Linear(3000, 7, dtype=torch.bfloat16)
     layer = EightBitLinear(linear, form, torch.device(device))
 
@@ -47,7 +47,7 @@ def test_rows_longer_than_a_piece_are_restored(form: torch.dtype, device: str) -
 
 
 def test_a_kernel_that_fails_is_done_without() -> None:
-    """Said once; from then on torch's operations do it."""
+    """The failure is logged once; from then on torch's operations do it."""
     calls = []
 
     def kernel(*_: object) -> torch.Tensor:
@@ -65,8 +65,8 @@ def test_a_kernel_that_fails_is_done_without() -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_a_card_without_memory_is_not_the_kernels_failure() -> None:
-    """The job is to be told, and goes on with less."""
+def test_a_gpu_without_memory_is_not_the_kernels_failure() -> None:
+    """The job is to know of it, and goes on with less."""
 
     def kernel(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError

@@ -30,7 +30,7 @@ def test_a_value_that_needs_no_rounding_stays() -> None:
 
 
 def test_small_steps_add_up() -> None:
-    """A thousand steps of a thousandth of what bfloat16 can tell apart make one of it; plain rounding makes none."""
+    """A thousand steps of a thousandth of bfloat16's spacing make one of it; plain rounding makes none."""
     weight = torch.nn.Parameter(torch.ones(4000, dtype=torch.bfloat16))
     optimizer = torch.optim.SGD([weight], lr=2**-7 / 1000)
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def test_the_optimizer_has_its_groups_back() -> None:
 
 
 def test_a_finetune_in_16_bits_learns_from_steps_too_small_for_them(build: BuildTrainer) -> None:
-    """A step is less than a tenth of what bfloat16 tells apart at 0.1: rounded to the nearest, no weight would move."""
+    """A step is less than a tenth of bfloat16's spacing at 0.1: rounded to the nearest, no weight would move."""
     settings = replace(
         SDXL_PARAMETERS, weight_dtype=WeightDtype.BFLOAT16, learning_rate=2e-5, weight_decay=0.0, max_grad_norm=1.0
     )

@@ -54,7 +54,7 @@ def fill(disk: Path) -> Path:
 def test_a_disk_that_fills_up_costs_no_checkpoint_that_was_written(
     write_run: WriteRun, train: Train, small_disk: Path
 ) -> None:
-    """The run says why it failed, and another attempt goes on elsewhere."""
+    """The run reports why it failed, and another attempt goes on elsewhere."""
     folder = write_run("small/run", checkpoint_every=1, lora_rank=RANK)
 
     code, records = train(folder)
@@ -71,8 +71,8 @@ def test_a_disk_that_fills_up_costs_no_checkpoint_that_was_written(
     assert (0, [3, 4]) == (code, [record.step for record in records if isinstance(record, StepRecord)])
 
 
-def test_a_run_that_cannot_report_says_so_on_stderr(write_run: WriteRun, small_disk: Path) -> None:
-    """There is nowhere else to tell it."""
+def test_a_run_that_cannot_report_writes_to_stderr(write_run: WriteRun, small_disk: Path) -> None:
+    """There is nowhere else to report it."""
     folder = write_run("small/run")
     fill(small_disk)
 

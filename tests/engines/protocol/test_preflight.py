@@ -1,4 +1,4 @@
-"""Specs and models that cannot be trained, told before the training libraries are imported."""
+"""Specs and models that cannot be trained, refused before the training libraries are imported."""
 
 import shutil
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_wrong_field_is_named(write_run: WriteRun, old: str, new: str, path: s
 def test_what_a_type_of_training_cannot_do_is_named(
     write_run: WriteRun, training_type: TrainingType, settings: dict[str, object], field: str
 ) -> None:
-    """Weights that learn cannot be quantised, and an inversion needs its word."""
+    """Weights that learn cannot be quantized, and an inversion needs its word."""
     with pytest.raises(TrainingFailure) as raised:
         read_spec(write_run(training_type=training_type, **settings))
 

@@ -48,8 +48,8 @@ def asking(folder: Path, requests: dict[int, bytes]) -> Callable[[Path], Progres
     return partial(WatchedProgress, on_record=ask)
 
 
-def told(records: list[AnyRecord]) -> list[Phase | tuple[str, int]]:
-    """List what a run tells from training on: phases, steps, checkpoints and samples."""
+def reported(records: list[AnyRecord]) -> list[Phase | tuple[str, int]]:
+    """List what a run reports from training on: phases, steps, checkpoints and samples."""
     short: list[Phase | tuple[str, int]] = []
     for record in records:
         match record:
@@ -115,7 +115,7 @@ def test_requests_are_honoured_after_the_step(write_run: WriteRun, train: Train)
         *[Phase.SAMPLING, ("SampleRecord", 2), Phase.TRAINING, ("StepRecord", 3)],
         *[("StepRecord", 4), Phase.CHECKPOINTING, ("CheckpointRecord", 4), Phase.TRAINING],
         *[("StepRecord", 5), Phase.SAMPLING, ("SampleRecord", 5), Phase.TRAINING, Phase.EXPORTING],
-    ] == told(records)
+    ] == reported(records)
     done = records[-1]
     assert isinstance(done, DoneRecord)
     assert [0, 2, 5] == [int(artifact.path[13:21]) for artifact in done.artifacts if artifact.kind == "sample"]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.trainer
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
-# A trainer that says, beside what it does, which operations of attention torch has chosen.
+# A trainer that prints, beside what it does, which operations of attention torch has chosen.
 WATCHED = """
 import sys
 from pathlib import Path
@@ -37,10 +37,10 @@ print(*sorted(Watch.seen))
     ("kernels", "uses_flash"),
     [((AttentionKernel.MATH,), False), ((AttentionKernel.FLASH, AttentionKernel.MATH), True)],
 )
-def test_a_trainer_that_is_told_that_only_math_is_right_never_uses_flash(
+def test_a_trainer_for_which_only_math_is_right_never_uses_flash(
     write_run: WriteRun, kernels: tuple[AttentionKernel, ...], *, uses_flash: bool
 ) -> None:
-    """Of a run's encoding, training and pictures."""
+    """Of a run's encoding, training and samples."""
     folder = write_run(max_train_steps=1, execution=Execution(attention_kernels=kernels))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 

@@ -45,7 +45,7 @@ def reason(test: SelfTest, kernel: AttentionKernel) -> str:
 
 
 def test_each_kernel_that_a_cpu_has_is_right() -> None:
-    """Those that it has not are told apart from wrong ones."""
+    """Those that it has not are distinguished from wrong ones."""
     test = self_test(plan())
 
     assert verdicts(test) == {
@@ -107,7 +107,7 @@ def test_a_layer_that_crashes_costs_the_others_nothing(monkeypatch: pytest.Monke
 
 
 def test_optimizers_and_rates_are_measured() -> None:
-    """Of a CPU they say nothing, but all are there."""
+    """Of a CPU they mean nothing, but all are there."""
     groups = {group.names: group for group in trials.groups(plan(attention_only=False))}
     optimizers = list(Child(groups[OPTIMIZERS].command_for(OPTIMIZERS[1:])))
     results = [msgspec.convert(line.result, KernelResult) for line in optimizers if line.result is not None]
@@ -123,7 +123,7 @@ def test_optimizers_and_rates_are_measured() -> None:
 
 
 def test_a_host_without_a_gpu_has_no_kernel_for_one() -> None:
-    """Nor does the program say that it has."""
+    """Nor does the program report that it has."""
     command = [sys.executable, "-m", "training_worker.engines.diffusers.selftest", "--attention-only"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)

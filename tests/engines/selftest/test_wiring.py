@@ -1,4 +1,4 @@
-"""From a kernel that is broken in a child to what the daemon tells a trainer, without a GPU."""
+"""From a kernel that is broken in a child to what the daemon gives a trainer, without a GPU."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ async def test_an_interpreter_that_has_nothing_of_ours_is_tested_by_its_own_torc
     assert {kernel.name.partition(".")[0] for kernel in test.kernels} == {"attention"}
 
 
-def test_the_command_says_that_a_gpu_has_no_right_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_that_a_gpu_has_no_right_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a host without a GPU: torch finds none."""
     monkeypatch.setenv("TRAINING_GPUS", '["NVIDIA L4:23034MiB"]')
     monkeypatch.setenv("TRAINING_STATE_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What is set for a process that computes on a card."""
+"""What is set for a process that computes on a GPU."""
 
 from collections.abc import Iterator
 
@@ -38,7 +38,9 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[AttentionKern
     torch.set_float32_matmul_precision(before)
 
 
-def test_a_card_computes_float32_in_tf32_and_attends_as_the_run_says(chosen: list[tuple[AttentionKernel, ...]]) -> None:
+def test_a_gpu_computes_float32_in_tf32_and_attends_by_the_runs_kernels(
+    chosen: list[tuple[AttentionKernel, ...]],
+) -> None:
     """In products and in convolutions."""
     set_up_device(SPEC)
 

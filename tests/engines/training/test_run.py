@@ -57,7 +57,7 @@ def losses(records: list[AnyRecord]) -> list[float | None]:
 
 
 class TrainingBegin:
-    """Notes what a clock says when training begins."""
+    """Notes the time of a clock when training begins."""
 
     def __init__(self, clock: TickingClock) -> None:
         self._clock = clock
@@ -105,7 +105,7 @@ def test_a_base_of_16_bits_is_trained_and_sampled(write_run: WriteRun, train: Tr
     assert {torch.float32} == {tensor.dtype for tensor in load_file(folder / "attempt" / ADAPTER_FILE).values()}
 
 
-def test_pictures_and_checkpoints_leave_the_result_as_it_is(write_run: WriteRun, train: Train) -> None:
+def test_samples_and_checkpoints_leave_the_result_as_it_is(write_run: WriteRun, train: Train) -> None:
     """Also those that were asked for: the same job gives the same weights, to the last bit."""
     plain, watched = write_run("plain"), write_run("watched", validation_prompts=["a robot"], checkpoint_every=4)
     (watched / REQUESTS_FILE).write_text('{"request":"checkpoint"}\n{"request":"sample"}\n', encoding="utf-8")
@@ -141,7 +141,7 @@ def test_an_orphan_saves_its_work_and_stops(write_run: WriteRun, train: Train) -
 
 
 def test_a_checkpoint_that_is_gone_costs_time_and_not_the_job(write_run: WriteRun, train: Train) -> None:
-    """The run says so and starts anew."""
+    """The run reports that and starts over."""
     code, records = train(write_run(resume_from="/nowhere/step-00000004", max_train_steps=2))
     warnings = [record.message for record in records if isinstance(record, WarningRecord)]
 
@@ -164,7 +164,7 @@ def test_a_finished_job_that_is_resumed_is_exported_again(write_run: WriteRun, t
     assert_same_adapter(first, again)
 
 
-def test_a_model_that_gives_no_numbers_is_told_at_once(write_run: WriteRun, train: Train, model: Path) -> None:
+def test_a_model_that_gives_no_numbers_is_reported_at_once(write_run: WriteRun, train: Train, model: Path) -> None:
     """Before any step is taken for nothing."""
     tensors = load_file(model / TRANSFORMER)
     tensors["proj_out.bias"].fill_(torch.nan)
@@ -255,13 +255,13 @@ def test_what_nobody_foresaw_is_a_crash_with_a_traceback(
         (OSError(errno.EIO, "Input/output error"), FailureReason.TRAINER_CRASHED),
     ],
 )
-def test_what_the_host_lacks_is_told_from_bugs(error: Exception, reason: FailureReason) -> None:
+def test_what_the_host_lacks_is_distinguished_from_bugs(error: Exception, reason: FailureReason) -> None:
     """The same job may do well elsewhere, or with other settings."""
     assert reason == failure_of(error).reason
 
 
 def test_out_of_memory_names_the_phase(write_run: WriteRun, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that one sees whether the plan was wrong about loading, training or pictures."""
+    """So that one sees whether the plan was wrong about loading, training or samples."""
 
     def run_out(*_: object) -> float:
         raise torch.cuda.OutOfMemoryError("tried to allocate 2 GiB")

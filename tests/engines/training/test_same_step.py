@@ -43,8 +43,8 @@ def together(folder: Path, size: int, cases: list[Case]) -> list[list[Gradients]
     """What each of several processes has of the same step, for each case."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     program = [sys.executable, "-m", "tests.engines.step_gradients", str(folder)]
-    told = [json.dumps([str(model), *rest]) for model, *rest in cases]
-    processes = [subprocess.Popen([*program, str(rank), str(size), *told], env=environment) for rank in range(size)]
+    encoded = [json.dumps([str(model), *rest]) for model, *rest in cases]
+    processes = [subprocess.Popen([*program, str(rank), str(size), *encoded], env=environment) for rank in range(size)]
     try:
         assert [process.wait(TIMEOUT) for process in processes] == [0] * size
     finally:

@@ -1,4 +1,4 @@
-"""Sample pictures."""
+"""Sample images."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -24,7 +24,7 @@ def progress(tmp_path: Path) -> Iterator[ProgressWriter]:
         yield progress
 
 
-def test_a_stop_does_not_wait_for_a_picture(
+def test_a_stop_does_not_wait_for_a_sample(
     tmp_path: Path, build: BuildTrainer, parameters: FluxLoraParameters, progress: ProgressWriter
 ) -> None:
     """It may take minutes, longer than a trainer is given to stop."""

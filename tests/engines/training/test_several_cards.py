@@ -1,6 +1,6 @@
-"""One job on several cards: here as processes on the CPU, which share each step as cards do.
+"""One job on several GPUs: here as processes on the CPU, which share each step as GPUs do.
 
-What cannot be tried without cards is NCCL, and each process's choice of its own card.
+What cannot be tried without GPUs is NCCL, and each process's choice of its own GPU.
 """
 
 import os
@@ -51,7 +51,7 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def train_together(folder: Path) -> list[Any]:
-    """Run to the end on several cards, and read the records."""
+    """Run to the end on several GPUs, and read the records."""
     program = start(folder)
     try:
         program.wait(TIMEOUT)
@@ -106,7 +106,7 @@ def learned(records: list[Any], folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_two_cards_give_what_one_gives(write_run: WriteRun, train: Train, training_type: TrainingType) -> None:
+def test_two_gpus_give_what_one_gives(write_run: WriteRun, train: Train, training_type: TrainingType) -> None:
     """The same losses and weights but for the order of sums, with everything on that a sample leaves to chance."""
     word = "<robot>" if training_type is TrainingType.SDXL_TEXTUAL_INVERSION else ""
     common: dict[str, Any] = {
@@ -147,8 +147,8 @@ def test_images_that_are_encoded_at_each_step_are_encoded_by_those_that_need_the
     assert [step.loss for step in steps(two)] == pytest.approx([step.loss for step in steps(one)], rel=1e-4)
 
 
-def test_a_run_on_two_cards_goes_on_exactly(write_run: WriteRun, train: Train) -> None:
-    """From a checkpoint, to the last bit; and one card can go on where two have stopped."""
+def test_a_run_on_two_gpus_goes_on_exactly(write_run: WriteRun, train: Train) -> None:
+    """From a checkpoint, to the last bit; and one GPU can go on where two have stopped."""
     common: dict[str, Any] = {**SHARED, "checkpoint_every": 2, "keep_checkpoints": 3}
     whole = write_run("whole", **common, gpu_count=2)
     records = train_together(whole)
@@ -181,7 +181,7 @@ def test_a_stop_is_heeded_by_all(write_run: WriteRun) -> None:
 
 @pytest.mark.parametrize("victim", ["helper", "leader"])
 def test_none_goes_on_alone(write_run: WriteRun, victim: str) -> None:
-    """A helper that is killed is a failure that says which; with the leader, its helpers end."""
+    """A helper that is killed is a failure that names it; with the leader, its helpers end."""
     folder = write_run(**SHARED | {"max_train_steps": 100_000}, gpu_count=2)
     program = start(folder)
     try:
@@ -196,7 +196,7 @@ def test_none_goes_on_alone(write_run: WriteRun, victim: str) -> None:
         failed = read_records(folder)[-1]
         assert isinstance(failed, FailedRecord)
         assert failed.reason is FailureReason.TRAINER_CRASHED
-        assert failed.message == "the process of card 2 ended with status -9"
+        assert failed.message == "the process of GPU 2 ended with status -9"
 
 
 def test_a_helper_that_cannot_begin_fails_the_run_at_once(write_run: WriteRun) -> None:
@@ -207,11 +207,11 @@ def test_a_helper_that_cannot_begin_fails_the_run_at_once(write_run: WriteRun) -
     failed = train_together(folder)[-1]
 
     assert isinstance(failed, FailedRecord)
-    assert failed.message == "the process of card 2 ended with status 1"
+    assert failed.message == "the process of GPU 2 ended with status 1"
 
 
-def test_a_loss_that_is_not_finite_is_said_once(write_run: WriteRun) -> None:
-    """Both processes see it in the same step, and one of them says so; activations overflow 16 bits at such a rate."""
+def test_a_loss_that_is_not_finite_is_reported_once(write_run: WriteRun) -> None:
+    """Both processes see it in the same step, and one reports it; activations overflow 16 bits at such a rate."""
     high: dict[str, Any] = {"weight_dtype": WeightDtype.FLOAT16, "learning_rate": 1.0, "lora_rank": 256}
     folder = write_run(**SHARED | high | {"max_train_steps": 60}, gpu_count=2)
 
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_is_said_once(write_run: WriteRun) -> None:
     assert not any(isinstance(record, FailedRecord) for record in before)
 
 
-def test_a_helper_says_what_it_failed_of(tmp_path: Path) -> None:
+def test_a_helper_reports_what_it_failed_of(tmp_path: Path) -> None:
     """Its last record has the reason; where there is none, its exit status must do."""
     with ProgressWriter(tmp_path / progress_file(3)) as progress:
         progress.phase(Phase.LOADING_MODEL)
@@ -231,7 +231,7 @@ def test_a_helper_says_what_it_failed_of(tmp_path: Path) -> None:
 
     failure = failure_of_helper(tmp_path, 3, 1)
 
-    assert (failure.reason, str(failure)) == (FailureReason.OUT_OF_MEMORY, "card 4: out of memory")
+    assert (failure.reason, str(failure)) == (FailureReason.OUT_OF_MEMORY, "GPU 4: out of memory")
 
 
 def test_the_planner_counts_the_piece_that_gradients_travel_in() -> None:

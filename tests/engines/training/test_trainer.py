@@ -127,7 +127,7 @@ def test_a_loss_that_is_no_number_ends_training_before_it_spoils_the_weights(
     torch.testing.assert_close(before, weights(trainer), rtol=0, atol=0)
 
 
-def test_a_gradient_that_is_no_number_is_told_from_such_a_loss(
+def test_a_gradient_that_is_no_number_is_distinguished_from_such_a_loss(
     build: BuildTrainer, parameters: FluxLoraParameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It too leaves the weights as they were."""

@@ -1,7 +1,7 @@
 """The trainer program: ``python -m training_worker.engines.diffusers RUN_FOLDER``, or ``--standby`` in its place.
 
 It reads ``spec.json`` and appends to ``progress.jsonl`` there. Its exit code repeats the last record in short. On
-standby it loads its libraries first, and is told the run folder later.
+standby it loads its libraries first, and reads the run folder's path later.
 """
 
 import argparse
@@ -35,14 +35,14 @@ EXTRACTED = "dataset"
 
 
 def main() -> ExitCode:
-    """Train what the run folder says that is named on the command line, or on standard input later."""
-    parser = argparse.ArgumentParser(description="Train what a run folder says.")
+    """Train as specified in the run folder that is named on the command line, or on standard input later."""
+    parser = argparse.ArgumentParser(description="Train as specified in a run folder.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("run_folder", type=Path, nargs="?")
-    parser.add_argument("--rank", type=int, default=LEADER, help="which card of the job; the first starts the others")
-    source.add_argument("--standby", action="store_true", help="wait to be told the run folder on standard input")
+    parser.add_argument("--rank", type=int, default=LEADER, help="which GPU of the job; the first starts the others")
+    source.add_argument("--standby", action="store_true", help="wait for the path of the run folder on standard input")
     arguments = parser.parse_args()
-    # Without a card it complains, each time that it is imported, of kernels that only inference would use.
+    # Without a GPU the library warns, each time that it is imported, of kernels that only inference would use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not arguments.standby:
         return train(arguments.run_folder, arguments.rank)
@@ -52,7 +52,7 @@ def main() -> ExitCode:
 
 
 def train(folder: Path, rank: int = LEADER) -> ExitCode:
-    """Train what this run folder says, on the card of this rank."""
+    """Train as specified in this run folder, on the GPU of this rank."""
     control = Control(folder)
     if rank == LEADER:
         control.listen()
@@ -61,7 +61,7 @@ def train(folder: Path, rank: int = LEADER) -> ExitCode:
     try:
         progress = ProgressWriter(folder / progress_file(rank))
     except OSError as error:
-        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no record to say it in
+        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no file for records
         return ExitCode.FAILED
     with progress:
         code = run(folder, progress, control, rank)

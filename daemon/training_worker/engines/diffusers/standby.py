@@ -1,7 +1,7 @@
-"""Standby: a trainer that has its libraries loaded before there is anything to train, and waits to be told a run.
+"""Standby: a trainer that has its libraries loaded before there is anything to train, and waits for a run.
 
-Its standard input is a socket: it says there that it is ready, and reads the path of a run folder, a line. The daemon's
-end closes when the daemon ends.
+Its standard input is a socket: it reports there that it is ready, and reads the path of a run folder, a line. The
+daemon's end closes when the daemon ends.
 """
 
 import os
@@ -15,12 +15,12 @@ READY = b"ready\n"
 
 
 def load_libraries() -> None:
-    """Import all that a run may need, which takes seconds, but put nothing on the card."""
+    """Import all that a run may need, which takes seconds, but put nothing on the GPU."""
     import_module("training_worker.engines.diffusers.training.run")
 
 
 def wait_for_run() -> Path | None:
-    """Say that this trainer is ready, and wait for a run folder; None if the daemon ended or wants none.
+    """Report that this trainer is ready, and wait for a run folder; None if the daemon ended or wants none.
 
     Until it returns SIGTERM ends the program at once: there is nothing to save. Raises `OSError` if the run's output
     cannot be opened.

@@ -8,7 +8,7 @@ from ..common.data.images import Size
 
 
 def bucket_finder(config: Mapping[str, Any]) -> Callable[[Size], Size]:
-    """Give what tells the size, as (width, height), at which upstream trains an image of a size."""
+    """Return a function of an image's size: the size, as (width, height), at which upstream trains it."""
     loader = config["data_loader"]
     if not loader.get("aspect_ratio_buckets"):
         side = loader["resolution"]

@@ -8,17 +8,17 @@ from .progress_writer import ProgressWriter
 
 
 class SaveListener(Protocol):
-    """Hears what upstream has saved."""
+    """Handles what upstream has saved."""
 
     def on_save_checkpoint(self, checkpoint: Any) -> None:
-        """Hear of a checkpoint."""
+        """Handle a checkpoint that was saved."""
 
     def on_save_validation_images(self, images: Any) -> None:
-        """Hear of pictures."""
+        """Handle sample images that were saved."""
 
 
 def callbacks(run: SaveListener) -> Any:
-    """Make upstream's callbacks of what hears of them."""
+    """Make upstream's callbacks of a listener."""
     base: Any = importlib.import_module("invoke_training.pipelines.callbacks").PipelineCallbacks
 
     class Callbacks(base):  # type: ignore[misc] # a class of upstream's
@@ -32,7 +32,7 @@ def callbacks(run: SaveListener) -> Any:
 
 
 class PhaseHandler(logging.Handler):
-    """Knows upstream's phases by its log, which is all that is told of them."""
+    """Knows upstream's phases by its log, which is the only report of them."""
 
     PHASES = {
         "Generating text encoder output cache": "cachingText",
@@ -46,7 +46,7 @@ class PhaseHandler(logging.Handler):
         self._total = total
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell of a phase that begins."""
+        """Report a phase that begins."""
         message = record.getMessage()
         for beginning, phase in self.PHASES.items():
             if message.startswith(beginning):
@@ -54,7 +54,7 @@ class PhaseHandler(logging.Handler):
 
 
 def quiet_bars() -> None:
-    """Keep bars of progress out of the output, whose last lines are to tell of a failure."""
+    """Keep bars of progress out of the output, whose last lines are to show a failure."""
     module: Any = importlib.import_module("tqdm.auto")
     bar: Any = module.tqdm
 

@@ -41,7 +41,7 @@ def upstream_config(spec: Spec, lines: Path) -> Any:
     """Make upstream's config of the spec's, and have upstream check it.
 
     Raises:
-        TrainingFailure: A word is unknown there, or its value is none for it; it names them all.
+        TrainingFailure: A setting is unknown there, or its value is invalid; the message names them all.
     """
     module, name = CONFIGS[spec.training_type]
     images = {

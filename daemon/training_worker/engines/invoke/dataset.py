@@ -1,4 +1,4 @@
-"""The data set: what upstream could not tell is checked before it reads anything."""
+"""The data set: what upstream would not report is checked before it reads anything."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ class Dataset:
         return summary_of(self.examples)
 
     def warnings(self) -> list[str]:
-        """Put into words what is no fault, but seldom meant."""
+        """Write warnings of what is no fault, but seldom meant."""
         count, summary = len(self.examples), self.summary()
         found = [f"{n} of {count} images {note}" for name, note in NOTES.items() if (n := self._notes.get(name, 0))]
         if summary["duplicates"]:
@@ -89,7 +89,7 @@ def _refuse_tables(path: Path) -> list[Entry | Fault] | None:
 
 
 def parse_line(data: bytes) -> Line:
-    """Parse a line of a data set. The built-in trainer's parser says more of what is wrong; it has msgspec.
+    """Parse a line of a data set. The built-in trainer's parser reports more of what is wrong; it has msgspec.
 
     Raises:
         ValueError: It is none.
@@ -133,7 +133,7 @@ def _size(image: Any) -> Size:
 
 def _decode(path: Path, mode: str) -> tuple[Any, list[str]]:
     """Decode an image as upstream will, not turned upright; gives what is to be noted of it, too."""
-    from PIL import Image  # noqa: PLC0415 # a run without it has to say so
+    from PIL import Image  # noqa: PLC0415 # a run without it must report that
 
     with Image.open(path) as file:
         seen = {"turned": file.getexif().get(0x0112, 1) != 1, "transparent": file.has_transparency_data}

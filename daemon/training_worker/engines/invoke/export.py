@@ -1,4 +1,4 @@
-"""The result: files that other programs read, and that say what they are."""
+"""The result: files that other programs read, with metadata that describes them."""
 
 import json
 import runpy
@@ -32,7 +32,7 @@ VERSION_FILE = Path(__file__).resolve().parents[2] / "version.py"
 
 
 class Export:
-    """Makes the result of the last checkpoint: files that other programs read, and that say what they are.
+    """Makes the result of the last checkpoint: files that other programs read, with metadata that describes them.
 
     What it needs of ours is read at once, and not only after hours of training.
     """

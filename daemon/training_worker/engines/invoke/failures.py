@@ -4,7 +4,7 @@ from ..common.protocol.failures import OUTPUT_INVALID, TrainingFailure, crash, k
 
 
 def failure_of(error: Exception, phase: str | None = None) -> TrainingFailure:
-    """Tell what an exception means for the job, and in which phase memory ran out; what nobody foresaw is a crash."""
+    """Classify an exception for the job, with the phase in which memory ran out; an unforeseen one is a crash."""
     return known_failure(error, phase) or _failure_of_host(error, phase) or crash(error)
 
 

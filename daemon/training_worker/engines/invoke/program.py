@@ -32,7 +32,7 @@ SCRATCH = "tmp"
 
 
 def main() -> int:
-    """Train what the run folder says that is named on the command line."""
+    """Train as specified in the run folder that is named on the command line."""
     if len(sys.argv) != 2:  # noqa: PLR2004
         print(f"usage: {sys.argv[0]} RUN_FOLDER", file=sys.stderr)  # noqa: T201
         return 2
@@ -40,7 +40,7 @@ def main() -> int:
     try:
         progress = ProgressWriter(folder / PROGRESS_FILE)
     except OSError as error:
-        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no record to say it in
+        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 # there is no file for records
         return ExitCode.FAILED
     control = Control(folder, progress)
     control.listen()
@@ -125,7 +125,7 @@ def prepare(folder: Path, spec: Spec, control: Control) -> None:
     scratch = folder / SCRATCH
     scratch.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-    if spec.device == "cpu":  # accelerate takes a card where it finds one
+    if spec.device == "cpu":  # accelerate takes a GPU where it finds one
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def clean_up() -> None:

@@ -37,12 +37,12 @@ class ProgressWriter(ProgressFile):
             self.busy = False
 
     def phase(self, phase: str, total: int | None = None) -> None:
-        """Say that a phase begins."""
+        """Report that a phase begins."""
         self.current_phase = phase
         self.write("phase", phase=phase, total=total)
 
     def warn(self, message: str) -> None:
-        """Say what the user should know and that does not stop the run."""
+        """Report what the user should know and that does not stop the run."""
         self.write("warning", message=message)
 
 

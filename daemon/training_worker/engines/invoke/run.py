@@ -1,4 +1,4 @@
-"""The run: what upstream tells of training, and what it is told."""
+"""The run: how upstream's training is observed and controlled."""
 
 import importlib
 import logging
@@ -27,7 +27,7 @@ SWITCHES = {
 
 
 class TrainingRun:
-    """Training itself: what upstream tells, and what it is told."""
+    """Training itself: upstream's callbacks, and control of what it does next."""
 
     def __init__(self, spec: Spec, config: Any, progress: ProgressWriter, control: Control) -> None:
         self._spec = spec
@@ -40,7 +40,7 @@ class TrainingRun:
         self.checkpoint: Path | None = None
 
     def train(self) -> None:
-        """Train up to the last checkpoint and the last pictures.
+        """Train up to the last checkpoint and the last sample images.
 
         Raises:
             TrainingStopped: The run was stopped, and a checkpoint holds its steps.
@@ -64,7 +64,7 @@ class TrainingRun:
             raise TrainingFailure(TRAINER_CRASHED, f"cannot go on: invoke-training ended {steps}")
 
     def on_log(self, values: Mapping[str, Any], step: int | None) -> None:
-        """Hear of a step, and decide what upstream does after it: it reads its config anew each time."""
+        """Handle a step, and decide what upstream does after it: upstream reads its config again each time."""
         if step is None:  # the config, before the first step
             return
         if not math.isfinite(loss := values["train_loss"]):
@@ -98,7 +98,7 @@ class TrainingRun:
         return {request for request, steps in every.items() if steps and step % steps == 0}
 
     def on_save_checkpoint(self, checkpoint: Any) -> None:
-        """Put a checkpoint where it belongs, and only then tell of it."""
+        """Put a checkpoint where it belongs, and only then report it."""
         source = Path(checkpoint.models[0].file_path)
         require_finite(source, checkpoint.step)
         target = checkpoint_folder(self._spec.attempt, checkpoint.step)
@@ -111,8 +111,8 @@ class TrainingRun:
         self._go_on()
 
     def on_save_validation_images(self, images: Any) -> None:
-        """Put pictures where they belong, as PNG, and tell of each."""
-        from PIL import Image  # noqa: PLC0415 # a run without it has to say so
+        """Put sample images where they belong, as PNG, and report each."""
+        from PIL import Image  # noqa: PLC0415 # a run without it must report that
 
         folder = self._spec.attempt / "samples"
         folder.mkdir(exist_ok=True)
@@ -147,6 +147,6 @@ def choose_attention(kernels: Collection[str]) -> None:
 
 
 def require_device(device: str) -> None:
-    """See that a run for a card has one: accelerate would go on without, a hundred times as slow."""
+    """See that a run for a GPU has one: accelerate would go on without, a hundred times as slow."""
     if device != "cpu" and not importlib.import_module("torch").cuda.is_available():
-        raise TrainingFailure("hostUnfit", f"cannot train on {device}: torch of {sys.executable} finds no card")
+        raise TrainingFailure("hostUnfit", f"cannot train on {device}: torch of {sys.executable} finds no GPU")

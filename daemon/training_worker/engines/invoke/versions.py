@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def upstream_commit(source: Mapping[str, Any]) -> str | None:
-    """Tell the commit of what was installed from a repository, or from a folder that is one; None if neither is so."""
+    """The commit of what was installed from a repository, or from a folder that is one; None if neither is so."""
     if "vcs_info" in source:
         return str(source["vcs_info"]["commit_id"])
     if "url" not in source:

@@ -1,1 +1,1 @@
-"""Data sets: what is found in them, what is checked, and what is told of them."""
+"""Data sets: what is found in them, what is checked, and what is reported of them."""

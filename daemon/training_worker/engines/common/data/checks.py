@@ -66,7 +66,7 @@ def _folder_of(path: Path) -> Path:
 
 
 def _check(entry: Entry, rules: Rules, folder: Path) -> Example | list[Fault]:
-    """Make an example of an entry, or tell all that is wrong with it."""
+    """Make an example of an entry, or list all that is wrong with it."""
     sizes = _check_sizes(entry.image, rules)
     caption = _check_caption(entry, rules)
     mask = _check_mask(entry, sizes, rules, folder) if rules.masked else None

@@ -1,4 +1,4 @@
-"""What the formats of data sets have in common: an entry is an image and what is said of it, not yet checked."""
+"""What the formats of data sets have in common: an entry is an image with its caption, not yet checked."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,7 +8,7 @@ from .images import Size
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image that was found good, and what it shows in words, as the data set has it (see `full_caption`).
+    """An image that was found good, and its caption, as the data set has it (see `full_caption`).
 
     ``width`` and ``height`` are those of the image, ``bucket`` is the size that it is trained at. ``digest`` and
     ``mask_digest`` are the SHA-256 of the files, in hex. It is trained on ``repeats`` times where others are trained

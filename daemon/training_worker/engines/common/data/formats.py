@@ -15,7 +15,7 @@ LINES_SUFFIX = ".jsonl"
 def list_entries(
     path: Path, parse: ParseLine, read_tables: Callable[[Path], list[Entry | Fault] | None]
 ) -> list[Entry | Fault]:
-    """List the images of a data set with what is said of them, always in the same order. The first that fits counts.
+    """List the images of a data set with their captions, always in the same order. The first that fits counts.
 
     1. a single ``.jsonl`` file;
     2. a folder with ``data.jsonl``, or else with ``metadata.jsonl``; text files beside the images are passed over;

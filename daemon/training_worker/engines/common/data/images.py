@@ -12,11 +12,11 @@ Decoded = TypeVar("Decoded")
 
 
 class BrokenImageError(Exception):
-    """Something that cannot be used as an image or a mask; it says why, not where."""
+    """Something that cannot be used as an image or a mask; the message has the reason, not the path."""
 
 
 def cover_scale(width: int, height: int, bucket: Size) -> Fraction:
-    """Tell by how much an image must be scaled to cover a bucket: above 1, it is enlarged."""
+    """Compute by how much an image must be scaled to cover a bucket: above 1, it is enlarged."""
     return max(Fraction(bucket[0], width), Fraction(bucket[1], height))
 
 
@@ -26,7 +26,7 @@ def verified(path: Path, decode: Callable[[Path], Decoded]) -> Decoded:
     Raises:
         BrokenImageError: It is missing or broken, or so large that it may be a decompression bomb.
     """
-    from PIL import Image  # noqa: PLC0415 # a run without it has to say so
+    from PIL import Image  # noqa: PLC0415 # a run without it must report that
 
     with reading():
         if not path.is_file():  # opening a pipe would wait for somebody to write
@@ -37,7 +37,7 @@ def verified(path: Path, decode: Callable[[Path], Decoded]) -> Decoded:
 
 
 def size_of_mask(mask: Any) -> Size:
-    """Tell the size of a decoded mask in grey.
+    """Return the size of a decoded mask in grey.
 
     Raises:
         BrokenImageError: Nothing of its image would count.
@@ -50,7 +50,7 @@ def size_of_mask(mask: Any) -> Size:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what Pillow says of a bad image into an error of our own; it warns of bombs before it raises."""
+    """Turn Pillow's errors for a bad image into an error of our own; Pillow warns of bombs before it raises."""
     from PIL import Image  # noqa: PLC0415 # as above
 
     try:

@@ -14,7 +14,7 @@ from .entries import Entry, path_inside
 class Line:
     """One line: the image's path is ``image`` or ``file_name``, its caption ``text`` or ``caption``.
 
-    ``among`` is added to what is said of a name that is missing.
+    ``among`` is added to the message about a name that is missing.
     """
 
     image: str | None = None

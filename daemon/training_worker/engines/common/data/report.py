@@ -1,4 +1,4 @@
-"""What is told of a data set that can be trained on, and what its owner may want to look at again."""
+"""The report on a data set that can be trained on: its numbers, and what its owner may want to look at again."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def duplicates(examples: Sequence[Example]) -> list[list[str]]:
 
 
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
-    """Put into words what is no fault of so many images, but seldom meant."""
+    """Write warnings of what is no fault of so many images, but seldom meant."""
     found, images = [], summary["images"]
     if summary["enlarged"]:
         found.append(f"{summary['enlarged']} of {images} images are enlarged, which blurs them")

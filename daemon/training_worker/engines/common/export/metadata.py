@@ -1,8 +1,8 @@
-"""What a result's file says about itself, in the metadata of safetensors, which other programs show and search.
+"""The description of a result in its file: the metadata of safetensors, which other programs show and search.
 
 Keys that begin with ``modelspec.`` are those of Stability AI's Model Metadata Standard, version 1.0.1
-(https://github.com/Stability-AI/ModelSpec), and ``ss_`` are sd-scripts', by which programs tell for which base model a
-LoRA is. The rest are our own.
+(https://github.com/Stability-AI/ModelSpec), and ``ss_`` are sd-scripts', by which programs recognize for which base
+model a LoRA is. The rest are our own.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ def write_with_metadata(tensors: Mapping[str, Any], path: Path, metadata: Mappin
 
 
 def _hash(tensors: Mapping[str, Any]) -> str:
-    """Hash what follows the header, as the standard says: the header's length is its first eight bytes."""
+    """Hash what follows the header, as the standard requires: the header's length is its first eight bytes."""
     content = memoryview(import_module("safetensors.torch").save(tensors))
     header = 8 + int.from_bytes(content[:8], "little")
     return f"0x{hashlib.sha256(content[header:]).hexdigest()}"

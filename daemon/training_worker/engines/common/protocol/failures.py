@@ -1,4 +1,4 @@
-"""How a run ends other than well, and what of that the daemon is told."""
+"""How a run ends other than well, and what of that is reported to the daemon."""
 
 import errno
 import sys
@@ -14,7 +14,7 @@ TRAINER_CRASHED = "trainerCrashed"
 OUTPUT_INVALID = "outputInvalid"
 DATASET_INVALID = "datasetInvalid"
 
-# What a library says when it does not hand on the error number (safetensors, torch.save).
+# The message of a library that does not hand on the error number (safetensors, torch.save).
 NO_SPACE = "No space left on device"
 
 
@@ -26,7 +26,7 @@ class Fault:
     reason: str
 
 
-class TrainingFailure(Exception):  # noqa: N818 # the word of the records
+class TrainingFailure(Exception):  # noqa: N818 # the name that the records have
     """The run failed and knows why; ``faults`` are all the things that are wrong, not only the first."""
 
     def __init__(self, reason: str, message: str, faults: Iterable[Fault] = ()) -> None:
@@ -36,7 +36,7 @@ class TrainingFailure(Exception):  # noqa: N818 # the word of the records
 
 
 class TrainingStopped(Exception):  # noqa: N818 # no error: somebody asked for it
-    """The run stopped at a safe point, as ``why`` says, after ``step`` optimizer steps."""
+    """The run stopped at a safe point, for the reason ``why``, after ``step`` optimizer steps."""
 
     def __init__(self, why: str, step: int = 0) -> None:
         super().__init__(why)
@@ -51,12 +51,12 @@ def failure_of_faults(reason: str, beginning: str, faults: list[Fault]) -> Train
 
 
 def failure_of(error: Exception, phase: str | None = None) -> TrainingFailure:
-    """Tell what an exception means for the job, and in which phase memory ran out; what nobody foresaw is a crash."""
+    """Classify an exception for the job, with the phase in which memory ran out; an unforeseen one is a crash."""
     return known_failure(error, phase) or crash(error)
 
 
 def known_failure(error: Exception, phase: str | None = None) -> TrainingFailure | None:
-    """Tell what an exception means where any engine would know; None for all others."""
+    """Classify an exception that means the same in any engine; None for all others."""
     if isinstance(error, TrainingFailure):
         return error
     if _is_out_of_memory(error):
@@ -67,12 +67,12 @@ def known_failure(error: Exception, phase: str | None = None) -> TrainingFailure
 
 
 def crash(error: Exception) -> TrainingFailure:
-    """Make a failure of what nobody foresaw."""
+    """Make a failure of an unforeseen exception."""
     return TrainingFailure(TRAINER_CRASHED, f"cannot go on: {_described(error)}")
 
 
 def report_failure(failure: TrainingFailure, write: Callable[[], None]) -> None:
-    """Write a failure's record, or say on standard error that there is none."""
+    """Write a failure's record, or report on standard error that there is none."""
     try:
         write()
     except OSError as error:  # the disk of the run folder is full, too
@@ -84,7 +84,7 @@ def _described(error: Exception) -> str:
 
 
 def _where(phase: str | None) -> str:
-    """In which phase, and how much of its card the program has held at most."""
+    """In which phase, and how much of its GPU's memory the program has held at most."""
     peak = peak_vram_mib()
     held = "" if peak is None else f", of which it held {peak} MiB"
     return f" in phase {phase}{held}" if phase else held

@@ -1,4 +1,4 @@
-"""What the daemon asks for while the run goes on."""
+"""Control requests of the daemon while the run goes on."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -42,7 +42,7 @@ class StopSignals:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def why_stop(self) -> str | None:
-        """Say why the run should stop, or None; reads the lease at most once a second."""
+        """Return why the run should stop, or None; the lease is read at most once a second."""
         if self._signalled:
             return SIGNALLED
         now = self._clock()

@@ -1,5 +1,5 @@
 """What of a GPU's self-test any engine's interpreter can run: ``PYTHON engines/common/selftest --kernel NAME``.
 
-What a child finds it says in JSON lines, as ``Reporter`` has them. It is a child, since a broken kernel may take its
-process along or never end. With ``--versions`` it says what is installed, and imports none of it.
+A child reports in JSON lines, as ``Reporter`` writes them. It is a child, since a broken kernel may take its
+process along or never end. With ``--versions`` it reports what is installed, and imports none of it.
 """

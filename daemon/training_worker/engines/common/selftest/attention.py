@@ -14,7 +14,7 @@ TOLERANCE = 0.02
 # Bytes of one piece of the exact scores: on a small GPU there is little beside them.
 PIECE = 2**28
 
-# What torch says where a kernel does not take such inputs.
+# Messages of torch where a kernel does not take such inputs.
 REFUSALS = ("no available kernel", "no viable backend")
 
 
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 # FLUX has 24 heads of 128: captions alone, odd lengths, 512 and 1,024 pixels with 512 tokens of text. SDXL has 10 and
-# 20 of 64, of pictures to themselves and to 77 tokens; CLIP 12. The third is that of the tiny model, at which cuDNN's
+# 20 of 64, of images to themselves and to 77 tokens; CLIP 12. The third is that of the tiny model, at which cuDNN's
 # kernel gave gradients that are no numbers on an H100.
 CASES = (
     Case(1, 24, 80, 80, 128),
@@ -73,7 +73,7 @@ def try_attention(kernel: str, device: str, fault: Fault) -> dict[str, Any]:
         try:
             found = _try_case(torch, kernel, case, device, lambda value: fault(name, value))
         except torch.cuda.OutOfMemoryError:
-            # There may be little beside what others hold; the other shapes tell as much.
+            # There may be little beside what others hold; the other shapes show as much.
             torch.cuda.empty_cache()
             why = "out of memory at every shape"
             continue
@@ -160,7 +160,7 @@ def main() -> int:
     end_with_parent()
     reporter = Reporter()
     if arguments.versions:
-        reporter.say(versions=installed())
+        reporter.write(versions=installed())
         return 0
     fault = load_fault(arguments.faults)
     if not reporter.ready(arguments.device):

@@ -1,4 +1,4 @@
-"""A child that tries kernels: what it says and to whom, how it judges, and what it does with one that fails.
+"""A child that tries kernels: what it reports, how it judges, and what it does with one that fails.
 
 It needs Python 3.10, the standard library and torch: any engine's interpreter can run it.
 """
@@ -26,7 +26,7 @@ Fault = Callable[[str, Any], Any]
 
 
 class Reporter:
-    """Says what a child finds, a JSON object a line: ``ready`` once, then ``trial`` and ``result`` of each, or a rate.
+    """Writes what a child finds, JSON object a line: ``ready``, then ``trial`` and ``result`` of each, or a rate.
 
     From its making on, standard output is standard error for everybody else.
     """
@@ -35,29 +35,29 @@ class Reporter:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
 
-    def say(self, **fields: Any) -> None:
+    def write(self, **fields: Any) -> None:
         """Write a line at once: what comes after may end the process."""
         print(json.dumps(fields), file=self._out, flush=True)
 
     def ready(self, device: str) -> bool:
-        """Load torch and say what it runs on. False if there is no such device, which is said in its place."""
+        """Load torch and report what it runs on. False if there is no such device, which is reported instead."""
         torch: Any = importlib.import_module("torch")
         if device != "cuda":
-            self.say(ready={"gpu": device, "memoryMib": 0})
+            self.write(ready={"gpu": device, "memoryMib": 0})
             return True
         if not torch.cuda.is_available():
-            self.say(missing="torch finds no GPU")
+            self.write(missing="torch finds no GPU")
             return False
         memory = torch.cuda.get_device_properties(0).total_memory // 2**20
-        self.say(ready={"gpu": torch.cuda.get_device_name(0), "memoryMib": memory})
+        self.write(ready={"gpu": torch.cuda.get_device_name(0), "memoryMib": memory})
         return True
 
     def run(self, trials: Mapping[str, Trial]) -> int:
         """Make all trials, up to the first that crashes: of what the process can do then nothing is known."""
         for name, trial in trials.items():
-            self.say(trial=name)
+            self.write(trial=name)
             result = _judged(trial)
-            self.say(result={"name": name, **result})
+            self.write(result={"name": name, **result})
             if result["verdict"] == CRASHED:
                 return 1
         return 0

@@ -13,13 +13,13 @@ from training_worker.engines.common.protocol.failures import TrainingFailure
 from training_worker.engines.diffusers.cache.keys import content_key
 
 FOLDER = "digests"
-# Weights, settings, and the words that a tokenizer knows (vocab.json, merges.txt, spiece.model).
+# Weights, settings, and the vocabulary of a tokenizer (vocab.json, merges.txt, spiece.model).
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
 BLOCK = 64 * 2**20
 
 
 class FileState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file system says of a file that nobody has written to: its size in bytes, its time, its inode."""
+    """The state of a file, which a write to it changes: its size in bytes, its time of change, its inode."""
 
     size: int
     mtime_ns: int
@@ -34,10 +34,10 @@ class FileDigest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_digest(folder: Path, cache_folder: Path, check_stop: Callable[[], None]) -> str:
-    """Tell the content of a model's part, as a SHA-256 in hexadecimal: its weights and settings, by name and content.
+    """Hash a model's part, as a SHA-256 in hexadecimal: its weights and settings, by name and content.
 
     Reading gigabytes takes seconds, so what each file had is remembered in ``digests`` of the cache; a file of another
-    size, time or inode is read anew. ``check_stop`` is called before each 64 MiB that are read.
+    size, time or inode is read again. ``check_stop`` is called before each 64 MiB that are read.
 
     Raises:
         TrainingFailure: The folder cannot be read, or holds no such file.

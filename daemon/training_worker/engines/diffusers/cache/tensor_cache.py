@@ -3,8 +3,8 @@
 ``entries`` holds one file a value, as many as the limit allows. ``runs`` holds a folder for each run that is open, with
 a hard link to each entry that it has used: what others evict meanwhile it still has.
 
-Nothing is flushed, for all of it can be made again. A loss of power may cut files off; safetensors' header says how
-long a file must be, so that this is noticed.
+Nothing is flushed, for all of it can be made again. A loss of power may cut files off; safetensors' header states
+how long a file must be, so that this is noticed.
 """
 
 from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ from training_worker.engines.diffusers.data.report import DatasetReport, report_
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """The examples in their order, and what is to be told of them."""
+    """The examples in their order, and the report on them."""
 
     examples: list[Example]
     report: DatasetReport
@@ -30,7 +30,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
         return content_key("order", examples=[(one.digest, one.caption, one.repeats) for one in self.examples])
 
 
-def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talking to the rest of the run
+def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three hooks into the rest of the run
     path: Path,
     settings: TrainingParameters,
     divisor: int,
@@ -41,7 +41,7 @@ def read_dataset(  # noqa: PLR0913, PLR0917 # what, how, and three ways of talki
     """Find the images of a data set, decode each of them, and read all captions and masks.
 
     The formats are those of `list_entries`, which writes images out of tables to ``extract_to``. ``divisor`` is that
-    of `bucket_of`. ``on_total`` is told the number of images before they are decoded.
+    of `bucket_of`. ``on_total`` gets the number of images before they are decoded.
 
     Raises:
         TrainingFailure: There is no data set, or something in it cannot be trained on; it names all of that.

@@ -17,7 +17,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """The part of an image that is trained on.
 
     The image has ``original`` pixels when upright. It is scaled to ``scaled``, then mirrored if ``flipped``, and then
-    ``bucket`` is cut out of it, ``left`` and ``top`` pixels from its corner: SDXL is told the original size, these
+    ``bucket`` is cut out of it, ``left`` and ``top`` pixels from its corner: SDXL is given the original size, these
     offsets and the bucket.
     """
 
@@ -34,7 +34,7 @@ def fit_view(  # noqa: PLR0913 # two sizes and where one lies in the other
 ) -> View:
     """Scale an image to the least size that covers the bucket.
 
-    ``left`` and ``top`` say which share of what is too much goes on that side: 0 for none of it, 0.5 for half.
+    ``left`` and ``top`` are the shares of the excess that are cut off on that side: 0 for none of it, 0.5 for half.
     """
     scale = cover_scale(width, height, bucket)
     scaled = round(width * scale), round(height * scale)
@@ -64,7 +64,7 @@ def load_mask(path: Path, view: View) -> Image.Image:
 
 
 def check_image(path: Path) -> Size:
-    """Read an image as training will, and tell its size when upright.
+    """Read an image as training will, and return its size when upright.
 
     Raises:
         BrokenImageError: It is missing or broken, or so large that it may be a decompression bomb.
@@ -73,7 +73,7 @@ def check_image(path: Path) -> Size:
 
 
 def check_mask(path: Path) -> Size:
-    """Read a mask as training will, and tell its size when upright.
+    """Read a mask as training will, and return its size when upright.
 
     Raises:
         BrokenImageError: It is missing or broken, or nothing of its image would count.
@@ -82,7 +82,7 @@ def check_mask(path: Path) -> Size:
 
 
 def format_of(data: bytes) -> str:
-    """Tell the format of an encoded image, such as ``png``.
+    """Return the format of an encoded image, such as ``png``.
 
     Raises:
         BrokenImageError: It is none, or so large that it may be a decompression bomb.

@@ -1,4 +1,4 @@
-"""What is told of a data set that can be trained on, and what its owner may want to look at again."""
+"""The report on a data set that can be trained on: its numbers, and what its owner may want to look at again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: list[list[str]]
 
     def warnings(self) -> list[str]:
-        """Put into words what is no fault, but seldom meant."""
+        """Write warnings of what is no fault, but seldom meant."""
         found = warnings_of(msgspec.structs.asdict(self.summary))
         if not self.duplicates:
             return found

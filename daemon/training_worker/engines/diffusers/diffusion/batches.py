@@ -1,7 +1,7 @@
 """Batches for training, with all their randomness: which images, which latents, which noise and how much of it.
 
 Everything is drawn on the CPU: the order from one generator, and all else of a sample from one of its own, which its
-number seeds. So neither the device, nor the size of the batches, nor how many cards share them, nor what was drawn
+number seeds. So neither the device, nor the size of the batches, nor how many GPUs share them, nor what was drawn
 before changes what a seed gives.
 """
 
@@ -41,9 +41,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Samples of one forward pass, float32 where not given otherwise.
 
-    ``latents`` and ``noise`` are (batch, channels, height, width). ``levels`` (batch) say how much noise, in the unit
+    ``latents`` and ``noise`` are (batch, channels, height, width). ``levels`` (batch) are how much noise, in the unit
     of the pipeline that drew them. ``masks`` (batch, 1, height, width) weigh the loss, and are 1 where an image has
-    none. ``sizes`` (batch, 6) are those that SDXL is told: height and width of the original, top and left of the crop,
+    none. ``sizes`` (batch, 6) are those that SDXL is given: height and width of the original, top and left of the crop,
     height and width of the target.
     """
 
@@ -136,11 +136,11 @@ class BatchSource:
                 yield self._noised(image, caption, generator, self._noising.fixed_level(share))
 
     def state(self) -> OrderState:
-        """Tell where the source stands."""
+        """Return the state of the source, for `restore`."""
         return self._order.state()
 
     def restore(self, state: OrderState) -> None:
-        """Go on from where a source over the same images stood."""
+        """Go on from the state of a source over the same images."""
         self._order.restore(state)
 
     def _share(self, samples: Sequence[Sample], rank: int, size: int) -> list[MicroBatch]:

@@ -1,4 +1,4 @@
-"""Copies to a device that nobody waits for: of pinned memory, which a card reads by itself."""
+"""Copies to a device without waiting: from pinned memory, which a GPU reads by itself."""
 
 import torch
 
@@ -11,5 +11,5 @@ def pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device: a card's stream has it before whatever is asked of the card afterwards."""
+    """Copy a tensor to a device: a GPU's stream has it before whatever is queued on the GPU afterwards."""
     return (pinned(tensor) if device.type == CUDA else tensor).to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """How far a model's prediction is off, sample by sample.
 
 FLUX learns a rectified flow: formulas as in Liu et al. 2022 (arXiv:2209.03003) and Esser et al. 2024
-(arXiv:2403.03206), with time called sigma. SDXL learns to tell the noise of a diffusion (Ho et al. 2020,
+(arXiv:2403.03206), with time called sigma. SDXL learns to predict the noise of a diffusion (Ho et al. 2020,
 arXiv:2006.11239), or its velocity (Salimans and Ho 2022, arXiv:2202.00512).
 """
 

@@ -24,7 +24,7 @@ MicroBatch = tuple[Sample, ...]
 
 
 class OrderState(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Where a `SampleOrder` stands: samples ``drawn``, the state of its generator, the images to come in this pass."""
+    """The state of a `SampleOrder`: samples ``drawn``, the state of its generator, the images to come in this pass."""
 
     drawn: int
     shuffler: torch.Tensor
@@ -57,11 +57,11 @@ class SampleOrder:
         return samples
 
     def state(self) -> OrderState:
-        """Tell where it stands."""
+        """Return the state of the order, for `restore`."""
         return OrderState(drawn=self._drawn, shuffler=self._shuffler.get_state(), order=list(self._order))
 
     def restore(self, state: OrderState) -> None:
-        """Go on from where an order of the same images stood."""
+        """Go on from the state of an order of the same images."""
         self._drawn = state.drawn
         self._shuffler.set_state(state.shuffler)
         self._order = list(state.order)

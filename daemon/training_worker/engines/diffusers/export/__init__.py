@@ -1,1 +1,1 @@
-"""Files that other programs load, and pictures of how a run went."""
+"""Files that other programs load, and images that show how a run went."""

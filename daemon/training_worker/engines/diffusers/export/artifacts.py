@@ -60,7 +60,7 @@ def export_pipeline(parts: Mapping[str, torch.nn.Module], base: Path, folder: Pa
 
 
 def describe_artifacts(files: Mapping[Path, str], samples: Iterable[Path], attempt: Path) -> list[Artifact]:
-    """Describe the files of a result by their kinds, and its pictures, all of them safe on disk."""
+    """Describe the files of a result by their kinds, and its images, all of them safe on disk."""
     return [
         Artifact(path=file.path, kind=file.kind, size_bytes=file.size, sha256=file.digest)
         for file in describe_files({**files, **dict.fromkeys(samples, SAMPLE)}, attempt)

@@ -1,4 +1,4 @@
-"""All samples of a run in one picture: how each prompt came to look, step by step."""
+"""All samples of a run in one image: how each prompt came to look, step by step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +25,12 @@ def contact_sheet(samples: Sequence[tuple[int, int, Path]], prompts: Sequence[st
     """Draw a PNG with a row for each prompt and a column for each step.
 
     ``samples`` are step, prompt's index and file, at least one. Of more than 12 steps it shows the first, the last and
-    those evenly between; where a picture is missing, its place stays empty.
+    those evenly between; where a sample image is missing, its place stays empty.
     """
     steps = _spread(sorted({step for step, _, _ in samples}))
-    pictures = {(step, prompt): _thumbnail(file) for step, prompt, file in samples if step in steps}
-    width = max(NARROWEST_COLUMN, *(picture.width for picture in pictures.values()))
-    height = max(picture.height for picture in pictures.values())
+    thumbnails = {(step, prompt): _thumbnail(file) for step, prompt, file in samples if step in steps}
+    width = max(NARROWEST_COLUMN, *(thumbnail.width for thumbnail in thumbnails.values()))
+    height = max(thumbnail.height for thumbnail in thumbnails.values())
     row = LINE + height + GAP
     size = (max(NARROWEST_SHEET, GAP + len(steps) * (width + GAP)), GAP + LINE + len(prompts) * row)
     sheet = Image.new("RGB", size, PAPER)
@@ -41,8 +41,8 @@ def contact_sheet(samples: Sequence[tuple[int, int, Path]], prompts: Sequence[st
         for index in range(len(prompts)):
             top = GAP + LINE + index * row + LINE
             draw.rectangle((left, top, left + width - 1, top + height - 1), fill=EMPTY)
-            if picture := pictures.get((step, index)):
-                sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+            if thumbnail := thumbnails.get((step, index)):
+                sheet.paste(thumbnail, (left + (width - thumbnail.width) // 2, top + (height - thumbnail.height) // 2))
     for index, prompt in enumerate(prompts):
         middle = GAP + LINE + index * row + LINE / 2
         text = _fit(" ".join(prompt.split()), sheet.width - 2 * GAP, font)
@@ -59,9 +59,9 @@ def _spread(steps: list[int]) -> list[int]:
 
 def _thumbnail(file: Path) -> Image.Image:
     with Image.open(file) as image:
-        picture = image.convert("RGB")
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return picture
+        thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return thumbnail
 
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

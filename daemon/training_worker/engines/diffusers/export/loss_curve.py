@@ -1,4 +1,4 @@
-"""The losses of a run as a picture: that of each step, faint, and their running mean."""
+"""The losses of a run as an image: that of each step, faint, and their running mean."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """What the picture shows: steps from the left to the right, losses from the bottom to the top."""
+    """The range of the chart: steps from the left to the right, losses from the bottom to the top."""
 
     first: float
     last: float
@@ -143,6 +143,6 @@ def _ticks(low: float, high: float, unit: float) -> list[float]:
 
 
 def _label(loss: float, unit: float) -> str:
-    """Write a loss with as many digits as tell it from its neighbours."""
+    """Format a loss with as many digits as distinguish it from its neighbours."""
     digits = max(0, -math.floor(math.log10(unit)))
     return f"{loss:.{digits}f}" if max(digits, math.log10(abs(loss) or 1)) < LONGEST_LABEL else f"{loss:.2e}"

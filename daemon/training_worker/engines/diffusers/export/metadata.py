@@ -1,4 +1,4 @@
-"""What a result of this trainer says about itself."""
+"""The description of a result of this trainer in its files."""
 
 from enum import StrEnum
 

@@ -3,7 +3,7 @@
 A layer gives ``x W^T + bias + (x A^T) B^T``. One by one, as peft does it under autocast, each layer casts its input,
 A and B, and writes its adapter's output before it is added; here the input is taken once, ``x A^T`` is one product for
 all layers, and an adapter's output is added where the layer's lies. Kept for the backward pass are ``x A^T`` and, where
-there is an adapter, the inputs; a quantised weight is restored in each pass and never kept.
+there is an adapter, the inputs; a quantized weight is restored in each pass and never kept.
 """
 
 from collections.abc import Sequence

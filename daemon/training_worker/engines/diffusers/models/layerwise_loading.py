@@ -1,6 +1,6 @@
 """The weights of a denoiser, read from its folder one layer after the other.
 
-`from_pretrained` of diffusers reads all of them before any can be quantised. Here a layer is quantised as soon as it is
+`from_pretrained` of diffusers reads all of them before any can be quantized. Here a layer is quantized as soon as it is
 read, so that the full weights of one layer at a time are beside what stays: loading needs no more than training does.
 """
 
@@ -18,7 +18,7 @@ from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from training_schemas.spec import Quantization
-from training_worker.engines.diffusers.models.quantization import is_quantised, mark, quantised
+from training_worker.engines.diffusers.models.quantization import is_quantized, mark, quantized
 
 HOST = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class FileSource(msgspec.Struct, frozen=True):
 def load_denoiser(
     kind: type[Denoiser], folder: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization
 ) -> Denoiser:
-    """Load a frozen model, its weights in a type but for those that are quantised, from its part of a pipeline folder.
+    """Load a frozen model, its weights in a type but for those that are quantized, from its part of a pipeline folder.
 
     The folder holds ``config.json``, and the weights as safetensors in one file or in several and an index.
 
@@ -72,7 +72,7 @@ def load_denoiser(
 
 
 def empty_model(kind: type[Denoiser], config: Mapping[str, Any], dtype: torch.dtype) -> Denoiser:
-    """Build a model as its configuration says, all its weights without memory."""
+    """Build a model from its configuration, all its weights without memory."""
     with _default_dtype(dtype), init_empty_weights(include_buffers=False):
         model: Denoiser = kind.from_config(config)
     return model
@@ -85,7 +85,7 @@ def fill_model(
     device: torch.device,
     quantization: Quantization,
 ) -> Denoiser:
-    """Give an empty model its tensors by their names, layer by layer, and freeze it; what is quantised is replaced."""
+    """Give an empty model its tensors by their names, layer by layer, and freeze it; what is quantized is replaced."""
     _fill(model, sources, dtype, device, quantization)
     # What has no source was computed on the CPU.
     model = model.to(device).requires_grad_(requires_grad=False).eval()
@@ -148,15 +148,15 @@ def _fill(
     device: torch.device,
     quantization: Quantization,
 ) -> None:
-    """Put the tensors into the model, and layers in fewer bits in the place of those that are to be quantised."""
+    """Put the tensors into the model, and layers in fewer bits in the place of those that are to be quantized."""
     for name, keys in groupby(model.state_dict(), key=lambda key: key.rpartition(".")[0]):
         layer = model.get_submodule(name)
-        replaced = quantization is not Quantization.NONE and is_quantised(name, layer)
+        replaced = quantization is not Quantization.NONE and is_quantized(name, layer)
         for key in keys:
             tensor = _cast(sources[key].read(), key, model, dtype).to(HOST if replaced else device)
             _set(layer, key.rpartition(".")[2], tensor)
         if replaced:
-            model.set_submodule(name, quantised(layer, quantization, device))
+            model.set_submodule(name, quantized(layer, quantization, device))
 
 
 def _cast(tensor: torch.Tensor, key: str, model: ModelMixin, dtype: torch.dtype) -> torch.Tensor:

@@ -59,7 +59,7 @@ class ModelLoader:
         return vae.to(self.device).requires_grad_(requires_grad=False).eval()
 
     def denoiser(self, quantization: Quantization = Quantization.NONE) -> Any:
-        """Load the part that predicts, its blocks' weights in as many bits as `quantization` says."""
+        """Load the part that predicts, its blocks' weights in the type of `quantization`."""
         part = self.family.denoiser
         with self._loading(part):
             return load_denoiser(self.family.denoiser_class, self.folder / part, self.dtype, self.device, quantization)

@@ -1,10 +1,10 @@
-"""Quantisation: the base model's linear weights in fewer bits. They cannot learn any more, only adapters beside them.
+"""Quantization: the base model's linear weights in fewer bits. They cannot learn any more, only adapters beside them.
 
 In 4 bits by the layers of bitsandbytes; in 8 bits by a layer of our own. Each takes over one layer with its full
-weights, so that a model can be quantised while it is loaded, and never is in memory whole.
+weights, so that a model can be quantized while it is loaded, and never is in memory whole.
 
 The 8-bit layers of bitsandbytes are not used: they keep their inputs for the backward pass where checkpointing does not
-see them, so that those of all blocks are held at once, and on a card they compute in float16, which FLUX overflows.
+see them, so that those of all blocks are held at once, and on a GPU they compute in float16, which FLUX overflows.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from training_schemas.spec import Quantization
 from training_worker.engines.diffusers.models.restoring import restore
 
-# The modules whose linear layers are quantised: FLUX's blocks, and the attention of SDXL's. What lies outside of them
-# is little, and closest to what the model sees and says.
+# The modules whose linear layers are quantized: FLUX's blocks, and the attention of SDXL's. What lies outside of them
+# is little, and closest to the model's inputs and outputs.
 BLOCKS = {"transformer_blocks", "single_transformer_blocks", "attentions"}
 
 # The format is that of Micikevicius et al. 2022 (arXiv:2209.05433): 4 bits of exponent, 3 of mantissa, no infinity.
@@ -79,22 +79,22 @@ class _EightBitProduct(torch.autograd.Function):
         return gradient @ restore(weight, scale, gradient.dtype), None, None, None
 
 
-def is_quantised(name: str, layer: torch.nn.Module) -> bool:
-    """Whether a layer of a denoiser, by its full name, is one of those that are quantised."""
+def is_quantized(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a layer of a denoiser, by its full name, is one of those that are quantized."""
     return type(layer) is torch.nn.Linear and not BLOCKS.isdisjoint(name.split("."))
 
 
-def quantised(linear: torch.nn.Linear, how: Quantization, device: torch.device) -> torch.nn.Module:
+def quantized(linear: torch.nn.Linear, how: Quantization, device: torch.device) -> torch.nn.Module:
     """Make the layer that stands for a linear layer, on the device; the given one is to be on the CPU.
 
-    bitsandbytes quantises on the way from there.
+    bitsandbytes quantizes on the way from there.
     """
     layer = _four_bits(linear, device) if how is Quantization.NF4 else EightBitLinear(linear, EIGHT_BITS[how], device)
     return layer.requires_grad_(requires_grad=False)
 
 
 def mark(model: torch.nn.Module, how: Quantization) -> None:
-    """Tell peft what the layers are, by the flag that it looks for when it puts adapters beside them."""
+    """Mark the layers for peft, by the flag that it looks for when it puts adapters beside them."""
     model.is_loaded_in_4bit = how is Quantization.NF4  # type: ignore[assignment]
 
 
@@ -115,7 +115,7 @@ def _four_bits(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module
         weight, requires_grad=False, compress_statistics=False, quant_type="nf4", module=layer
     )
     layer.bias = linear.bias
-    # On some CPUs it would pack its weights anew for each pass without gradients, in a way that rows of less than a
+    # On some CPUs it would pack its weights again for each pass without gradients, in a way that rows of less than a
     # block do not survive.
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     # It gives outputs in the type of its inputs, and autocast's norms are float32: so would be all that follows.

@@ -1,6 +1,6 @@
 """Weights in 8 bits, multiplied out for a pass.
 
-On a CUDA card by one kernel of Triton, which reads a byte and writes a number, where torch's two operations write it,
+On a CUDA GPU by one kernel of Triton, which reads a byte and writes a number, where torch's two operations write it,
 read it and write it again. Where Triton is missing or cannot compile, torch's operations do it.
 """
 

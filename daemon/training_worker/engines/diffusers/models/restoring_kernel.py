@@ -1,4 +1,4 @@
-"""The kernel that restores 8-bit weights on a CUDA card, in Triton's language; torch for CUDA brings Triton along."""
+"""The kernel that restores 8-bit weights on a CUDA GPU, in Triton's language; torch for CUDA brings Triton along."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def restore_on_card(numbers: torch.Tensor, scale: torch.Tensor, dtype: torch.dty
     rows, columns = numbers.shape
     restored = torch.empty(rows, columns, dtype=dtype, device=numbers.device)
     floats = numbers.dtype.is_floating_point
-    # Not every card's compiler knows 8-bit floats: their bits go in.
+    # Not every GPU's compiler knows 8-bit floats: their bits go in.
     read: Any = numbers.view(torch.uint8) if floats else numbers
     grid = (rows, triton.cdiv(columns, COLUMNS))
     _restore_block[grid](read, scale, restored, columns, floats=floats, width=COLUMNS)

@@ -25,7 +25,7 @@ class RotaryTables:
         """Give the table (2, tokens, 1, width / 2, 2) of cosines and sines there, and back.
 
         ``texts`` and ``images`` are positions (tokens, axes). Tables are found by these very tensors: their number of
-        tokens does not tell a tall picture from a wide one, and to look into them would wait for the card.
+        tokens does not distinguish a tall image from a wide one, and reading them would wait for the GPU.
         """
         key = (id(texts), id(images))
         if key not in self._tables:

@@ -1,7 +1,7 @@
 """Tiny pipelines with random weights, to try the trainer on any machine without downloading anything.
 
 ``python -m training_worker.engines.diffusers.models.tiny FOLDER [flux|sdxl]`` writes one. It has every part of
-FLUX.1-dev or of SDXL in small, and its pictures are noise: it shows that training runs and that losses fall, not what a
+FLUX.1-dev or of SDXL in small, and its images are noise: it shows that training runs and that losses fall, not what a
 LoRA looks like.
 """
 

@@ -1,4 +1,4 @@
-"""What the types of training have in common, and what each must say about itself."""
+"""What the types of training have in common, and what each must define."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class TrainingPipeline(ABC, Generic[P]):
     weights_file: ClassVar[str]
     """The name of the file that `weights` are kept in, in a checkpoint."""
     live_texts: ClassVar[bool] = False
-    """Whether the encoders are needed at each step, whatever the job says."""
+    """Whether the encoders are needed at each step, whatever the job's settings are."""
 
     def __init__(self, loader: ModelLoader, parameters: P, execution: Execution | None = None) -> None:
         self.loader = loader
@@ -101,7 +101,7 @@ class TrainingPipeline(ABC, Generic[P]):
 
     @abstractmethod
     def drawing(self, vae: Any) -> Any:
-        """The pipeline of diffusers that draws pictures with the denoiser as it is."""
+        """The pipeline of diffusers that draws images with the denoiser as it is."""
 
     @abstractmethod
     def unpacked(self, drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is read and checked before the training libraries are imported, so that mistakes are told within a second."""
+"""What is read and checked before the training libraries are imported: mistakes are reported within a second."""
 
 from pathlib import Path
 
@@ -44,11 +44,11 @@ def _contradiction(
 ) -> tuple[str, str] | None:
     """A setting that cannot be with others, and why."""
     if settings.random_crop and settings.cache_vae_outputs:
-        return "randomCrop", "an image that was encoded before cannot be cropped anew; cacheVaeOutputs must be false"
+        return "randomCrop", "an image that was encoded before cannot be cropped again; cacheVaeOutputs must be false"
     if settings.shuffle_captions and settings.cache_text_encoder_outputs:
-        return "shuffleCaptions", "a shuffled caption is encoded anew; cacheTextEncoderOutputs must be false"
+        return "shuffleCaptions", "a shuffled caption is encoded at each step; cacheTextEncoderOutputs must be false"
     if training_type is TrainingType.SDXL_FINETUNE and settings.quantization is not Quantization.NONE:
-        return "quantization", "weights that learn cannot be quantised"
+        return "quantization", "weights that learn cannot be quantized"
     if training_type is TrainingType.SDXL_FINETUNE and settings.weight_dtype is WeightDtype.FLOAT16:
         return "weightDtype", "weights that learn in float16 lose small gradients; bfloat16 or float32"
     if training_type is TrainingType.SDXL_TEXTUAL_INVERSION and not settings.trigger_word:

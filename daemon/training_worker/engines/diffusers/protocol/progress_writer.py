@@ -31,7 +31,7 @@ class ProgressWriter(ProgressFile):
             FileExistsError: The file has records already; a run folder serves one run.
         """
         super().__init__(path, clock)
-        # A thread may have to say that a helper has ended.
+        # A thread may have to report that a helper has ended.
         self._lock = threading.Lock()
         self._ended = False
         self.current_phase: Phase | None = None
@@ -53,7 +53,7 @@ class ProgressWriter(ProgressFile):
                 self._ended = self.sequence > before and issubclass(record, LAST)
 
     def phase(self, phase: Phase, total: int | None = None) -> None:
-        """Say that a phase begins."""
+        """Report that a phase begins."""
         self.current_phase = phase
         self.write(PhaseRecord, phase=phase, total=total)
 

@@ -1,4 +1,4 @@
-"""What the daemon asks for while the run goes on: a checkpoint, or sample pictures."""
+"""Control requests of the daemon while the run goes on: a checkpoint, or sample images."""
 
 from pathlib import Path
 

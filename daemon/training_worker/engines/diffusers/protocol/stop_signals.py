@@ -1,4 +1,4 @@
-"""What the daemon tells a run: to stop, by a signal or by a lease that ran out, and what else it asks for."""
+"""Signals of the daemon to a run: to stop, by SIGTERM or by an expired lease, and its other control requests."""
 
 import time
 from collections.abc import Callable

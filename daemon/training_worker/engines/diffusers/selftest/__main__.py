@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--python", default=sys.executable, help="an interpreter with torch, to try attention with")
     parser.add_argument("--attention-only", action="store_true", help="as far as an interpreter without us can")
     parser.add_argument("--compile", action="store_true", help="try compiled blocks, which takes minutes")
-    parser.add_argument("--versions", action="store_true", help="only say on which versions the result depends")
+    parser.add_argument("--versions", action="store_true", help="only print the versions on which the result depends")
     parser.add_argument("--key", help="what the result holds for")
     parser.add_argument("--faults", metavar="MODULE:FUNCTION", help="break results on purpose, for tests")
     parser.add_argument("--silence", type=float, default=SILENCE_LIMIT, help="seconds that a trial may take")

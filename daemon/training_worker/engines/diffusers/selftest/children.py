@@ -1,4 +1,4 @@
-"""Children that try kernels: started, listened to, and ended when they say nothing for too long."""
+"""Children that try kernels: they are started, read, and ended when they write nothing for too long."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ SILENCE_LIMIT = 45.0
 # How long the kernel of the system may take to end a process that was killed.
 KILL_LIMIT = 5.0
 
-# A child that has said all may take a while to let go of the GPU.
+# A child that has reported all may take a while to release the GPU.
 END_GRACE = 10.0
 
 LAST_BYTES = 4096
@@ -26,7 +26,7 @@ MOST_REASON = 300
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a child says in one line; see ``Reporter`` in engines/common."""
+    """What a child reports in one line; see ``Reporter`` in engines/common."""
 
     ready: dict[str, Any] | None = None
     missing: str | None = None
@@ -37,7 +37,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
-    """How a child ended: in time or not, its status as `subprocess` gives it, and its last words on standard error."""
+    """How a child ended: in time or not, its status as `subprocess` gives it, and its last output on standard error."""
 
     hung: bool
     status: int | None
@@ -45,16 +45,16 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reason(self) -> str:
-        """Say it in words."""
+        """Describe the end for people."""
         if self.hung:
-            return "said nothing for too long"
+            return "reported nothing for too long"
         status = self.status or 0
         how = f"killed by {_signal_name(-status)}" if status < 0 else f"exit status {status}"
         return f"{how}: {self.last_words}"[:MOST_REASON] if self.last_words else how
 
 
 class Child:
-    """A child that runs; iterate over it for its lines, after which ``end`` says how it ended."""
+    """A child that runs; iterate over it for its lines, after which ``end`` is how it ended."""
 
     def __init__(self, command: Sequence[str], silence: float = SILENCE_LIMIT) -> None:
         self._command = list(command)
@@ -78,7 +78,7 @@ class Child:
                 self.end = End(hung=hung, status=status, last_words=_last_words(errors))
 
     def _listen(self, process: "subprocess.Popen[bytes]") -> Iterator[Line]:
-        """Its lines until it has ended or closed its output. Raises `TimeoutError` when it says nothing."""
+        """Its lines until it has ended or closed its output. Raises `TimeoutError` when it writes nothing."""
         assert process.stdout is not None  # noqa: S101 - a pipe
         rest, limit = b"", max(START_LIMIT, self._silence)
         while chunk := _read(process, process.stdout, limit):
@@ -91,7 +91,7 @@ class Child:
 
 
 def _read(process: "subprocess.Popen[bytes]", pipe: IO[bytes], limit: float) -> bytes:
-    """What comes next; nothing at the end, which a grandchild that holds the pipe does not put off."""
+    """What comes next; nothing at the end, which a grandchild that holds the pipe does not delay."""
     pidfd = os.pidfd_open(process.pid)
     try:
         readable, _, _ = select.select([pipe.fileno(), pidfd], [], [], limit)

@@ -13,7 +13,7 @@ from training_worker.engines.common.selftest.child import RIGHT, UNAVAILABLE, WR
 from training_worker.engines.diffusers.models.attention import choose_attention
 from training_worker.engines.diffusers.models.lean_flux import make_lean
 from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
-from training_worker.engines.diffusers.models.quantization import EightBitLinear, is_quantised, mark, quantised
+from training_worker.engines.diffusers.models.quantization import EightBitLinear, is_quantized, mark, quantized
 
 # The widths of FLUX.1-dev with one block of each kind; on a CPU, those of the tiny model.
 FULL = {
@@ -31,7 +31,7 @@ SEED = 7
 # As large as what an adapter has learned, so that both of its matrices have gradients.
 LEARNED = 0.02
 
-# Images, tokens of the picture, tokens of the text: the second makes an odd number of them.
+# Images, tokens of each image, tokens of the text: the second makes an odd number of them.
 CASES = ((4, 64, 16), (1, 253, 80))
 
 # The same, as many as a job has: those of 512 pixels among them, where there is a GPU.
@@ -95,16 +95,16 @@ def build(device: str, *, full: bool) -> Any:
     return model.requires_grad_(requires_grad=False)
 
 
-def quantise(model: Any, how: Quantization, device: str) -> None:
+def quantize(model: Any, how: Quantization, device: str) -> None:
     """Replace the layers of the blocks, as loading does."""
     for name, layer in list(model.named_modules()):
-        if how is not Quantization.NONE and is_quantised(name, layer):
-            model.set_submodule(name, quantised(layer.cpu(), how, torch.device(device)))
+        if how is not Quantization.NONE and is_quantized(name, layer):
+            model.set_submodule(name, quantized(layer.cpu(), how, torch.device(device)))
     mark(model, how)
 
 
 def restored(layer: Any) -> torch.Tensor:
-    """The weight (out, in) that a quantised layer stands for, in float32."""
+    """The weight (out, in) that a quantized layer stands for, in float32."""
     if isinstance(layer, EightBitLinear):
         return layer.full_weight(torch.float32)
     import bitsandbytes  # noqa: PLC0415 - it takes a second
@@ -115,17 +115,17 @@ def restored(layer: Any) -> torch.Tensor:
 
 def inputs_of(model: Any, case: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Any]:
     """What the blocks are given, normal noise, the same each time."""
-    batch, picture, text = case
+    batch, image, text = case
     device, config = next(model.parameters()).device, model.config
     generator = torch.Generator(device).manual_seed(SEED)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device).to(torch.bfloat16).to(dtype)
 
-    positions = torch.zeros(picture, 3, device=device)
-    positions[:, 1] = torch.arange(picture, device=device)
+    positions = torch.zeros(image, 3, device=device)
+    positions[:, 1] = torch.arange(image, device=device)
     return {
-        "hidden_states": draw(batch, picture, config.in_channels),
+        "hidden_states": draw(batch, image, config.in_channels),
         "encoder_hidden_states": draw(batch, text, config.joint_attention_dim),
         "pooled_projections": draw(batch, config.pooled_projection_dim),
         "timestep": torch.full((batch,), 0.5, device=device, dtype=dtype),
@@ -149,7 +149,7 @@ def _trial(  # noqa: PLR0913 - all that a trial may differ in
     def trial() -> dict[str, Any]:
         truth, tested = (build(device, full=device == "cuda") for _ in range(2))
         tested = tested.to(torch.bfloat16)
-        quantise(tested, how, device)
+        quantize(tested, how, device)
         lost = _take_over(truth, tested, how)
         if lost is not None:
             return {"verdict": WRONG, "reason": lost}
@@ -167,7 +167,7 @@ def _take_over(truth: Any, tested: Any, how: Quantization) -> str | None:
     if how is Quantization.NONE:
         return None
     for name, layer in truth.named_modules():
-        if is_quantised(name, layer):
+        if is_quantized(name, layer):
             weight = restored(tested.get_submodule(name))
             off = distance(weight, layer.weight)
             # Also if it is no number.
@@ -195,8 +195,8 @@ def _tried(
         given = _pass(tested, inputs_of(tested, case, torch.bfloat16), fault)
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             exact = _pass(truth, inputs_of(truth, case, torch.float32), lambda value: value)
-        batch, picture, text = case
-        found = compare(given, exact, TOLERANCE, f"{batch} x {picture} + {text} tokens")
+        batch, image, text = case
+        found = compare(given, exact, TOLERANCE, f"{batch} x {image} + {text} tokens")
         if found["verdict"] != RIGHT:
             return found
         errors.append(found["error"])

@@ -84,13 +84,13 @@ def run_child(
     """Make the trials of one kind, all or some, or measure rates; the exit status."""
     end_with_parent()
     reporter = Reporter()
-    # Libraries are loaded before it is said that the child is ready: a cold disk is no kernel that hangs.
+    # Libraries are loaded before the child reports that it is ready: a cold disk is no kernel that hangs.
     if kind == "rates":
         from training_worker.engines.diffusers.selftest.rates import Rates  # noqa: PLC0415 - torch
 
         if reporter.ready(device):
             for rate in Rates(device, kernels).measure():
-                reporter.say(rate=rate)
+                reporter.write(rate=rate)
         return 0
     trials = _trials(kind, device, faults)
     if not reporter.ready(device):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_schemas.spec import AttentionKernel, LoraTargets, OptimizerName, Quantization
 from training_worker.engines.diffusers.models.attention import choose_attention
 from training_worker.engines.diffusers.models.lora import add_adapter, flux_layers
-from training_worker.engines.diffusers.models.quantization import quantised
+from training_worker.engines.diffusers.models.quantization import quantized
 from training_worker.engines.diffusers.selftest import layers, optimizers
 
 BF16 = torch.bfloat16
@@ -29,7 +29,7 @@ Rate = dict[str, Any]
 
 
 class Rates:
-    """Measures one GPU; on a CPU, small ones, which say nothing but that they can be measured."""
+    """Measures one GPU; on a CPU, small ones, which show nothing but that they can be measured."""
 
     def __init__(self, device: str, kernels: Sequence[AttentionKernel]) -> None:
         """Prepare for a device, on which these kernels of attention are right."""
@@ -127,7 +127,7 @@ class Rates:
     def _restored(self, how: Quantization) -> float:
         """Weights a second."""
         linear = torch.nn.Linear(self._width, self._wide, bias=False, dtype=BF16)
-        layer: Any = quantised(linear, how, torch.device(self._device))
+        layer: Any = quantized(linear, how, torch.device(self._device))
         if how is not Quantization.NF4:
             return self._width * self._wide / self._seconds(lambda: layer.full_weight(BF16))
         import bitsandbytes  # noqa: PLC0415 - it takes a second

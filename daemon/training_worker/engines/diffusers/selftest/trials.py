@@ -30,7 +30,7 @@ OPTIMIZERS = tuple(f"optimizer.{name}" for name in OptimizerName)
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How to test: on which device, by which interpreter, all or attention alone.
 
-    ``faults`` break results on purpose, and ``silence`` is how many seconds a child may say nothing.
+    ``faults`` break results on purpose, and ``silence`` is how many seconds a child may write nothing.
     """
 
     device: str

@@ -23,7 +23,7 @@ class Prefetcher(Generic[T]):
         self._draw = draw
         self._step: list[MicroBatch] = []
         self._drawn: Future[list[T]] | None = None
-        self._thread = ThreadPoolExecutor(1, "prefetcher", _use_card, (_card_of(device),))
+        self._thread = ThreadPoolExecutor(1, "prefetcher", _use_gpu, (_card_of(device),))
 
     def start(self, step: Sequence[MicroBatch]) -> None:
         """Begin to draw a step; what was drawn ahead before and not taken is forgotten."""
@@ -57,7 +57,7 @@ def _card_of(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.type == CUDA else None
 
 
-def _use_card(card: int | None) -> None:
-    """Which of a job's cards is the current one is a matter of each thread."""
-    if card is not None:
-        torch.cuda.set_device(card)
+def _use_gpu(gpu: int | None) -> None:
+    """Which of a job's GPUs is the current one is a matter of each thread."""
+    if gpu is not None:
+        torch.cuda.set_device(gpu)

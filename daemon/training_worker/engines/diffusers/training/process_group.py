@@ -1,7 +1,7 @@
-"""Data parallelism: the processes that train one job together, one on each card.
+"""Data parallelism: the processes that train one job together, one on each GPU.
 
 The micro-batches of a step are dealt out to them, which may leave one without; gradients are then summed, and every
-process takes the same optimizer step. So a job gives the same on one card and on several, but for the order of sums.
+process takes the same optimizer step. So a job gives the same on one GPU and on several, but for the order of sums.
 
 accelerate sets the group up. Tensors go by the backend that suits the device, everything else by gloo: it notices at
 once when a process is gone, where NCCL would wait.
@@ -23,7 +23,7 @@ from training_worker.engines.diffusers.training.worker_processes import LEADER
 
 RENDEZVOUS_FILE = "rendezvous"
 
-# The others wait for as long as the leader encodes, draws pictures or exports. That it has ended, they see at once.
+# The others wait for as long as the leader encodes, draws images or exports. That it has ended, they see at once.
 TIMEOUT = timedelta(hours=6)
 
 # Bytes of gradients that travel together: each piece is copied once. The planner counts one of them.
@@ -34,7 +34,7 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 class SingleProcess:
-    """A job on one card: there is nobody to share with."""
+    """A job on one GPU: there is no other process to share with."""
 
     rank = LEADER
     size = 1
@@ -42,15 +42,15 @@ class SingleProcess:
     def join(self) -> None:
         """Wait until all processes are there."""
 
-    def tell(self, value: int) -> int:
-        """The leader's value, for all."""
+    def broadcast(self, value: int) -> int:
+        """Send the leader's value to all processes, and return it."""
         return value
 
     def share(self, weights: Iterable[torch.Tensor]) -> None:
         """Give all processes the leader's weights."""
 
     def give_up(self) -> None:
-        """The leader stops: tell the others that this step is not taken."""
+        """The leader stops: notify the others that this step is not taken."""
 
     def sum_step(self, weights: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
         """Make the loss, and each weight's gradient, the sum of all processes' losses and gradients.
@@ -60,7 +60,7 @@ class SingleProcess:
         """
 
     def peak_mib(self) -> int | None:
-        """The most that any process has held of its card at its last step, in MiB; None without cards."""
+        """The most that any process has held of its GPU at its last step, in MiB; None without GPUs."""
         return peak_vram_mib()
 
 
@@ -88,10 +88,10 @@ class ProcessGroup(SingleProcess):
         )
         self._control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
-    def tell(self, value: int) -> int:
-        told = [value]
-        distributed.broadcast_object_list(told, src=LEADER, group=self._control)
-        return told[0]
+    def broadcast(self, value: int) -> int:
+        sent = [value]
+        distributed.broadcast_object_list(sent, src=LEADER, group=self._control)
+        return sent[0]
 
     def share(self, weights: Iterable[torch.Tensor]) -> None:
         for weight in weights:

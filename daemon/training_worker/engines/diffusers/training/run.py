@@ -108,7 +108,7 @@ class TrainingRun:
         """Go on from the checkpoint to the result."""
         sampler = Sampler(trainer, self._attempt, self._progress)
         self._resume(trainer)
-        trainer.group.tell(self._tally.step)
+        trainer.group.broadcast(self._tally.step)
         trainer.align()
         self._begin(trainer, sampler)
         self._train(trainer, sampler)
@@ -116,7 +116,7 @@ class TrainingRun:
 
     @contextmanager
     def _with_helpers(self) -> Iterator[SingleProcess]:
-        """Meanwhile there is a process for each card of the job."""
+        """Meanwhile there is a process for each GPU of the job."""
         size = self._spec.gpu_count
         if size == 1:
             yield SingleProcess()
@@ -131,7 +131,7 @@ class TrainingRun:
         os._exit(ExitCode.FAILED)
 
     def _resume(self, trainer: Trainer) -> None:
-        """Go on from the checkpoint, if there is one; from a broken one the job starts anew, which beats giving up."""
+        """Resume from the checkpoint, if there is one; from a broken one the job starts over, which beats giving up."""
         if self._spec.resume_from is None:
             return
         try:
@@ -160,7 +160,7 @@ class TrainingRun:
                 self._progress.phase(Phase.TRAINING, total=total)
 
     def _due(self) -> set[RunRequest]:
-        """What the job wants after this step; the last pictures are drawn at the end in any case."""
+        """What the job wants after this step; the last sample images are drawn at the end in any case."""
         settings, step = self._parameters, self._tally.step
         due = {RunRequest.CHECKPOINT: settings.checkpoint_every}
         if settings.validation_prompts:

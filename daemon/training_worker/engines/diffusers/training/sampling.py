@@ -1,4 +1,4 @@
-"""Sample pictures, drawn with the weights as they stand."""
+"""Sample images, drawn with the weights as they stand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ FOLDER = "samples"
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture: after which step it was drawn, of which of the job's prompts, and its file."""
+    """A sample image: after which step it was drawn, of which of the job's prompts, and its file."""
 
     step: int
     prompt: int
@@ -27,9 +27,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampler:
-    """Draws one picture for each validation prompt, always from the same noise.
+    """Draws one image for each validation prompt, always from the same noise.
 
-    Its randomness is its own: training goes on as if no picture had been drawn. The autoencoder is loaded for each
+    Its randomness is its own: training goes on as if no image had been drawn. The autoencoder is loaded for each
     round and then freed. The guidance is the pipeline's own default, not that of training.
     """
 
@@ -41,7 +41,7 @@ class Sampler:
         self._progress = progress
 
     def draw(self, step: int, check_stop: Callable[[], None]) -> list[Sample]:
-        """Draw all pictures of a step and report each; returns none without prompts."""
+        """Draw all sample images of a step and report each; returns none without prompts."""
         prompts = self._parameters.validation_prompts
         if not prompts:
             return []

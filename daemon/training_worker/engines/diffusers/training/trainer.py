@@ -22,7 +22,7 @@ from training_worker.engines.diffusers.training.prefetcher import Prefetcher
 from training_worker.engines.diffusers.training.process_group import SingleProcess
 from training_worker.engines.diffusers.training.worker_processes import LEADER
 
-# A micro-batch, and its texts where encoders do not make them anew.
+# A micro-batch, and its texts where encoders do not make them again.
 Drawn = tuple[DrawnBatch, Texts | None]
 
 
@@ -70,7 +70,7 @@ class Trainer:
             self.batches.restore(before)
             raise
         norm = torch.nn.utils.clip_grad_norm_(self._weights, self._parameters.max_grad_norm)
-        # All that this process reads from the device: until here it has only told it what to do.
+        # All that this process reads from the device: until here it has only queued work there.
         loss, length = torch.stack([summed, norm.to(summed)]).tolist()
         _require_finite(loss, "loss", number)
         _require_finite(length, "gradient", number)

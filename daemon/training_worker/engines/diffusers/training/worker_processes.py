@@ -1,4 +1,4 @@
-"""The leader's helpers: the same program once more for each further card of a job."""
+"""The leader's helpers: the same program once more for each further GPU of a job."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ LEADER = 0
 
 PROGRAM = "training_worker.engines.diffusers"
 
-# Seconds that a helper may take to end once it is told to.
+# Seconds that a helper may take to end once its input is closed.
 END_TIMEOUT = 10.0
 
 # Seconds that a failure of this process waits for one of a helper, which may be its cause.
@@ -36,7 +36,7 @@ OnFailure = Callable[[int, int], None]
 
 
 class Helpers:
-    """Helpers that run while this is open; one that ends badly before is told to ``on_failure``, in a thread."""
+    """Helpers that run while this is open; one that ends badly before is reported to ``on_failure``, in a thread."""
 
     def __init__(self, folder: Path, size: int, on_failure: OnFailure) -> None:
         self._folder = folder
@@ -72,7 +72,7 @@ class Helpers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, RuntimeError):
-            # What torch says of a process that it cannot reach. Why it is gone is for its watcher to say.
+            # torch's error for a process that it cannot reach. Why it is gone is for its watcher to report.
             self._failed.wait(VERDICT_TIMEOUT)
         self._over.set()
         for process in self._processes:
@@ -103,12 +103,12 @@ def progress_file(rank: int) -> str:
 
 
 def failure_of_helper(folder: Path, rank: int, status: int) -> TrainingFailure:
-    """Why a helper ended: what its last record says, or how its process did."""
+    """Why a helper ended: the failure in its last record, or how its process ended."""
     try:
         last = decode_record((folder / progress_file(rank)).read_bytes().splitlines()[-1])
     except (OSError, IndexError, msgspec.MsgspecError):
         last = None
     if isinstance(last, FailedRecord):
         faults = [Fault(path=fault.path, reason=fault.reason) for fault in last.faults]
-        return TrainingFailure(last.reason, f"card {rank + 1}: {last.message}", faults)
-    return TrainingFailure(FailureReason.TRAINER_CRASHED, f"the process of card {rank + 1} ended with status {status}")
+        return TrainingFailure(last.reason, f"GPU {rank + 1}: {last.message}", faults)
+    return TrainingFailure(FailureReason.TRAINER_CRASHED, f"the process of GPU {rank + 1} ended with status {status}")

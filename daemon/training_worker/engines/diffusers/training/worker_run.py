@@ -50,7 +50,7 @@ class HelperRun:
 
     def _begin(self, trainer: Trainer) -> int:
         """Stand where the leader stands; returns the steps taken before."""
-        step = trainer.group.tell(0)
+        step = trainer.group.broadcast(0)
         if step and self._spec.resume_from is not None:
             load_checkpoint(Path(self._spec.resume_from), trainer, self._dataset.order)
         trainer.align()
