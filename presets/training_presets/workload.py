@@ -174,7 +174,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def law(self) -> Law:
         """What a pass forth and back takes."""
-        stored = self._whole_law(checkpointing=False)
+        stored = self.stored_law
         if not self.recomputed_share:
             return stored
         law, blocks = self._whole_law(checkpointing=True), self.model.denoiser.blocks
@@ -182,6 +182,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
             return law
         law = partly_stored(law, stored, self.kept_blocks, blocks)
         return self._with_attention_kept(law, stored) if self.keep_attention else law
+
+    @property
+    def stored_law(self) -> Law:
+        """What a pass takes that computes nothing again."""
+        return self._whole_law(checkpointing=False)
 
     def _with_attention_kept(self, law: Law, stored: Law) -> Law:
         """Attention is computed once, and what it gave is kept: in all blocks but the one that is made again then."""
