@@ -33,7 +33,7 @@ def h100() -> GpuRates:
 
 def seconds(row: Measurement, rates: GpuRates) -> float:
     """The model's estimate of a row."""
-    return step_seconds(msgspec.structs.replace(row.workload, peft_layers=True), Speed(rates=rates))
+    return step_seconds(msgspec.structs.replace(row.workload, peft_layers=not row.own_layers), Speed(rates=rates))
 
 
 def fitted(known: Sequence[Measurement]) -> GpuRates:
@@ -58,15 +58,15 @@ def test_the_models_are_as_near_to_our_own_gpu_as_they_promise() -> None:
     factors = [max(one.time_ratio, 1 / one.time_ratio) for one in found if one.time_ratio]
     errors = [abs(one.memory_error) for one in found if one.memory_error is not None]
 
-    assert (len(factors), len(errors)) == (5, 5)
+    assert (len(factors), len(errors)) == (12, 12)
     assert median(factors) <= 1.15
     assert max(factors) <= 1.35
     assert median(errors) <= 0.05
     assert max(errors) <= 0.12
 
 
-def test_what_is_fitted_to_four_rows_holds_for_the_fifth() -> None:
-    """Each of them in its turn."""
+def test_what_is_fitted_to_the_other_rows_holds_for_each() -> None:
+    """It is left out of the fit in its turn."""
     factors = []
     for left_out in rows():
         ratio = seconds(left_out, fitted([row for row in rows() if row is not left_out])) / (left_out.seconds or 0)
