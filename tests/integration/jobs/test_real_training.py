@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,19 @@ async def test_a_lora_is_trained_on_two_gpus_together(fleet: Fleet, materials: P
     await fleet.until("robot", JobProgress, count=5)
     first.signal(signal.SIGTERM)
     assert await first.ended() == 0
+    began = time.monotonic()
     await start(fleet, materials, "second", **devices)
 
     events = await fleet.events("robot")
 
+    at_most = time.monotonic() - began
     completed = events[-1]
     assert isinstance(completed, JobCompleted), completed
     assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 31))
     account = json.loads((Path(completed.output_path) / "manifest.json").read_text())["account"]
     lasted = account["finishedAt"] - account["startedAt"]
-    assert lasted < account["usage"]["gpuSeconds"] / 2 < lasted + 5
+    # However slow the machine: each of the two was used for as long as the attempt lasted, and not for longer than this.
+    assert lasted < account["usage"]["gpuSeconds"] / 2 < at_most
 
 
 async def test_a_released_lora_resumes_where_it_was_on_another_worker(fleet: Fleet, materials: Path) -> None:
