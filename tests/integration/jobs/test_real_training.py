@@ -105,7 +105,7 @@ async def test_a_lora_is_trained_on_two_gpus_together(fleet: Fleet, materials: P
     assert [event.step for event in events if isinstance(event, JobProgress)] == list(range(1, 31))
     account = json.loads((Path(completed.output_path) / "manifest.json").read_text())["account"]
     lasted = account["finishedAt"] - account["startedAt"]
-    # However slow the machine: each of the two was used for as long as the attempt lasted, and not for longer than this.
+    # However slow the machine: each of the two was used for as long as the attempt lasted, and no longer than this.
     assert lasted < account["usage"]["gpuSeconds"] / 2 < at_most
 
 
