@@ -58,7 +58,7 @@ class GpuTests:
             if test is not None and holds:
                 self._note(gpu, engine, test)
             else:
-                # A run may be prepared before it is made anew.
+                # A run may be prepared before it is made again.
                 self._remembered.forget(gpu, engine)
         return all(pair in self._known for pair in pairs)
 

@@ -27,7 +27,7 @@ class Remembered:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
-            # It is made anew.
+            # It is made again.
             log.warning("self_test_unreadable", path=str(path), error=str(error))
             return None
 

@@ -83,7 +83,7 @@ class Heartbeat:
         self._published_rates = online["rates"]
 
     async def tested(self) -> None:
-        """Publish anew what the worker has, if it came online before the kernels of all GPUs were known."""
+        """Publish again what the worker has, if it came online before the kernels of all GPUs were known."""
         if self._published_kernels not in (None, self._tests.known):
             self._report(WorkerOnline, **await self._online())
 

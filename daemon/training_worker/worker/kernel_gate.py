@@ -32,7 +32,7 @@ class KernelGate:
         ``before`` re-attaches the slot's trainers: they are neither kept waiting for what is remembered, nor disturbed
         by a test.
         """
-        # What does not hold any more is forgotten at once: a run that goes on may be prepared anew.
+        # What does not hold any more is forgotten at once: a run that goes on may be prepared again.
         recall = asyncio.create_task(self._tests.recall(device), name=f"recall-{device.uuid}")
         try:
             await before
