@@ -167,7 +167,7 @@ async def test_a_child_that_is_stopped_while_it_is_stopped_by_the_kernel_still_e
     child = shell.start("echo ready; kill -STOP $$")
     await shell.until_printed("ready")
     async with asyncio.timeout(TIMEOUT):
-        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110 - no event
+        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240 - no event
             await asyncio.sleep(0.01)
 
     assert await asyncio.wait_for(child.stop(SHORT_GRACE), TIMEOUT) == Exit(signal=signal.SIGKILL)
