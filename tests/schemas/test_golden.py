@@ -77,7 +77,7 @@ def test_a_job_is_read_as_ever(path: Path) -> None:
 
 def test_every_kind_of_message_has_a_golden_file() -> None:
     """A new event, entry, record or command comes with its bytes."""
-    variants = re.compile(r"\.(rates|tiers|kernels)$")
+    variants = re.compile(r"\.(rates|tiers|kernels|choices)$")
     assert {variants.sub("", path.stem) for path in golden("events")} == set(events.EVENTS)
     for folder, union in (("ledger", ledger.AnyEntry), ("progress", progress.AnyRecord)):
         tags = {kind.__struct_config__.tag for kind in union.__args__}
