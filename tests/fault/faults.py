@@ -463,7 +463,7 @@ _at_each_step()
 STEPS_OF_STANDBY = (
     "runs.standby.Standby.hand_over",
     "runs.standby.WaitingTrainer._identify",
-    "runs.standby.WaitingTrainer._tell",
+    "runs.standby.WaitingTrainer._assign",
 )
 
 

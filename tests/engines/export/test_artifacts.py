@@ -210,7 +210,7 @@ def test_artifacts_are_described_below_the_attempt(tmp_path: Path) -> None:
     digests = [hashlib.sha256(content).hexdigest() for content in files.values()]
     assert [
         Artifact(path="adapter", kind="adapter", size_bytes=7, sha256=digests[0]),
-        Artifact(path="samples/one.png", kind="sample", size_bytes=7, sha256=digests[1]),
+        Artifact(path="samples/one.png", kind="sample", size_bytes=5, sha256=digests[1]),
     ] == found
 
 

@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[P
     if mounted.returncode != 0:
         missing(f"cannot mount a file system: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True, timeout=10)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=10)
 
 
 def fill(disk: Path) -> Path:

@@ -49,11 +49,11 @@ def test_a_gpu_computes_float32_in_tf32_and_attends_by_the_runs_kernels(
     assert [(AttentionKernel.MATH,)] == chosen
 
 
-def test_a_cpu_is_left_as_it_is(chosen: list[tuple[AttentionKernel, ...]]) -> None:
-    """It has nothing of the kind."""
+def test_a_cpu_computes_float32_as_it_is(chosen: list[tuple[AttentionKernel, ...]]) -> None:
+    """Of what is chosen it has attention's kernels alone."""
     before = torch.get_float32_matmul_precision()
 
     set_up_device(replace(SPEC, device="cpu"))
 
     assert before == torch.get_float32_matmul_precision()
-    assert not chosen
+    assert chosen == [SPEC.execution.attention_kernels]

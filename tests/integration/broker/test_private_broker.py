@@ -204,7 +204,7 @@ def test_extra_settings_reach_the_node(node: PrivateBroker) -> None:
 @pytest.mark.broker
 def test_a_port_that_is_in_use_is_named(node: PrivateBroker, tmp_path: Path) -> None:
     """The node that has the port is not mistaken for the one that was requested."""
-    with pytest.raises(BrokerError, match=f"port {node.port} of 127.0.0.1 is taken"):
+    with pytest.raises(BrokerError, match=f"port {node.port} of 127.0.0.1 is in use"):
         PrivateBroker(tmp_path, port=node.port).start()
 
 
