@@ -48,7 +48,7 @@ async def test_the_documented_lines_run(fleet: Fleet, monkeypatch: pytest.Monkey
     assert config["preset"] == "flux_24gb_balanced"
     assert isinstance(event, JobQueued)
     assert event.predicted is not None
-    assert event.predicted.peak_vram_mib >= receipt.plan.peak_mib
+    assert event.predicted.peak_vram_mib == round(receipt.estimate.peak_vram_gib * 1024)
     assert event.predicted.cost_usd == pytest.approx(receipt.estimate.estimated_cost_usd)
 
 

@@ -29,7 +29,7 @@ async def test_submit_with_watch_prints_the_events_of_the_job_in_plain_lines_wit
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == "portrait: submitted, FLUX_LORA with preset flux_24gb_balanced, for GPUs of 24gb"
-    assert re.fullmatch(r"portrait: on an RTX 4090: \d+\.\d GiB, .* h \(.*\), .* steps/min, .* USD \(.*\)", lines[1])
+    assert re.fullmatch(r"portrait: on an RTX 4090: 21\.\d GiB, .* h \(.*\), .* steps/min, .* USD \(.*\)", lines[1])
     assert lines[4] == "portrait: phase training"
     assert lines[9].startswith("portrait: step 5/5  loss 0.2000  ")
     assert all(text in lines[9] for text in ("steps/min", "0:00 left", "GPU-s", "USD"))

@@ -12,7 +12,7 @@ from tests.support.prometheus import alert_rules, installed, panel_expressions, 
 from tests.support.scrape import free_port, page
 
 # What a worker that is well has nothing of.
-EMPTY_WHEN_WELL = ("prediction_ratio", "last_progress", "card_kernels")
+EMPTY_WHEN_WELL = ("prediction_ratio", "last_progress", "card_kernels{verdict!~")
 
 # A GPU that reports all that it can, and one Xid that is a program's fault.
 GPU = (
